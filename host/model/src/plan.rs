@@ -1,0 +1,187 @@
+//! What a run will send, per disk and target, and why.
+
+use serde::{Deserialize, Serialize};
+
+/// Why a disk has to travel whole.
+///
+/// A full copy always has a reason, printed by `vmferry plan` before it starts and handed to the
+/// scheduler plugin, which may refuse it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FullReason {
+    /// The target holds no recovery point of this VM yet.
+    FirstRun,
+    /// The VM is replicated already, this disk is not.
+    NewDisk,
+    /// The target's recovery points were made from snapshots that the source no longer has.
+    BaseGoneOnSource,
+    /// The source keeps snapshots for this target, but the target lost the matching recovery points.
+    BaseGoneOnTarget,
+    /// The disk is smaller than its replica; a delta cannot shrink a disk.
+    DiskShrunk,
+    /// The operator asked for a full copy.
+    Requested,
+}
+
+impl FullReason {
+    /// One sentence for an operator.
+    pub fn explain(self) -> &'static str {
+        match self {
+            Self::FirstRun => "first run: the target holds no recovery point of this VM",
+            Self::NewDisk => "new disk: the target's recovery points do not have it",
+            Self::BaseGoneOnSource => {
+                "base gone on the source: the snapshots behind the target's recovery points no longer exist"
+            }
+            Self::BaseGoneOnTarget => {
+                "base gone on the target: no recovery point matches the snapshots kept on the source"
+            }
+            Self::DiskShrunk => "disk shrunk: it is smaller than its replica",
+            Self::Requested => "requested: a full copy was asked for",
+        }
+    }
+}
+
+/// The common content a delta starts from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// uuid of the source snapshot disk that both sides hold; also the content key on the target.
+    pub source_snapshot_disk: String,
+    /// uuid of the target's snapshot disk with that content.
+    pub target_snapshot_disk: String,
+    /// Whether this is the newest recovery point, or an older one because the newest has no match.
+    pub newest: bool,
+}
+
+/// How one disk travels to one target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Transfer {
+    /// Only blocks changed since `base`.
+    Delta {
+        /// Where the delta starts.
+        base: Base,
+    },
+    /// The whole disk.
+    Full {
+        /// Why nothing less will do.
+        reason: FullReason,
+    },
+}
+
+impl Transfer {
+    /// The kind, as reports and plans name it.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Delta { .. } => Kind::Delta,
+            Self::Full { .. } => Kind::Full,
+        }
+    }
+
+    /// uuid of the source snapshot disk a delta starts from.
+    pub fn base(&self) -> Option<&str> {
+        match self {
+            Self::Delta { base } => Some(&base.source_snapshot_disk),
+            Self::Full { .. } => None,
+        }
+    }
+
+    /// One sentence for an operator.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Delta { base } if base.newest => {
+                "the newest recovery point and the source share this base".to_owned()
+            }
+            Self::Delta { .. } => {
+                "an older recovery point and the source share this base; the newest has no match".to_owned()
+            }
+            Self::Full { reason } => reason.explain().to_owned(),
+        }
+    }
+}
+
+/// Kind of a transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// The whole disk.
+    Full,
+    /// Blocks changed since a base.
+    Delta,
+    /// Blocks that differ from an old copy on the target.
+    Resync,
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Full => "full",
+            Self::Delta => "delta",
+            Self::Resync => "resync",
+        })
+    }
+}
+
+/// Where an expectation of bytes comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExpectedFrom {
+    /// Median of the disk's earlier deltas to this target.
+    History,
+    /// What the source storage says the disk occupies.
+    PhysicalUtilisation,
+    /// The disk's virtual size: nothing better is known.
+    Full,
+}
+
+/// What a run of one job would do now; the shape of `vmferry plan --json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobPlan {
+    /// The job's name.
+    pub job: String,
+    /// One entry per selected VM.
+    pub vms: Vec<VmPlan>,
+}
+
+/// What a run would do for one VM.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VmPlan {
+    /// uuid of the source VM.
+    pub vm: String,
+    /// Its name.
+    pub name: String,
+    /// Why nothing can be planned for this VM, if so.
+    pub error: Option<String>,
+    /// One entry per target.
+    pub targets: Vec<TargetPlan>,
+}
+
+/// What a run would do for one VM on one target.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TargetPlan {
+    /// The target's name in the job.
+    pub target: String,
+    /// uuid of the replica VM, when there is one.
+    pub replica: Option<String>,
+    /// What would stop the run here, each with its remedy.
+    pub obstacles: Vec<String>,
+    /// One entry per disk.
+    pub disks: Vec<DiskPlan>,
+}
+
+/// What a run would do for one disk on one target.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DiskPlan {
+    /// uuid of the source disk.
+    pub disk: String,
+    /// Full or delta.
+    pub kind: Kind,
+    /// uuid of the source snapshot disk the delta starts from.
+    pub base: Option<String>,
+    /// Why, in one sentence.
+    pub reason: String,
+    /// Why it has to be a full copy, when it has to.
+    pub full_reason: Option<FullReason>,
+    /// Bytes that will probably travel. What really changed is known only from the snapshot on.
+    pub expected_bytes: u64,
+    /// Where that number comes from.
+    pub expected_from: ExpectedFrom,
+}
