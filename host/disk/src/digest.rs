@@ -9,4 +9,4 @@ mod table;
 
 pub use leaf::{LEAF_DIGEST, LEAF_SIZE, Leaf, LeafError, LeafHasher, leaf_count};
 pub use root::{ParseRootError, Root};
-pub use table::{DraftTable, Table, TableError};
+pub use table::{DraftTable, Table, TableError, remove_abandoned_drafts};

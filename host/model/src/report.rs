@@ -91,7 +91,7 @@ pub struct VmReport {
     pub outcome: Outcome,
     /// What stopped it for all targets.
     pub error: Option<String>,
-    /// Whether the VM was skipped because another run holds its lease.
+    /// Whether the VM was skipped because another run holds its lease, or its replica's.
     #[serde(default)]
     pub locked: bool,
     /// Things worth knowing that stopped nothing.

@@ -12,6 +12,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::leaf::{LEAF_DIGEST, LEAF_SIZE, Leaf, is_zero, leaf_count};
 use super::root::Root;
@@ -273,10 +274,27 @@ fn file_length(disk_size: u64) -> u64 {
     (leaf_count(disk_size) + 1) * SLOT
 }
 
+/// A name that no other draft has, not even one of the same table, and that tells whose it is: `<table>.<pid>-<n>.draft`.
 fn draft_path(path: &Path) -> PathBuf {
+    static DRAFTS: AtomicU64 = AtomicU64::new(0);
     let mut name = path.as_os_str().to_owned();
-    name.push(".draft");
+    name.push(format!(".{}-{}.draft", std::process::id(), DRAFTS.fetch_add(1, Ordering::Relaxed)));
     name.into()
+}
+
+/// Removes the drafts in `folder` whose process is gone: they were left by a kill.
+pub fn remove_abandoned_drafts(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_suffix(".draft")?.rsplit_once('.')?.1.split_once('-'));
+        if let Some((pid, _)) = pid
+            && !Path::new("/proc").join(pid).exists()
+        {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn start(path: &Path, disk_size: u64) -> io::Result<File> {
@@ -428,5 +446,18 @@ mod tests {
         cut.extend(u64::MAX.to_le_bytes());
         fs::write(&base, cut).unwrap();
         assert!(matches!(derive(2 * LEAF_SIZE), Err(TableError::NotATable { .. })));
+    }
+
+    #[test]
+    fn drafts_of_a_dead_process_are_removed_and_others_stay() {
+        let folder = folder();
+        let live = Table::create(folder.path().join("a"), LEAF_SIZE).unwrap();
+        let twin = Table::create(folder.path().join("a"), LEAF_SIZE).unwrap();
+        fs::write(folder.path().join("b.leaves.4294967295-0.draft"), b"").unwrap();
+        fs::write(folder.path().join("c.leaves"), b"").unwrap();
+        remove_abandoned_drafts(folder.path()).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
+        assert_eq!(live.commit().unwrap(), twin.commit().unwrap());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 }

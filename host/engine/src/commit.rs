@@ -1,0 +1,189 @@
+//! Makes a recovery point: the one act before which there is none.
+//!
+//! The live replica gets the point's keys, is snapshotted, and loses them again. The snapshot inherits the keys in the
+//! same act that makes it, so a recovery point is either there with all its keys or not there.
+
+use crate::error::RunError;
+use crate::job::Job;
+use crate::keys::{self, Keys, State};
+use crate::lane::Lane;
+use crate::objects::{destroy_disk, replace_keys, set_keys};
+use crate::reconcile::importing_keys;
+use crate::replica::{self, StartBlock};
+use crate::snapshot::{Taken, TakenDisk};
+use crate::view::{Identity, SourceVm};
+use vmferry_xapi::records::{Vdi, Vm};
+use vmferry_xapi::{Ref, Session, params};
+
+/// What a commit needs to know about the source.
+pub(crate) struct Committing<'a> {
+    pub(crate) job: &'a Job,
+    pub(crate) identity: &'a Identity,
+    pub(crate) source: &'a SourceVm,
+    pub(crate) taken: &'a Taken,
+}
+
+/// Commits a lane whose disks have all arrived. On failure the last recovery point is as it was, and the next run
+/// rolls the live disks back.
+pub(crate) async fn commit(lane: &mut Lane<'_>, this: &Committing<'_>) -> Result<(), RunError> {
+    if let Some(lease) = &lane.lease {
+        lease.check().await?;
+    }
+    let session = lane.session.clone();
+    let continued = lane.continued().cloned();
+    let live = match &continued {
+        Some(replica) => {
+            replica::refresh(&session, &replica.reference, &replica.record, &this.taken.record).await?;
+            replica.reference.clone()
+        }
+        None => create(lane, this).await?,
+    };
+    let record: Vm = session.get_record(&live).await?;
+    let found = continued.as_ref().map_or(&[][..], |replica| &replica.disks);
+    let wanted: Vec<_> = this.taken.disks.iter().map(|disk| &disk.of).zip(&lane.landed).collect();
+    let detached = replica::attach_disks(&session, &live, found, &wanted).await?;
+    replica::sync_interfaces(&session, &live, &record, &lane.interfaces).await?;
+
+    put_keys(lane, this, &live, &record).await?;
+    if let Some(lease) = &lane.lease {
+        lease.check().await?;
+    }
+    let name = format!(
+        "{} - {} {}",
+        this.source.record.name_label,
+        this.job.name,
+        keys::compact_datetime(this.taken.taken_at)
+    );
+    let point: Ref<Vm> = session.call_async("VM.snapshot", params![&live, name]).await?;
+    let point_uuid: String = session.call("VM.get_uuid", params![&point]).await?;
+    set_keys(&session, &point, &[], &[keys::LEASE, keys::SELF]).await?;
+
+    lane.observe(this.identity).await?;
+    let listed = lane.view.points().any(|known| known.uuid == point_uuid);
+    if !listed {
+        return Err(RunError::Inconsistent {
+            what: "recovery point",
+            object: point_uuid,
+            why: "it does not carry all its disks and keys after the commit; the next run starts from the one before"
+                .to_owned(),
+        });
+    }
+    lane.committed = Some((record.uuid.clone(), point_uuid));
+    tidy(lane, this.job, this.identity, &live).await?;
+    for disk in found.iter().filter(|disk| detached.contains(&disk.vdi)) {
+        if disk.record.other_config.get(keys::JOB) == Some(&this.job.ids.job.to_string()) {
+            destroy_disk(&session, &disk.vdi).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the replica VM, its start blocked before anything else.
+async fn create(lane: &mut Lane<'_>, this: &Committing<'_>) -> Result<Ref<Vm>, RunError> {
+    let session = lane.session.clone();
+    let mut keys = replica::inherited_keys(&this.taken.record);
+    keys.extend(importing_keys(this.job, this.identity, &lane.target.sr));
+    let name = replica::replica_name(this.job, &this.source.record);
+    let record = replica::creation_record(&this.taken.record, &name, &keys);
+    let live: Ref<Vm> = session.call("VM.create", params![record]).await?;
+    replica::block_start(&session, &live, StartBlock::HalfWritten { last_point: None }).await?;
+    let uuid: String = session.call("VM.get_uuid", params![&live]).await?;
+    set_keys(&session, &live, &[(keys::SELF, uuid)], &[]).await?;
+    replica::copy_bios_strings(&session, &live, this.taken).await?;
+    Ok(live)
+}
+
+/// Puts the keys of the recovery point on the live VM and its disks, from where its snapshot inherits them.
+async fn put_keys(lane: &Lane<'_>, this: &Committing<'_>, live: &Ref<Vm>, record: &Vm) -> Result<(), RunError> {
+    let point = point_keys(this, &lane.target.sr);
+    for (index, (disk, vdi)) in this.taken.disks.iter().zip(&lane.landed).enumerate() {
+        let mut keys =
+            live_disk_keys(this.job, this.identity, &lane.target.sr, disk, &uuid_of(&lane.session, vdi).await?);
+        keys.extend(point.clone());
+        keys.insert(keys::XO_COPY_OF.to_owned(), disk.uuid.clone());
+        keys.insert(keys::XO_CONTENT_KEY.to_owned(), disk.uuid.clone());
+        if let Some(root) = lane.disks.get(index).and_then(|report| report.digest.as_ref()) {
+            keys.insert(keys::DIGEST.to_owned(), keys::digest_value(&disk.uuid, root));
+        }
+        replace_keys(&lane.session, vdi, &keys).await?;
+        let name = disk.of.record.name_label.as_str();
+        let () = lane.session.call("VDI.set_name_label", params![vdi, name]).await?;
+    }
+    let mut keys = replica::inherited_keys(&this.taken.record);
+    keys.extend(live_keys(this.job, this.identity, &lane.target.sr, &record.uuid));
+    keys.extend(point);
+    let state = State::Committed { live: record.uuid.clone(), source_snapshot: this.taken.record.uuid.clone() };
+    keys.insert(keys::STATE.to_owned(), state.to_string());
+    keys.insert(keys::XO_COPY_OF.to_owned(), this.taken.record.uuid.clone());
+    keys.insert(keys::DISKS.to_owned(), this.taken.disks.len().to_string());
+    if let Some(lease) = lane.lease.as_ref().filter(|_| lane.continued().is_some()) {
+        keys.insert(keys::LEASE.to_owned(), lease.text().await);
+    }
+    Ok(replace_keys(&lane.session, live, &keys).await?)
+}
+
+/// Takes the recovery point's keys off the live objects again and says that the replica is whole.
+pub(crate) async fn tidy(lane: &Lane<'_>, job: &Job, identity: &Identity, live: &Ref<Vm>) -> Result<(), RunError> {
+    const OF_A_POINT: [&str; 10] = [
+        keys::XO_DATETIME,
+        keys::XO_JOB,
+        keys::XO_SCHEDULE,
+        keys::XO_VM,
+        keys::XO_QCOW2_FIX,
+        keys::XO_CONTENT_KEY,
+        keys::XO_COPY_OF,
+        keys::DIGEST,
+        keys::DISKS,
+        keys::STATE,
+    ];
+    let session = &lane.session;
+    let record: Vm = session.get_record(live).await?;
+    for vbd in &record.vbds {
+        let vdi: Ref<Vdi> = session.call("VBD.get_VDI", params![vbd]).await?;
+        if vdi.is_null() {
+            continue;
+        }
+        let disk: Vdi = session.get_record(&vdi).await?;
+        if disk.other_config.get(keys::JOB) == Some(&job.ids.job.to_string()) {
+            set_keys(session, &vdi, &[], &OF_A_POINT).await?;
+        }
+    }
+    set_keys(session, live, &[(keys::VM, identity.vm.clone())], &OF_A_POINT).await?;
+    Ok(replica::block_start(session, live, StartBlock::Standby { job: &job.name }).await?)
+}
+
+/// The keys that make a snapshot a recovery point, for us and for Xen Orchestra.
+fn point_keys(this: &Committing<'_>, sr: &str) -> Keys {
+    Keys::from([
+        (keys::XO_DATETIME.to_owned(), keys::datetime(this.taken.taken_at)),
+        (keys::XO_JOB.to_owned(), this.job.ids.job.to_string()),
+        (keys::XO_SCHEDULE.to_owned(), this.job.ids.schedule.to_string()),
+        (keys::XO_VM.to_owned(), this.identity.vm.clone()),
+        (keys::XO_SR.to_owned(), sr.to_owned()),
+        (keys::XO_QCOW2_FIX.to_owned(), "true".to_owned()),
+    ])
+}
+
+/// The keys that stay on the live replica.
+fn live_keys(job: &Job, identity: &Identity, sr: &str, uuid: &str) -> Keys {
+    Keys::from([
+        (keys::JOB.to_owned(), job.ids.job.to_string()),
+        (keys::TENANT.to_owned(), job.tenant.clone()),
+        (keys::VM.to_owned(), identity.vm.clone()),
+        (keys::SELF.to_owned(), uuid.to_owned()),
+        (keys::XO_SR.to_owned(), sr.to_owned()),
+    ])
+}
+
+/// The keys that stay on a live replica disk.
+fn live_disk_keys(job: &Job, identity: &Identity, sr: &str, disk: &TakenDisk, uuid: &str) -> Keys {
+    let mut keys = keys::inheritable(&disk.of.record.other_config);
+    keys.extend(live_keys(job, identity, sr, uuid));
+    keys.insert(keys::DISK.to_owned(), disk.of.record.uuid.clone());
+    keys.insert(keys::CONTENT.to_owned(), disk.uuid.clone());
+    keys
+}
+
+async fn uuid_of(session: &Session, vdi: &Ref<Vdi>) -> Result<String, RunError> {
+    Ok(session.call("VDI.get_uuid", params![vdi]).await?)
+}

@@ -1,0 +1,160 @@
+//! The engine an orchestrator holds.
+
+use crate::error::{EngineError, RunError, chain};
+use crate::holder::Holder;
+use crate::inventory::Inventory;
+use crate::job::{Job, Policies};
+use crate::pools::Pools;
+use crate::progress::Progress;
+use crate::run::{self, Run};
+use crate::select::select;
+use crate::tell;
+use futures_util::StreamExt;
+use futures_util::stream;
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use uuid::Uuid;
+use vmferry_disk::digest::remove_abandoned_drafts;
+use vmferry_model::plan::JobPlan;
+use vmferry_model::report::{Outcome, RunReport, VmReport};
+use vmferry_model::store::RunStore;
+use vmferry_xapi::Endpoint;
+
+/// Runs jobs. One engine serves many jobs and tenants; its runs may overlap, and leases keep them apart.
+pub struct Engine {
+    pub(crate) pools: Pools,
+    pub(crate) runs: Arc<dyn RunStore>,
+    pub(crate) digest_dir: PathBuf,
+    pub(crate) holder: Holder,
+}
+
+/// What one run is asked besides its job.
+#[derive(Clone, Debug, Default)]
+pub struct RunOptions {
+    /// Only this VM, by uuid.
+    pub only: Option<String>,
+    /// Wait for a VM that another run works on, instead of skipping it.
+    pub wait: bool,
+}
+
+impl Engine {
+    /// An engine over these pools, by name. Sessions open when they are first needed.
+    ///
+    /// `digest_dir` holds the digest tables; losing it costs digests, never a chain.
+    pub fn new(endpoints: BTreeMap<String, Endpoint>, runs: Arc<dyn RunStore>, digest_dir: PathBuf) -> Self {
+        let swept = std::fs::create_dir_all(&digest_dir).and_then(|()| remove_abandoned_drafts(&digest_dir));
+        if let Err(error) = swept {
+            tracing::warn!(folder = %digest_dir.display(), %error, "digest tables cannot be kept here");
+        }
+        Self { pools: Pools::new(endpoints), runs, digest_dir, holder: Holder::this_process() }
+    }
+
+    /// Runs a job once. The report tells everything, failures included; it is recorded in the history and told to
+    /// the job's notifiers.
+    pub async fn run(
+        &self,
+        job: &Job,
+        policies: &Policies,
+        options: &RunOptions,
+        progress: &dyn Progress,
+    ) -> RunReport {
+        let mut report = RunReport {
+            job: job.name.clone(),
+            run: Uuid::new_v4().to_string(),
+            started_at: Timestamp::now(),
+            ended_at: Timestamp::now(),
+            outcome: Outcome::Succeeded,
+            error: None,
+            warnings: Vec::new(),
+            vms: Vec::new(),
+        };
+        let started = tell::started(&job.name, &report.run, report.started_at);
+        report.warnings = tell::tell(&policies.notifiers, &started).await;
+        match self.run_vms(job, policies, options, progress).await {
+            Ok(vms) => {
+                report.outcome = Outcome::of(vms.iter().map(|vm| vm.outcome));
+                report.vms = vms;
+            }
+            Err(error) => {
+                report.outcome = error.outcome();
+                report.error = Some(chain(&error));
+            }
+        }
+        report.ended_at = Timestamp::now();
+        report.warnings.extend(tell::tell(&policies.notifiers, &tell::ended(&report)).await);
+        if let Err(error) = self.runs.record(&job.tenant, &report).await {
+            tracing::error!(job = job.name, %error, "the run is not in the history");
+            report.warnings.push(format!("the run is not in the history: {error}"));
+        }
+        report
+    }
+
+    async fn run_vms(
+        &self,
+        job: &Job,
+        policies: &Policies,
+        options: &RunOptions,
+        progress: &dyn Progress,
+    ) -> Result<Vec<VmReport>, RunError> {
+        let run = self.context(job, policies, options, progress);
+        let source = self.pools.session(&job.select.pool).await?;
+        let inventory = Inventory::load(&source).await?;
+        let selected = select(&inventory, job, options.only.as_deref());
+        let vms = selected.into_iter().map(|(uuid, vm)| {
+            let (run, source) = (&run, &source);
+            async move {
+                match vm {
+                    Ok((reference, record)) => run::replicate(run, source, reference, record).await,
+                    Err(error) => run::unfound(&uuid, &error),
+                }
+            }
+        });
+        let mut reports: Vec<VmReport> =
+            stream::iter(vms).buffer_unordered(job.tuning.vms_in_parallel.max(1)).collect().await;
+        reports.sort_by(|a, b| (&a.name, &a.vm).cmp(&(&b.name, &b.vm)));
+        Ok(reports)
+    }
+
+    /// What a run would do now. Changes nothing on any pool.
+    pub async fn plan(&self, job: &Job, only: Option<&str>) -> Result<JobPlan, EngineError> {
+        let (policies, options) = (Policies::default(), RunOptions::default());
+        let run = self.context(job, &policies, &options, &crate::Silent);
+        let source = self.pools.session(&job.select.pool).await?;
+        let inventory = Inventory::load(&source).await?;
+        let mut vms = Vec::new();
+        for (uuid, vm) in select(&inventory, job, only) {
+            vms.push(match vm {
+                Ok((reference, record)) => run::foresee(&run, &inventory, reference, record).await,
+                Err(error) if only.is_some() => return Err(error.into()),
+                Err(error) => run::unforeseeable(&uuid, &error),
+            });
+        }
+        Ok(JobPlan { job: job.name.clone(), vms })
+    }
+
+    /// Logs out of every pool.
+    pub async fn close(&self) {
+        self.pools.close().await;
+    }
+
+    fn context<'a>(
+        &'a self,
+        job: &'a Job,
+        policies: &'a Policies,
+        options: &'a RunOptions,
+        progress: &'a dyn Progress,
+    ) -> Run<'a> {
+        Run {
+            job,
+            policies,
+            wait: options.wait,
+            progress,
+            pools: &self.pools,
+            runs: self.runs.as_ref(),
+            digest_dir: &self.digest_dir,
+            holder: &self.holder,
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! A pool's objects, read once, so that everything that decides can be a function of values.
+
+use std::collections::BTreeMap;
+use vmferry_xapi::records::{Sr, Vbd, VbdType, Vdi, Vm};
+use vmferry_xapi::{Error, Ref, Session};
+
+/// VMs, disks, their attachments and storage repositories of one pool at one moment.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Inventory {
+    pub(crate) vms: BTreeMap<Ref<Vm>, Vm>,
+    pub(crate) vdis: BTreeMap<Ref<Vdi>, Vdi>,
+    pub(crate) vbds: BTreeMap<Ref<Vbd>, Vbd>,
+    pub(crate) srs: BTreeMap<Ref<Sr>, Sr>,
+}
+
+/// A disk as it hangs on a VM.
+#[derive(Clone, Debug)]
+pub(crate) struct AttachedDisk {
+    pub(crate) vbd: Ref<Vbd>,
+    pub(crate) vbd_record: Vbd,
+    pub(crate) vdi: Ref<Vdi>,
+    pub(crate) record: Vdi,
+}
+
+impl Inventory {
+    pub(crate) async fn load(session: &Session) -> Result<Self, Error> {
+        let (vms, vdis, vbds, srs) = tokio::try_join!(
+            session.get_all_records::<Vm>(),
+            session.get_all_records::<Vdi>(),
+            session.get_all_records::<Vbd>(),
+            session.get_all_records::<Sr>(),
+        )?;
+        Ok(Self {
+            vms: vms.into_iter().collect(),
+            vdis: vdis.into_iter().collect(),
+            vbds: vbds.into_iter().collect(),
+            srs: srs.into_iter().collect(),
+        })
+    }
+
+    pub(crate) fn vm_by_uuid(&self, uuid: &str) -> Option<(&Ref<Vm>, &Vm)> {
+        self.vms.iter().find(|(_, vm)| vm.uuid == uuid)
+    }
+
+    pub(crate) fn sr_by_uuid(&self, uuid: &str) -> Option<(&Ref<Sr>, &Sr)> {
+        self.srs.iter().find(|(_, sr)| sr.uuid == uuid)
+    }
+
+    /// The disks of a VM in the order of their device numbers; CDs, floppies and empty drives are left out.
+    pub(crate) fn disks_of(&self, vm: &Vm) -> Vec<AttachedDisk> {
+        let mut disks: Vec<AttachedDisk> = vm
+            .vbds
+            .iter()
+            .filter_map(|vbd| {
+                let record = self.vbds.get(vbd)?;
+                let disk = self.vdis.get(&record.vdi)?;
+                (record.kind == VbdType::Disk && !record.empty).then(|| AttachedDisk {
+                    vbd: vbd.clone(),
+                    vbd_record: record.clone(),
+                    vdi: record.vdi.clone(),
+                    record: disk.clone(),
+                })
+            })
+            .collect();
+        disks.sort_by_key(|disk| disk.vbd_record.userdevice.parse::<u32>().unwrap_or(u32::MAX));
+        disks
+    }
+
+    /// The VMs that a disk hangs on, the control domain left out: XAPI attaches disks there while it streams them.
+    pub(crate) fn users_of<'a>(&'a self, vdi: &'a Vdi) -> impl Iterator<Item = &'a Ref<Vm>> {
+        vdi.vbds.iter().filter_map(|vbd| {
+            let vm = &self.vbds.get(vbd)?.vm;
+            (!self.vms.get(vm)?.is_control_domain).then_some(vm)
+        })
+    }
+
+    /// Links of the chain that ends in this disk, itself included: `sm_config:vhd-parent` names the next one.
+    pub(crate) fn chain_depth(&self, vdi: &Vdi) -> usize {
+        let by_uuid = |uuid: &str| self.vdis.values().find(|candidate| candidate.uuid == uuid);
+        std::iter::successors(Some(vdi), |link| by_uuid(link.sm_config.get("vhd-parent")?))
+            .take(self.vdis.len())
+            .count()
+    }
+}

@@ -1,0 +1,144 @@
+//! What to replicate where, and by whose rules.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use uuid::Uuid;
+use vmferry_model::plugin::{Notifier, Retention, Scheduler};
+
+/// A configured intent: these VMs, to those targets.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Name, unique within the tenant.
+    pub name: String,
+    /// Whose job it is.
+    pub tenant: String,
+    /// Which VMs.
+    pub select: Selection,
+    /// Where to; at least one.
+    pub targets: Vec<Target>,
+    /// The identities under which Xen Orchestra's keys name this job.
+    pub ids: JobIds,
+    /// How far the bytes are proven.
+    pub integrity: Integrity,
+    /// Limits and patience.
+    pub tuning: Tuning,
+}
+
+/// Which VMs of a pool a job replicates: those named, and those that carry one of the tags.
+///
+/// Replicas are never picked by tag (they inherit their source's tags); a replica named by uuid is replicated on,
+/// unless it is this job's own.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    /// Name of the source pool.
+    pub pool: String,
+    /// VMs by uuid.
+    pub vms: Vec<String>,
+    /// VMs by tag; one of these is enough.
+    pub tags: Vec<String>,
+    /// Only VMs in one of these power states (`Running`, `Halted`, `Suspended`, `Paused`); empty for any.
+    pub power_states: Vec<String>,
+    /// Never these VMs, by uuid.
+    pub exclude_vms: Vec<String>,
+    /// Never VMs that carry one of these tags.
+    pub exclude_tags: Vec<String>,
+}
+
+/// One place that holds replicas.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Name within the job.
+    pub name: String,
+    /// Name of the pool.
+    pub pool: String,
+    /// uuid of the storage repository.
+    pub sr: String,
+    /// Source network (uuid or name) to target network (uuid or name, or `none` for no interface).
+    /// A network that is not listed maps to the one with the same uuid, else to the only one with the same name;
+    /// anything else is an error, not a guess.
+    pub networks: BTreeMap<String, String>,
+}
+
+/// The uuids under which Xen Orchestra's keys name a job and its schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JobIds {
+    /// Value of `xo:backup:job`.
+    pub job: Uuid,
+    /// Value of `xo:backup:schedule`.
+    pub schedule: Uuid,
+}
+
+impl JobIds {
+    /// Stable identities of a job that Xen Orchestra never had: UUIDv5 of tenant and job name.
+    pub fn derived(tenant: &str, job: &str) -> Self {
+        let namespace = Uuid::new_v5(&Uuid::NAMESPACE_URL, b"urn:vmferry:job");
+        let of = |part: &str| Uuid::new_v5(&namespace, format!("{tenant}\0{job}\0{part}").as_bytes());
+        Self { job: of("job"), schedule: of("schedule") }
+    }
+}
+
+/// How far a transfer is proven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Integrity {
+    /// Byte counts, stream structure, XAPI's tasks, and a digest of every 64 KiB kept with the recovery point.
+    Digest,
+    /// The same without digests.
+    Structure,
+}
+
+/// Limits and patience of a run.
+#[derive(Clone, Debug)]
+pub struct Tuning {
+    /// VMs replicated at the same time.
+    pub vms_in_parallel: usize,
+    /// Disks of one VM moved at the same time.
+    pub disks_in_parallel: usize,
+    /// How long a lease holds without being renewed; a crashed holder on another machine blocks its VMs this long.
+    pub lease_ttl: Duration,
+    /// How long a lease taken over from somebody else must stand before it counts.
+    pub lease_settle: Duration,
+    /// How long one side of a transfer may make the other wait for a byte.
+    pub stall: Duration,
+    /// How long the source may take to its first byte: XAPI attaches the disk first.
+    pub first_byte: Duration,
+    /// Links a chain on the target may have before a run is refused; the storage manager stops at 30.
+    pub max_chain_depth: usize,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            vms_in_parallel: 2,
+            disks_in_parallel: 4,
+            lease_ttl: Duration::from_secs(15 * 60),
+            lease_settle: Duration::from_secs(2),
+            stall: Duration::from_secs(120),
+            first_byte: Duration::from_secs(600),
+            max_chain_depth: 27,
+        }
+    }
+}
+
+/// The plugins that decide for a job. What is absent decides nothing: no scheduler approves everything,
+/// no retention drops nothing, no notifier hears nothing.
+#[derive(Clone, Default)]
+pub struct Policies {
+    /// Asked before a byte moves.
+    pub scheduler: Option<Arc<dyn Scheduler>>,
+    /// Asked which recovery points to keep.
+    pub retention: Option<Arc<dyn Retention>>,
+    /// Told what happened.
+    pub notifiers: Vec<Subscription>,
+}
+
+/// A notifier and the events it asked for.
+#[derive(Clone)]
+pub struct Subscription {
+    /// The plugin's name, for warnings.
+    pub name: String,
+    /// Kinds of events; empty for all.
+    pub on: Vec<String>,
+    /// Who hears them.
+    pub notifier: Arc<dyn Notifier>,
+}

@@ -1,0 +1,245 @@
+//! One target of one VM in one run: what it holds, what it will get, and how it ends.
+
+use crate::error::{RunError, chain};
+use crate::forecast;
+use crate::inventory::Inventory;
+use crate::job::{Job, Target};
+use crate::lease::Lease;
+use crate::plan;
+use crate::reconcile;
+use crate::replica::MappedInterface;
+use crate::run::Run;
+use crate::view::{Identity, Replica, SourceVm, TargetView};
+use std::time::Duration;
+use vmferry_disk::vhd::Head;
+use vmferry_model::plan::{DiskPlan, TargetPlan, Transfer};
+use vmferry_model::report::{DiskReport, Outcome, TargetReport};
+use vmferry_xapi::records::{Sr, Vdi};
+use vmferry_xapi::{Ref, Session};
+
+/// A target that is reached, leased and tidy.
+pub(crate) struct Lane<'j> {
+    pub(crate) target: &'j Target,
+    pub(crate) session: Session,
+    pub(crate) sr: Ref<Sr>,
+    pub(crate) sr_record: Sr,
+    pub(crate) view: TargetView,
+    /// What the view was read from; preflight measures chains in it.
+    pub(crate) inventory: Inventory,
+    pub(crate) lease: Option<Lease>,
+    /// Whether the current replica is proven to equal its newest recovery point.
+    pub(crate) untouched: bool,
+    pub(crate) interfaces: Vec<MappedInterface>,
+    /// One per source disk.
+    pub(crate) transfers: Vec<Transfer>,
+    /// The same with what they will probably take.
+    pub(crate) plans: Vec<DiskPlan>,
+    /// Where each transfer lands, once prepared.
+    pub(crate) landed: Vec<Ref<Vdi>>,
+    pub(crate) disks: Vec<DiskReport>,
+    pub(crate) pruned: Vec<String>,
+    pub(crate) warnings: Vec<String>,
+    /// uuids of the replica and its new recovery point, once committed.
+    pub(crate) committed: Option<(String, String)>,
+    pub(crate) failed: Option<RunError>,
+}
+
+impl<'j> Lane<'j> {
+    /// Reaches the target and reads what it holds; changes nothing.
+    pub(crate) async fn look(run: &Run<'_>, identity: &Identity, target: &'j Target) -> Result<Self, RunError> {
+        let session = run.pools.session(&target.pool).await?;
+        let inventory = Inventory::load(&session).await?;
+        let (sr, sr_record) = find_sr(&inventory, target)?;
+        let view = TargetView::new(&inventory, identity, &target.sr);
+        Ok(Self {
+            target,
+            session,
+            sr,
+            sr_record,
+            view,
+            inventory,
+            lease: None,
+            untouched: false,
+            interfaces: Vec::new(),
+            transfers: Vec::new(),
+            plans: Vec::new(),
+            landed: Vec::new(),
+            disks: Vec::new(),
+            pruned: Vec::new(),
+            warnings: Vec::new(),
+            committed: None,
+            failed: None,
+        })
+    }
+
+    /// Reaches the target, takes the lease of its replica, and rolls back what an interrupted run left there.
+    pub(crate) async fn open(run: &Run<'_>, identity: &Identity, target: &'j Target) -> Result<Self, RunError> {
+        let mut lane = Self::look(run, identity, target).await?;
+        if let Some(replica) = lane.view.current() {
+            let (vm, uuid) = (replica.reference.clone(), replica.record.uuid.clone());
+            lane.lease = Some(run.lease(&lane.session, &vm, &uuid).await?);
+            lane.observe(identity).await?;
+        }
+        if let Err(error) = lane.make_ready(run.job, identity).await {
+            lane.release().await;
+            return Err(error);
+        }
+        Ok(lane)
+    }
+
+    async fn make_ready(&mut self, job: &Job, identity: &Identity) -> Result<(), RunError> {
+        let done = reconcile::target(self, job, identity).await?;
+        if !done.is_empty() {
+            self.warnings.extend(done);
+            self.observe(identity).await?;
+        }
+        self.prove_untouched(job.tuning.first_byte).await
+    }
+
+    /// Reads again what the target holds.
+    pub(crate) async fn observe(&mut self, identity: &Identity) -> Result<(), RunError> {
+        self.inventory = Inventory::load(&self.session).await?;
+        self.view = TargetView::new(&self.inventory, identity, &self.target.sr);
+        Ok(())
+    }
+
+    /// Asks the storage whether anybody wrote to the replica since its newest recovery point. A replica that was started,
+    /// written or rearranged is never overwritten: it stays as it is, and another VM goes on in its place.
+    async fn prove_untouched(&mut self, patience: Duration) -> Result<(), RunError> {
+        let Some(replica) = self.view.current() else { return Ok(()) };
+        let why = match plan::divergence(replica) {
+            Some(why) => Some(why),
+            None => written_disk(&self.session, replica, patience).await?,
+        };
+        self.untouched = why.is_none();
+        if let Some(why) = why {
+            self.warnings.push(format!(
+                "replica {} ({}) was changed: {why}; it is kept as it is, and a new VM takes its place",
+                replica.record.name_label, replica.record.uuid
+            ));
+        }
+        Ok(())
+    }
+
+    /// Decides how each disk of the source travels here, and forecasts it.
+    pub(crate) async fn plan_transfers(&mut self, run: &Run<'_>, inventory: &Inventory, source: &SourceVm) {
+        self.transfers =
+            source.disks.iter().map(|disk| plan::transfer(source, disk, &self.view, &self.target.sr)).collect();
+        self.plans.clear();
+        for (disk, transfer) in source.disks.iter().zip(&self.transfers) {
+            self.plans.push(forecast::disk_plan(run.runs, run.job, &self.target.name, inventory, disk, transfer).await);
+        }
+    }
+
+    /// What is planned here.
+    pub(crate) fn plan(&self) -> TargetPlan {
+        TargetPlan {
+            target: self.target.name.clone(),
+            replica: self.view.current().map(|replica| replica.record.uuid.clone()),
+            obstacles: Vec::new(),
+            disks: self.plans.clone(),
+        }
+    }
+
+    /// The replica that goes on.
+    pub(crate) fn continued(&self) -> Option<&Replica> {
+        self.view.current().filter(|_| self.untouched)
+    }
+
+    /// Ends the lane's part in the run.
+    pub(crate) fn fail(&mut self, error: RunError) {
+        tracing::warn!(target = self.target.name, %error, "target dropped from the run");
+        self.failed.get_or_insert(error);
+    }
+
+    pub(crate) fn is_live(&self) -> bool {
+        self.failed.is_none()
+    }
+
+    pub(crate) async fn release(&mut self) {
+        if let Some(lease) = self.lease.take()
+            && let Err(error) = lease.release().await
+        {
+            self.warnings.push(format!("the replica's lease could not be given back and will expire: {error}"));
+        }
+    }
+
+    pub(crate) fn into_report(self) -> TargetReport {
+        let replica = self.view.current().map(|replica| replica.record.uuid.clone());
+        let (replica, recovery_point) = match self.committed {
+            Some((replica, point)) => (Some(replica), Some(point)),
+            None => (replica, None),
+        };
+        TargetReport {
+            target: self.target.name.clone(),
+            replica,
+            recovery_point,
+            outcome: self.failed.as_ref().map_or(Outcome::Succeeded, RunError::outcome),
+            error: self.failed.map(|error| chain(&error)),
+            pruned: self.pruned,
+            warnings: self.warnings,
+            disks: self.disks,
+        }
+    }
+}
+
+/// The report of a target that could not even be opened.
+pub(crate) fn unopened(target: &Target, error: &RunError) -> TargetReport {
+    TargetReport {
+        target: target.name.clone(),
+        replica: None,
+        recovery_point: None,
+        outcome: error.outcome(),
+        error: Some(chain(error)),
+        pruned: Vec::new(),
+        warnings: Vec::new(),
+        disks: Vec::new(),
+    }
+}
+
+fn find_sr(inventory: &Inventory, target: &Target) -> Result<(Ref<Sr>, Sr), RunError> {
+    let (sr, record) = inventory.sr_by_uuid(&target.sr).ok_or_else(|| RunError::NotFound {
+        class: "SR",
+        name: target.sr.clone(),
+        pool: target.pool.clone(),
+        remedy: "set the target's `sr` to the uuid of a storage repository of that pool",
+    })?;
+    Ok((sr.clone(), record.clone()))
+}
+
+/// The first live disk that is not what the newest recovery point says: its difference from the snapshot holds blocks.
+async fn written_disk(session: &Session, replica: &Replica, patience: Duration) -> Result<Option<String>, RunError> {
+    for held in &replica.newest().disks {
+        let Some(live) = replica.live_disk(held) else { continue };
+        let label = format!("vmferry: is disk {} untouched?", live.record.name_label);
+        let mut export = session.export_vdi(&live.vdi, Some(&held.attached.vdi), &label).await?;
+        let head = tokio::time::timeout(patience, Head::read(&mut export)).await;
+        export.abort().await;
+        let head = head
+            .map_err(|_| RunError::Transfer {
+                disk: live.record.uuid.clone(),
+                message: format!("the target did not send the first byte within {patience:?}"),
+            })?
+            .map_err(|source| RunError::Head { disk: live.record.uuid.clone(), source })?;
+        if head.used_blocks() > 0 {
+            return Ok(Some(format!(
+                "{} of its disk {} were written since",
+                bytes(head.changed_bytes()),
+                live.record.uuid
+            )));
+        }
+    }
+    Ok(None)
+}
+
+/// A size for people.
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}

@@ -1,0 +1,43 @@
+//! One replication run, from lease to commit.
+//!
+//! An [`Engine`] holds the way to the pools and the history; a [`Job`] says what to replicate where; [`Policies`] carry
+//! the plugins' decisions in. [`Engine::run`] does the work and answers with a report, whatever happened.
+//! An orchestrator embeds it as `examples/embed.rs` shows.
+//!
+//! Reading order: [`run`](Engine::run) tells the story; `plan` decides; `view` is what it decides on; the rest acts.
+
+mod clone;
+mod commit;
+mod engine;
+mod error;
+mod forecast;
+mod holder;
+mod inventory;
+mod job;
+mod keys;
+mod landing;
+mod lane;
+mod lease;
+mod moving;
+mod objects;
+mod plan;
+mod points;
+mod pools;
+mod preflight;
+mod progress;
+mod reconcile;
+mod replica;
+mod retain;
+mod run;
+mod select;
+mod snapshot;
+mod tell;
+mod transfer;
+mod view;
+
+pub use clone::{CloneNetwork, CloneReport, CloneRequest};
+pub use engine::{Engine, RunOptions};
+pub use error::{EngineError, RunError};
+pub use job::{Integrity, Job, JobIds, Policies, Selection, Subscription, Target, Tuning};
+pub use points::{PointSummary, ReplicaPoints};
+pub use progress::{DiskLabel, Progress, Silent};

@@ -1,0 +1,45 @@
+//! Small acts on XAPI objects that several phases need.
+
+use crate::error::RunError;
+use crate::keys::Keys;
+use std::time::Duration;
+use vmferry_xapi::records::Vdi;
+use vmferry_xapi::{ApiError, Error, Record, Ref, Session, params};
+
+/// Sets and removes keys of an object in one write. For objects that nobody else writes to: snapshots, replicas and
+/// their disks. (A source VM's keys are set one by one, since its owner may write at the same time.)
+pub(crate) async fn set_keys<T: Record>(
+    session: &Session,
+    object: &Ref<T>,
+    set: &[(&str, String)],
+    remove: &[&str],
+) -> Result<(), Error> {
+    let mut keys: Keys = session.call(&format!("{}.get_other_config", T::CLASS), params![object]).await?;
+    for key in remove {
+        keys.remove(*key);
+    }
+    keys.extend(set.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
+    replace_keys(session, object, &keys).await
+}
+
+/// Replaces all keys of an object in one write.
+pub(crate) async fn replace_keys<T: Record>(session: &Session, object: &Ref<T>, keys: &Keys) -> Result<(), Error> {
+    session.call(&format!("{}.set_other_config", T::CLASS), params![object, keys]).await
+}
+
+/// Destroys a disk; one that is gone already is no error. XAPI keeps a disk attached to the control domain for a
+/// while after a broken stream, so `VDI_IN_USE` is asked again, with growing pauses, for about half a minute.
+pub(crate) async fn destroy_disk(session: &Session, disk: &Ref<Vdi>) -> Result<(), RunError> {
+    let mut pause = Duration::from_millis(100);
+    for _ in 0..8 {
+        match session.call_async::<()>("VDI.destroy", params![disk]).await {
+            Err(Error::Api(ApiError::VdiInUse { .. } | ApiError::OtherOperationInProgress { .. })) => {
+                tokio::time::sleep(pause).await;
+                pause *= 2;
+            }
+            Err(Error::Api(ApiError::HandleInvalid { .. })) => return Ok(()),
+            other => return Ok(other?),
+        }
+    }
+    Ok(session.call_async::<()>("VDI.destroy", params![disk]).await?)
+}

@@ -1,0 +1,154 @@
+//! What interrupted runs left behind, and how it is put right before anything else happens.
+//!
+//! Only called with the lease held, so nobody else is at work on these objects. Never by `VM.revert`: it destroys
+//! before it clones, differs by release, and brings old keys back.
+
+use crate::commit;
+use crate::error::RunError;
+use crate::inventory::AttachedDisk;
+use crate::job::Job;
+use crate::keys::{self, Keys};
+use crate::lane::Lane;
+use crate::objects::{destroy_disk, replace_keys, set_keys};
+use crate::replica::{StartBlock, attach_disks, block_start};
+use crate::snapshot;
+use crate::view::{Identity, PointDisk, Pruning, Replica, SourceVm, Unborn};
+use vmferry_xapi::records::Vdi;
+use vmferry_xapi::{Ref, Session, params};
+
+/// Puts a target right. Says what it did; nothing when there was nothing to do.
+pub(crate) async fn target(lane: &Lane<'_>, job: &Job, identity: &Identity) -> Result<Vec<String>, RunError> {
+    let session = &lane.session;
+    let mut done = finish_pruning(session, &lane.view.pruning).await?;
+    for orphan in &lane.view.orphans {
+        destroy_disk(session, orphan).await?;
+        done.push("removed a disk that an interrupted run left".to_owned());
+    }
+    for unborn in &lane.view.unborn {
+        remove_unborn(session, unborn).await?;
+        done.push(format!("removed {}, which an interrupted first run left", unborn.record.name_label));
+    }
+    for replica in &lane.view.replicas {
+        if replica.half_written {
+            roll_back(lane, job, identity, replica).await?;
+            done.push(format!(
+                "rolled replica {} back to recovery point {} after an interrupted run",
+                replica.record.uuid,
+                replica.newest().uuid
+            ));
+        } else if replica.untidy {
+            commit::tidy(lane, job, identity, &replica.reference).await?;
+            done.push(format!("finished the commit of recovery point {}", replica.newest().uuid));
+        }
+    }
+    Ok(done)
+}
+
+/// Puts the source right: snapshots of runs that died. `points` are the source snapshots that some target holds a recovery
+/// point of; `None` when not every target could be asked, and then nothing that might be a base is touched.
+pub(crate) async fn source(
+    session: &Session,
+    source: &SourceVm,
+    points: Option<&[String]>,
+) -> Result<Vec<String>, RunError> {
+    let mut done = finish_pruning(session, &source.pruning).await?;
+    let untagged = source.untagged.iter();
+    let unconfirmed = source
+        .snapshots
+        .iter()
+        .filter(|snapshot| snapshot.exported_to.is_empty())
+        .filter(|snapshot| points.is_some_and(|points| !points.contains(&snapshot.uuid)))
+        .map(|snapshot| &snapshot.reference);
+    for snapshot in untagged.chain(unconfirmed) {
+        snapshot::destroy(session, snapshot).await?;
+        done.push("removed a source snapshot that an interrupted run left".to_owned());
+    }
+    Ok(done)
+}
+
+async fn finish_pruning(session: &Session, pruning: &Pruning) -> Result<Vec<String>, RunError> {
+    for snapshot in &pruning.snapshots {
+        snapshot::destroy(session, snapshot).await?;
+    }
+    for disk in &pruning.disks {
+        destroy_disk(session, disk).await?;
+    }
+    let found = !pruning.snapshots.is_empty() || !pruning.disks.is_empty();
+    Ok(found.then(|| "finished removing a snapshot".to_owned()).into_iter().collect())
+}
+
+/// A first import that never reached its commit: the VM and the disks that were made for it.
+async fn remove_unborn(session: &Session, unborn: &Unborn) -> Result<(), RunError> {
+    let () = session.call_async("VM.destroy", params![&unborn.reference]).await?;
+    for disk in unborn.disks.iter().filter(|disk| disk.record.other_config.contains_key(keys::JOB)) {
+        destroy_disk(session, &disk.vdi).await?;
+    }
+    Ok(())
+}
+
+/// Replaces the half-written live disks by clones of the newest recovery point's: clone, attach, check the start
+/// block, and only then destroy what was half written.
+async fn roll_back(lane: &Lane<'_>, job: &Job, identity: &Identity, replica: &Replica) -> Result<(), RunError> {
+    let session = &lane.session;
+    let point = replica.newest();
+    let mut clones: Vec<Ref<Vdi>> = Vec::with_capacity(point.disks.len());
+    for held in &point.disks {
+        clones.push(clone_disk(lane, job, identity, held).await?);
+    }
+    block_start(session, &replica.reference, StartBlock::HalfWritten { last_point: Some(&point.uuid) }).await?;
+    let wanted: Vec<(&AttachedDisk, &Ref<Vdi>)> = point.disks.iter().map(|held| &held.attached).zip(&clones).collect();
+    let detached = attach_disks(session, &replica.reference, &replica.disks, &wanted).await?;
+    commit::tidy(lane, job, identity, &replica.reference).await?;
+    for disk in replica.disks.iter().filter(|disk| detached.contains(&disk.vdi)) {
+        if disk.record.other_config.get(keys::JOB) == Some(&job.ids.job.to_string()) {
+            destroy_disk(session, &disk.vdi).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Clones a disk of a recovery point. The clone inherits the point's keys, so the point is marked first: a clone
+/// whose maker dies before it could be given its own keys carries the mark.
+pub(crate) async fn clone_disk(
+    lane: &Lane<'_>,
+    job: &Job,
+    identity: &Identity,
+    held: &PointDisk,
+) -> Result<Ref<Vdi>, RunError> {
+    let session = &lane.session;
+    let original = &held.attached.vdi;
+    set_keys(
+        session,
+        original,
+        &[
+            (keys::CLONING, job.ids.job.to_string()),
+            (keys::JOB, job.ids.job.to_string()),
+            (keys::VM, identity.vm.clone()),
+        ],
+        &[],
+    )
+    .await?;
+    let clone: Ref<Vdi> = session.call_async("VDI.clone", params![original]).await?;
+    let uuid: String = session.call("VDI.get_uuid", params![&clone]).await?;
+    let mut own: Keys = keys::inheritable(&held.attached.record.other_config);
+    own.extend(importing_keys(job, identity, &lane.target.sr));
+    own.insert(keys::SELF.to_owned(), uuid);
+    own.insert(keys::CONTENT.to_owned(), held.content_key.clone());
+    if let Some(disk) = &held.source_disk {
+        own.insert(keys::DISK.to_owned(), disk.clone());
+    }
+    replace_keys(session, &clone, &own).await?;
+    set_keys(session, original, &[], &[keys::CLONING]).await?;
+    Ok(clone)
+}
+
+/// The keys of an object that is being imported.
+pub(crate) fn importing_keys(job: &Job, identity: &Identity, sr: &str) -> Keys {
+    Keys::from([
+        (keys::STATE.to_owned(), keys::State::Importing.to_string()),
+        (keys::JOB.to_owned(), job.ids.job.to_string()),
+        (keys::TENANT.to_owned(), job.tenant.clone()),
+        (keys::VM.to_owned(), identity.vm.clone()),
+        (keys::XO_SR.to_owned(), sr.to_owned()),
+    ])
+}

@@ -1,0 +1,401 @@
+//! The replica VM: what it takes over from its source, how its start is prevented, and its disks and interfaces.
+
+use crate::error::RunError;
+use crate::inventory::AttachedDisk;
+use crate::job::{Job, Target};
+use crate::keys::{self, Keys};
+use crate::snapshot::Taken;
+use std::collections::BTreeMap;
+use vmferry_xapi::records::{Network, Vbd, Vdi, Vif, Vm};
+use vmferry_xapi::{Error, IntoValue, Ref, Session, Value, params};
+
+/// Fields of a VM that its replica takes over when it is made.
+///
+/// Left out are references into the source's pool (affinity, suspend SR and disk, appliance, schedules), what XAPI keeps
+/// by itself, and what would let the replica start without being asked: high availability and auto power-on.
+const TAKEN_OVER: &[&str] = &[
+    "HVM_boot_params",
+    "HVM_boot_policy",
+    "HVM_shadow_multiplier",
+    "NVRAM",
+    "PV_args",
+    "PV_bootloader",
+    "PV_bootloader_args",
+    "PV_kernel",
+    "PV_legacy_args",
+    "PV_ramdisk",
+    "VCPUs_at_startup",
+    "VCPUs_max",
+    "VCPUs_params",
+    "actions_after_crash",
+    "actions_after_reboot",
+    "actions_after_shutdown",
+    "actions_after_softreboot",
+    "domain_type",
+    "generation_id",
+    "hardware_platform_version",
+    "has_vendor_device",
+    "memory_dynamic_max",
+    "memory_dynamic_min",
+    "memory_static_max",
+    "memory_static_min",
+    "name_description",
+    "order",
+    "platform",
+    "recommendations",
+    "reference_label",
+    "shutdown_delay",
+    "start_delay",
+    "user_version",
+    "version",
+    "xenstore_data",
+];
+
+/// Of those, the ones that a setter of the same name refreshes. Memory and VCPU counts have an order of their own;
+/// the rest is fixed at creation.
+const REFRESHED: &[&str] = &[
+    "HVM_boot_params",
+    "NVRAM",
+    "PV_args",
+    "PV_bootloader",
+    "PV_bootloader_args",
+    "PV_kernel",
+    "PV_legacy_args",
+    "PV_ramdisk",
+    "VCPUs_params",
+    "actions_after_crash",
+    "actions_after_reboot",
+    "actions_after_shutdown",
+    "domain_type",
+    "hardware_platform_version",
+    "name_description",
+    "order",
+    "platform",
+    "recommendations",
+    "shutdown_delay",
+    "start_delay",
+    "user_version",
+    "xenstore_data",
+];
+
+/// Tag by which people and Xen Orchestra's smart mode tell a replica from a VM that needs protection.
+const REPLICA_TAG: &str = "Continuous Replication";
+/// Tag that tells that the source is highly available and its replica is not.
+const HA_TAG: &str = "HA disabled";
+
+/// The record of a new replica, for `VM.create`.
+pub(crate) fn creation_record(source: &Vm, name: &str, other_config: &Keys) -> Value {
+    let mut record: BTreeMap<String, Value> =
+        TAKEN_OVER.iter().filter_map(|field| Some(((*field).to_owned(), source.raw.get(*field)?.clone()))).collect();
+    let mut set = |field: &str, value: Value| record.insert(field.to_owned(), value);
+    set("PCI_bus", "".into_value());
+    set("affinity", Ref::<()>::null().into_value());
+    set("ha_always_run", false.into_value());
+    set("ha_restart_priority", "".into_value());
+    set("is_a_template", false.into_value());
+    set("name_label", name.into_value());
+    set("other_config", other_config.clone().into_value());
+    set("tags", tags(source).into_value());
+    Value::Struct(record)
+}
+
+/// The tags of a replica.
+fn tags(source: &Vm) -> Vec<String> {
+    let mut tags = source.tags.clone();
+    tags.push(REPLICA_TAG.to_owned());
+    if !source.ha_restart_priority.is_empty() {
+        tags.push(HA_TAG.to_owned());
+    }
+    tags.sort();
+    tags.dedup();
+    tags
+}
+
+/// The keys that a replica takes over from its source.
+pub(crate) fn inherited_keys(source: &Vm) -> Keys {
+    let mut keys = keys::inheritable(&source.other_config);
+    if let Some(value) = keys.remove(keys::AUTO_POWERON) {
+        keys.insert(keys::SOURCE_AUTO_POWERON.to_owned(), value);
+    }
+    keys
+}
+
+/// Name of the live replica.
+pub(crate) fn replica_name(job: &Job, source: &Vm) -> String {
+    format!("{} [replica {}]", source.name_label, job.name)
+}
+
+/// What the replica's start is refused with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum StartBlock<'a> {
+    /// It is whole.
+    Standby { job: &'a str },
+    /// Bytes are being written, or were when the writer died.
+    HalfWritten { last_point: Option<&'a str> },
+}
+
+impl std::fmt::Display for StartBlock<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Standby { job } => write!(
+                f,
+                "replica kept by vmferry job {job}: clone one of its snapshots and start the clone (vmferry failover clone {job})"
+            ),
+            Self::HalfWritten { last_point: Some(point) } => {
+                write!(f, "half-written by vmferry; clone snapshot {point}")
+            }
+            Self::HalfWritten { last_point: None } => {
+                f.write_str("half-written by vmferry; there is no recovery point yet")
+            }
+        }
+    }
+}
+
+/// Refuses `start` and `start_on`. `VM.create` ignores blocked operations, so this is always a call of its own.
+pub(crate) async fn block_start(session: &Session, vm: &Ref<Vm>, block: StartBlock<'_>) -> Result<(), Error> {
+    let text = block.to_string();
+    let blocked = Keys::from([("start".to_owned(), text.clone()), ("start_on".to_owned(), text)]);
+    session.call("VM.set_blocked_operations", params![vm, blocked]).await
+}
+
+/// Brings the fields of an existing replica up to date with the source; only what differs is set.
+pub(crate) async fn refresh(session: &Session, vm: &Ref<Vm>, replica: &Vm, source: &Vm) -> Result<(), Error> {
+    for field in REFRESHED {
+        let (Some(wanted), Some(found)) = (source.raw.get(*field), replica.raw.get(*field)) else { continue };
+        if wanted != found {
+            let () = session.call(&format!("VM.set_{field}"), params![vm, wanted.clone()]).await?;
+        }
+    }
+    let wanted_tags = tags(source);
+    if sorted(&replica.tags) != wanted_tags {
+        let () = session.call("VM.set_tags", params![vm, wanted_tags]).await?;
+    }
+    refresh_memory(session, vm, replica, source).await?;
+    refresh_vcpus(session, vm, replica, source).await
+}
+
+fn sorted(tags: &[String]) -> Vec<String> {
+    let mut tags = tags.to_vec();
+    tags.sort();
+    tags
+}
+
+/// All four limits at once: set one by one they would pass through states that XAPI refuses.
+async fn refresh_memory(session: &Session, vm: &Ref<Vm>, replica: &Vm, source: &Vm) -> Result<(), Error> {
+    const LIMITS: [&str; 4] = ["memory_static_min", "memory_static_max", "memory_dynamic_min", "memory_dynamic_max"];
+    if LIMITS.iter().all(|field| replica.raw.get(*field) == source.raw.get(*field)) {
+        return Ok(());
+    }
+    let mut arguments = params![vm];
+    arguments.extend(LIMITS.iter().filter_map(|field| source.raw.get(*field).cloned()));
+    session.call("VM.set_memory_limits", arguments).await
+}
+
+/// The number at start may never exceed the maximum, so a growing maximum is set first and a shrinking one last.
+async fn refresh_vcpus(session: &Session, vm: &Ref<Vm>, replica: &Vm, source: &Vm) -> Result<(), Error> {
+    let number = |vm: &Vm, field: &str| vm.raw.get(field).and_then(as_number);
+    let (Some(max), Some(at_startup)) = (number(source, "VCPUs_max"), number(source, "VCPUs_at_startup")) else {
+        return Ok(());
+    };
+    let maximum = ("VM.set_VCPUs_max", max, number(replica, "VCPUs_max") != Some(max));
+    let starting = ("VM.set_VCPUs_at_startup", at_startup, number(replica, "VCPUs_at_startup") != Some(at_startup));
+    let growing = number(replica, "VCPUs_max").is_none_or(|now| now < max);
+    let order = if growing { [maximum, starting] } else { [starting, maximum] };
+    for (method, value, differs) in order {
+        if differs {
+            let () = session.call(method, params![vm, value]).await?;
+        }
+    }
+    Ok(())
+}
+
+/// XAPI sends integers as untagged text.
+fn as_number(value: &Value) -> Option<i64> {
+    match value {
+        Value::Int(number) => Some(*number),
+        other => other.as_str()?.parse().ok(),
+    }
+}
+
+/// The record of a new replica disk, for `VDI.create`.
+pub(crate) fn disk_record(source: &Vdi, sr: &str, name: &str, other_config: &Keys) -> Value {
+    let text = |field: &str| source.raw.get(field).cloned().unwrap_or_else(|| "".into_value());
+    Value::Struct(BTreeMap::from([
+        ("SR".to_owned(), sr.into_value()),
+        ("name_description".to_owned(), text("name_description")),
+        ("name_label".to_owned(), name.into_value()),
+        ("other_config".to_owned(), other_config.clone().into_value()),
+        ("read_only".to_owned(), false.into_value()),
+        ("sharable".to_owned(), false.into_value()),
+        ("tags".to_owned(), source.tags.clone().into_value()),
+        ("type".to_owned(), text("type")),
+        ("virtual_size".to_owned(), text("virtual_size")),
+    ]))
+}
+
+/// Makes the replica's disks exactly `wanted` (source attachment, target disk). Returns the disks that were detached.
+pub(crate) async fn attach_disks(
+    session: &Session,
+    vm: &Ref<Vm>,
+    found: &[AttachedDisk],
+    wanted: &[(&AttachedDisk, &Ref<Vdi>)],
+) -> Result<Vec<Ref<Vdi>>, Error> {
+    let stays = |disk: &AttachedDisk| {
+        wanted.iter().any(|(source, vdi)| {
+            **vdi == disk.vdi
+                && source.vbd_record.userdevice == disk.vbd_record.userdevice
+                && source.vbd_record.bootable == disk.vbd_record.bootable
+        })
+    };
+    let mut detached = Vec::new();
+    for disk in found.iter().filter(|disk| !stays(disk)) {
+        let () = session.call("VBD.destroy", params![&disk.vbd]).await?;
+        if !wanted.iter().any(|(_, vdi)| **vdi == disk.vdi) {
+            detached.push(disk.vdi.clone());
+        }
+    }
+    for (source, vdi) in wanted {
+        let attached = found.iter().any(|disk| disk.vdi == **vdi && stays(disk));
+        if !attached {
+            let _: Ref<Vbd> = session.call("VBD.create", params![vbd_record(vm, vdi, &source.vbd_record)]).await?;
+        }
+    }
+    Ok(detached)
+}
+
+fn vbd_record(vm: &Ref<Vm>, vdi: &Ref<Vdi>, source: &Vbd) -> Value {
+    let field = |name: &str| source.raw.get(name).cloned();
+    let mut record = BTreeMap::from([
+        ("VM".to_owned(), vm.clone().into_value()),
+        ("VDI".to_owned(), vdi.clone().into_value()),
+        ("empty".to_owned(), false.into_value()),
+        ("mode".to_owned(), "RW".into_value()),
+        ("type".to_owned(), "Disk".into_value()),
+    ]);
+    for name in ["userdevice", "bootable", "other_config", "qos_algorithm_type", "qos_algorithm_params", "unpluggable"]
+    {
+        if let Some(value) = field(name) {
+            record.insert(name.to_owned(), value);
+        }
+    }
+    Value::Struct(record)
+}
+
+/// One interface of the source and the target network it maps to; `None` for an interface that is left out.
+pub(crate) type MappedInterface = (Vif, Option<Ref<Network>>);
+
+/// Maps every interface of the source to a network of the target, by the target's table, else by uuid, else by a name that is unique.
+pub(crate) fn map_networks(
+    interfaces: &[Vif],
+    source: &[(Ref<Network>, Network)],
+    target_networks: &[(Ref<Network>, Network)],
+    target: &Target,
+) -> Result<Vec<MappedInterface>, RunError> {
+    let mut mapped = Vec::with_capacity(interfaces.len());
+    let mut obstacles = Vec::new();
+    for interface in interfaces {
+        let Some((_, network)) = source.iter().find(|(reference, _)| *reference == interface.network) else {
+            obstacles.push(format!("interface {} is on a network that its pool does not list", interface.device));
+            continue;
+        };
+        match map_network(network, target_networks, target) {
+            Ok(found) => mapped.push((interface.clone(), found)),
+            Err(obstacle) => obstacles.push(obstacle),
+        }
+    }
+    if obstacles.is_empty() { Ok(mapped) } else { Err(RunError::Obstacles(obstacles)) }
+}
+
+fn map_network(
+    network: &Network,
+    candidates: &[(Ref<Network>, Network)],
+    target: &Target,
+) -> Result<Option<Ref<Network>>, String> {
+    let named = |text: &str| -> Vec<&Ref<Network>> {
+        let by_uuid = candidates.iter().filter(|(_, candidate)| candidate.uuid == text);
+        let by_name = candidates.iter().filter(|(_, candidate)| candidate.name_label == text);
+        let found: Vec<_> = by_uuid.map(|(reference, _)| reference).collect();
+        if found.is_empty() { by_name.map(|(reference, _)| reference).collect() } else { found }
+    };
+    let configured = target.networks.get(&network.uuid).or_else(|| target.networks.get(&network.name_label));
+    let (text, found) = match configured {
+        Some(text) if text == "none" => return Ok(None),
+        Some(text) => (text.as_str(), named(text)),
+        None => match named(&network.uuid) {
+            found if !found.is_empty() => (network.uuid.as_str(), found),
+            _ => (network.name_label.as_str(), named(&network.name_label)),
+        },
+    };
+    match found.as_slice() {
+        [one] => Ok(Some((*one).clone())),
+        several_or_none => Err(format!(
+            "network {:?} of the source: {} network of pool {} is called {text:?}; map it in the target, for example networks = {{ {:?} = \"<name, uuid or none>\" }}",
+            network.name_label,
+            if several_or_none.is_empty() { "no" } else { "more than one" },
+            target.pool,
+            network.name_label,
+        )),
+    }
+}
+
+/// Makes the replica's interfaces exactly `wanted`, with the source's MAC addresses.
+pub(crate) async fn sync_interfaces(
+    session: &Session,
+    vm: &Ref<Vm>,
+    replica: &Vm,
+    wanted: &[MappedInterface],
+) -> Result<(), Error> {
+    let mut missing: Vec<(&Vif, &Ref<Network>)> =
+        wanted.iter().filter_map(|(source, network)| Some((source, network.as_ref()?))).collect();
+    for reference in &replica.vifs {
+        let found: Vif = session.get_record(reference).await?;
+        let same = missing.iter().position(|(source, network)| {
+            source.device == found.device && source.mac == found.mac && **network == found.network
+        });
+        match same {
+            Some(index) => drop(missing.swap_remove(index)),
+            None => session.call("VIF.destroy", params![reference]).await?,
+        }
+    }
+    for (source, network) in missing {
+        let _: Ref<Vif> = session.call("VIF.create", params![vif_record(vm, network, source)]).await?;
+    }
+    Ok(())
+}
+
+fn vif_record(vm: &Ref<Vm>, network: &Ref<Network>, source: &Vif) -> Value {
+    let mut record = BTreeMap::from([
+        ("VM".to_owned(), vm.clone().into_value()),
+        ("network".to_owned(), network.clone().into_value()),
+    ]);
+    for name in [
+        "device",
+        "MAC",
+        "MTU",
+        "other_config",
+        "qos_algorithm_type",
+        "qos_algorithm_params",
+        "locking_mode",
+        "ipv4_allowed",
+        "ipv6_allowed",
+    ] {
+        if let Some(value) = source.raw.get(name) {
+            record.insert(name.to_owned(), value.clone());
+        }
+    }
+    Value::Struct(record)
+}
+
+/// BIOS strings that XAPI lets a client set; empty ones are refused.
+pub(crate) async fn copy_bios_strings(session: &Session, vm: &Ref<Vm>, taken: &Taken) -> Result<(), Error> {
+    let Some(Value::Struct(strings)) = taken.record.raw.get("bios_strings") else { return Ok(()) };
+    let settable: BTreeMap<String, Value> = strings
+        .iter()
+        .filter(|(key, value)| !key.starts_with("oem-") && !value.as_str().unwrap_or_default().is_empty())
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    if settable.is_empty() {
+        return Ok(());
+    }
+    session.call("VM.set_bios_strings", params![vm, Value::Struct(settable)]).await
+}

@@ -1,0 +1,62 @@
+//! Which recovery points go: the retention plugin's choice, minus what the host vetoes.
+
+use crate::error::RunError;
+use crate::lane::Lane;
+use crate::snapshot;
+use crate::view::{Identity, Point};
+use jiff::Timestamp;
+use vmferry_model::plugin::{Judgement, PluginError, PluginFailure, PluginId, PointView, Retention};
+
+/// Asks the plugin and destroys what it drops. A plugin that fails, or answers nonsense, drops nothing.
+pub(crate) async fn retain(
+    lane: &mut Lane<'_>,
+    identity: &Identity,
+    retention: &dyn Retention,
+    now: Timestamp,
+) -> Result<(), RunError> {
+    let mut points: Vec<Point> = lane.view.points().cloned().collect();
+    points.reverse();
+    let views: Vec<PointView> = points
+        .iter()
+        .map(|point| PointView { id: point.uuid.clone(), taken_at: point.taken_at, held: point.held })
+        .collect();
+    let judgements = match retention.select(&views, now).await.and_then(|answer| same_length(answer, views.len())) {
+        Ok(judgements) => judgements,
+        Err(error) => {
+            lane.warnings.push(format!("nothing was pruned: {error}"));
+            return Ok(());
+        }
+    };
+    for point in droppable(&points, &judgements) {
+        snapshot::destroy(&lane.session, &point.reference).await?;
+        lane.pruned.push(point.uuid.clone());
+    }
+    if !lane.pruned.is_empty() {
+        lane.observe(identity).await?;
+    }
+    Ok(())
+}
+
+fn same_length(answer: Vec<Judgement>, asked: usize) -> Result<Vec<Judgement>, PluginError> {
+    if answer.len() == asked {
+        return Ok(answer);
+    }
+    Err(PluginError {
+        plugin: PluginId { name: "retention".to_owned(), version: "?".to_owned() },
+        call: "select".to_owned(),
+        failure: PluginFailure::Nonsense(format!("{} judgements on {asked} recovery points", answer.len())),
+    })
+}
+
+/// The points (oldest first) that may go: dropped by the rule, not held, and not the newest, which is the next run's
+/// base.
+fn droppable<'a>(points: &'a [Point], judgements: &[Judgement]) -> Vec<&'a Point> {
+    let newest = points.len().saturating_sub(1);
+    points
+        .iter()
+        .zip(judgements)
+        .enumerate()
+        .filter(|(age, (point, judgement))| !judgement.keep && !point.held && *age != newest)
+        .map(|(_, (point, _))| point)
+        .collect()
+}

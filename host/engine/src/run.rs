@@ -1,0 +1,415 @@
+//! One run of one VM, told once, in order.
+
+use crate::commit::{self, Committing};
+use crate::error::{RunError, chain};
+use crate::holder::Holder;
+use crate::inventory::{AttachedDisk, Inventory};
+use crate::job::{Job, Policies};
+use crate::landing;
+use crate::lane::{Lane, unopened};
+use crate::lease::{Lease, LeaseTerms};
+use crate::pools::Pools;
+use crate::preflight;
+use crate::progress::Progress;
+use crate::reconcile;
+use crate::replica;
+use crate::retain;
+use crate::snapshot::{self, Taken};
+use crate::view::{Identity, SourceVm};
+use futures_util::future::join_all;
+use jiff::Timestamp;
+use std::path::Path;
+use std::time::Duration;
+use vmferry_model::plan::{JobPlan, Kind, TargetPlan, Transfer, VmPlan};
+use vmferry_model::plugin::Approval;
+use vmferry_model::report::{Outcome, TargetReport, VmReport};
+use vmferry_model::store::RunStore;
+use vmferry_xapi::records::{Network, Vdi, Vif, Vm};
+use vmferry_xapi::{Ref, Session};
+
+/// How often somebody who waits for a lease asks again.
+const LEASE_POLL: Duration = Duration::from_secs(5);
+
+/// What all VMs of a run share.
+pub(crate) struct Run<'a> {
+    pub(crate) job: &'a Job,
+    pub(crate) policies: &'a Policies,
+    /// Wait for a held lease instead of skipping the VM.
+    pub(crate) wait: bool,
+    pub(crate) progress: &'a dyn Progress,
+    pub(crate) pools: &'a Pools,
+    pub(crate) runs: &'a dyn RunStore,
+    pub(crate) digest_dir: &'a Path,
+    pub(crate) holder: &'a Holder,
+}
+
+/// Replicates one VM to all targets of the job.
+///
+/// Whatever happens, the recovery points that existed before are as they were, and the base of each target is still
+/// there for the next run.
+pub(crate) async fn replicate(run: &Run<'_>, session: &Session, vm: &Ref<Vm>, record: &Vm) -> VmReport {
+    let mut work = Work {
+        run,
+        session,
+        identity: Identity { ids: run.job.ids, vm: record.uuid.clone() },
+        name: record.name_label.clone(),
+        lanes: Vec::new(),
+        unopened: Vec::new(),
+        warnings: Vec::new(),
+    };
+    work.step("taking the lease");
+    let error = match run.lease(session, vm, &record.uuid).await {
+        Ok(lease) => {
+            let error = work.under_lease(&lease, vm).await.err();
+            if let Err(error) = lease.release().await {
+                work.warnings
+                    .push(format!("the VM's lease could not be given back and will expire: {}", chain(&error)));
+            }
+            error
+        }
+        Err(error) => Some(error),
+    };
+    for lane in &mut work.lanes {
+        lane.release().await;
+    }
+    work.into_report(error)
+}
+
+/// A run of one VM under way.
+pub(crate) struct Work<'a> {
+    pub(crate) run: &'a Run<'a>,
+    pub(crate) session: &'a Session,
+    identity: Identity,
+    pub(crate) name: String,
+    pub(crate) lanes: Vec<Lane<'a>>,
+    /// Targets that could not take part from the start.
+    unopened: Vec<TargetReport>,
+    warnings: Vec<String>,
+}
+
+impl Work<'_> {
+    /// The run itself. The undo is one line: without a commit the new source snapshot is nobody's base, so it goes.
+    async fn under_lease(&mut self, lease: &Lease, vm: &Ref<Vm>) -> Result<(), RunError> {
+        self.step("looking at the targets");
+        self.open_lanes().await;
+        let (inventory, source) = self.observe_source(vm).await?;
+        let (inventory, source) = self.reconcile_source(inventory, source, vm).await?;
+        self.preflight(&inventory, &source).await?;
+        self.approve(&source).await?;
+
+        self.step("taking a snapshot");
+        let taken = snapshot::take(self.session, &source, self.run.job, self.newest(&source)).await?;
+        let outcome = self.from_snapshot(lease, vm, &taken).await;
+        if self.lanes.iter().all(|lane| lane.committed.is_none()) {
+            self.discard(&taken).await;
+        }
+        outcome
+    }
+
+    async fn from_snapshot(&mut self, lease: &Lease, vm: &Ref<Vm>, taken: &Taken) -> Result<(), RunError> {
+        let (inventory, source) = self.observe_source(vm).await?;
+        self.plan_again(&inventory, &source).await?;
+        self.prepare_landings(taken).await?;
+        self.step("transferring");
+        self.transfer(lease, &source, taken).await?;
+        self.step("committing");
+        lease.check().await?;
+        self.commit(&source, taken).await?;
+        self.advance(&inventory, vm, taken).await?;
+        self.retain().await;
+        Ok(())
+    }
+
+    /// Steps 1 to 3 on the targets: lease, observe, reconcile. A target that cannot be opened is out of the run.
+    async fn open_lanes(&mut self) {
+        let open = self.run.job.targets.iter().map(|target| {
+            let (run, identity) = (self.run, &self.identity);
+            async move { (target, Lane::open(run, identity, target).await) }
+        });
+        for (target, lane) in join_all(open).await {
+            match lane {
+                Ok(lane) => self.lanes.push(lane),
+                Err(error) => self.unopened.push(unopened(target, &error)),
+            }
+        }
+    }
+
+    async fn observe_source(&self, vm: &Ref<Vm>) -> Result<(Inventory, SourceVm), RunError> {
+        let inventory = Inventory::load(self.session).await?;
+        let record = inventory.vms.get(vm).ok_or_else(|| RunError::NotFound {
+            class: "VM",
+            name: self.identity.vm.clone(),
+            pool: self.run.job.select.pool.clone(),
+            remedy: "it was destroyed while the run started; remove it from the job",
+        })?;
+        let source = SourceVm::new(&inventory, vm, record, &self.run.job.ids);
+        Ok((inventory, source))
+    }
+
+    /// Step 3 on the source. A snapshot that some target made a recovery point of, but that was not marked before its run died,
+    /// is marked now.
+    async fn reconcile_source(
+        &mut self,
+        inventory: Inventory,
+        source: SourceVm,
+        vm: &Ref<Vm>,
+    ) -> Result<(Inventory, SourceVm), RunError> {
+        self.no_lane_left()?;
+        let mut changed = false;
+        for snapshot in source.snapshots.iter().filter(|snapshot| snapshot.exported_to.is_empty()) {
+            let holders: Vec<String> = self
+                .lanes
+                .iter()
+                .filter(|lane| lane.view.points().any(|point| point.source_snapshot == snapshot.uuid))
+                .map(|lane| lane.target.sr.clone())
+                .collect();
+            if !holders.is_empty() {
+                let record = &inventory.vms[&snapshot.reference];
+                let disks: Vec<Ref<Vdi>> = inventory.disks_of(record).into_iter().map(|disk| disk.vdi).collect();
+                snapshot::mark_exported(self.session, &snapshot.reference, &disks, &holders, None).await?;
+                changed = true;
+            }
+        }
+        let everybody_answered = self.unopened.is_empty();
+        let held: Vec<String> =
+            self.lanes.iter().flat_map(|lane| lane.view.points()).map(|point| point.source_snapshot.clone()).collect();
+        let done = reconcile::source(self.session, &source, everybody_answered.then_some(held.as_slice())).await?;
+        changed |= !done.is_empty();
+        self.warnings.extend(done);
+        if changed { self.observe_source(vm).await } else { Ok((inventory, source)) }
+    }
+
+    /// Steps 4 and 5: what stands in the way, and how each disk travels.
+    async fn preflight(&mut self, inventory: &Inventory, source: &SourceVm) -> Result<(), RunError> {
+        let networks = Networks::load(self.session, &source.record).await?;
+        for lane in &mut self.lanes {
+            if let Err(error) = preflight_lane(self.run, lane, inventory, source, &networks).await {
+                lane.fail(error);
+            }
+        }
+        self.no_lane_left()
+    }
+
+    /// Step 5: the scheduler sees the plan before anything is made.
+    async fn approve(&self, source: &SourceVm) -> Result<(), RunError> {
+        let Some(scheduler) = &self.run.policies.scheduler else { return Ok(()) };
+        let targets = self.lanes.iter().filter(|lane| lane.is_live()).map(Lane::plan).collect();
+        let vm = VmPlan { vm: source.record.uuid.clone(), name: self.name.clone(), error: None, targets };
+        let plan = JobPlan { job: self.run.job.name.clone(), vms: vec![vm] };
+        match scheduler.approve(&plan, Timestamp::now()).await? {
+            Approval::Approved => Ok(()),
+            Approval::Deferred { until, reason } => Err(RunError::Deferred { until, reason }),
+            Approval::Refused { reason } => Err(RunError::Refused { reason }),
+        }
+    }
+
+    /// The newest date that either side knows.
+    fn newest(&self, source: &SourceVm) -> Option<Timestamp> {
+        let points = self.lanes.iter().filter_map(|lane| lane.view.points().next()).map(|point| point.taken_at);
+        points.chain(source.snapshots.iter().map(|snapshot| snapshot.taken_at)).max()
+    }
+
+    /// Step 6, second half: the same plan from the snapshot. A delta that became a full copy needs a new approval.
+    async fn plan_again(&mut self, inventory: &Inventory, source: &SourceVm) -> Result<(), RunError> {
+        let mut grew = false;
+        for lane in self.lanes.iter_mut().filter(|lane| lane.is_live()) {
+            let before: Vec<Kind> = lane.transfers.iter().map(Transfer::kind).collect();
+            lane.plan_transfers(self.run, inventory, source).await;
+            let after = lane.transfers.iter().map(Transfer::kind);
+            grew |= before.into_iter().zip(after).any(|change| change == (Kind::Delta, Kind::Full));
+        }
+        if grew { self.approve(source).await } else { Ok(()) }
+    }
+
+    async fn prepare_landings(&mut self, taken: &Taken) -> Result<(), RunError> {
+        let disks: Vec<&AttachedDisk> = taken.disks.iter().map(|disk| &disk.of).collect();
+        for lane in self.lanes.iter_mut().filter(|lane| lane.is_live()) {
+            if let Err(error) = landing::prepare(lane, self.run.job, &self.identity, &disks).await {
+                lane.fail(error);
+            }
+        }
+        self.no_lane_left()
+    }
+
+    /// Step 9, on each target by itself.
+    async fn commit(&mut self, source: &SourceVm, taken: &Taken) -> Result<(), RunError> {
+        let this = Committing { job: self.run.job, identity: &self.identity, source, taken };
+        let commits = self.lanes.iter_mut().filter(|lane| lane.is_live()).map(|lane| {
+            let this = &this;
+            async move {
+                if let Err(error) = commit::commit(lane, this).await {
+                    lane.fail(error);
+                }
+            }
+        });
+        join_all(commits).await;
+        self.no_lane_left()
+    }
+
+    /// Step 10: the snapshot becomes the base of the targets that have it, and snapshots that are nobody's base go.
+    async fn advance(&mut self, before: &Inventory, vm: &Ref<Vm>, taken: &Taken) -> Result<(), RunError> {
+        let committed: Vec<&Lane<'_>> = self.lanes.iter().filter(|lane| lane.committed.is_some()).collect();
+        let srs: Vec<String> = committed.iter().map(|lane| lane.target.sr.clone()).collect();
+        let bases = committed.iter().flat_map(|lane| lane.transfers.iter().map(Transfer::base));
+        let chain_length =
+            bases.map(|base| base.and_then(|base| snapshot::delta_chain_length(before, base)).map_or(0, |n| n + 1));
+        let chain_length = chain_length.min().unwrap_or(0);
+        let disks: Vec<Ref<Vdi>> = taken.disks.iter().map(|disk| disk.vdi.clone()).collect();
+        snapshot::mark_exported(self.session, &taken.reference, &disks, &srs, Some(chain_length)).await?;
+
+        let (_, source) = self.observe_source(vm).await?;
+        let target_srs: Vec<String> = self.run.job.targets.iter().map(|target| target.sr.clone()).collect();
+        for old in snapshot::superfluous(&source.snapshots, &target_srs) {
+            if let Err(error) = snapshot::destroy(self.session, &old.reference).await {
+                self.warnings.push(format!("source snapshot {} could not be removed: {}", old.uuid, chain(&error)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Step 11, on each target by itself. What cannot be pruned now is pruned later.
+    async fn retain(&mut self) {
+        let Some(retention) = &self.run.policies.retention else { return };
+        let held = self.content_keys();
+        for lane in self.lanes.iter_mut().filter(|lane| lane.committed.is_some()) {
+            if let Err(error) = retain::retain(lane, &self.identity, retention.as_ref(), Timestamp::now()).await {
+                lane.warnings.push(format!("pruning stopped: {}", chain(&error)));
+            }
+        }
+        if self.unopened.is_empty() {
+            self.drop_unused_tables(&held);
+        }
+    }
+
+    async fn discard(&mut self, taken: &Taken) {
+        if let Err(error) = snapshot::destroy(self.session, &taken.reference).await {
+            self.warnings.push(format!(
+                "source snapshot {} is left for the next run to remove: {}",
+                taken.record.uuid,
+                chain(&error)
+            ));
+        }
+    }
+
+    pub(crate) fn no_lane_left(&self) -> Result<(), RunError> {
+        if self.lanes.iter().any(Lane::is_live) {
+            return Ok(());
+        }
+        let unopened = self.unopened.iter().filter_map(|target| Some((target.target.as_str(), target.error.clone()?)));
+        let failed =
+            self.lanes.iter().filter_map(|lane| Some((lane.target.name.as_str(), chain(lane.failed.as_ref()?))));
+        let all: Vec<String> = unopened.chain(failed).map(|(name, error)| format!("{name}: {error}")).collect();
+        Err(RunError::NoTargetLeft(all.join("; ")))
+    }
+
+    fn step(&self, text: &str) {
+        tracing::debug!(vm = self.identity.vm, step = text);
+        self.run.progress.step(&self.name, text);
+    }
+
+    fn into_report(self, error: Option<RunError>) -> VmReport {
+        let mut targets: Vec<TargetReport> = self.unopened;
+        targets.extend(self.lanes.into_iter().map(Lane::into_report));
+        targets
+            .sort_by_key(|target| self.run.job.targets.iter().position(|configured| configured.name == target.target));
+        let outcome = match &error {
+            Some(RunError::NoTargetLeft(_)) | None => Outcome::of(targets.iter().map(|target| target.outcome)),
+            Some(error) => error.outcome(),
+        };
+        VmReport {
+            vm: self.identity.vm,
+            name: self.name,
+            outcome,
+            locked: outcome == Outcome::Skipped,
+            error: error.map(|error| chain(&error)),
+            warnings: self.warnings,
+            targets,
+        }
+    }
+}
+
+/// The source's interfaces and the networks of its pool.
+struct Networks {
+    interfaces: Vec<Vif>,
+    networks: Vec<(Ref<Network>, Network)>,
+}
+
+impl Networks {
+    async fn load(session: &Session, vm: &Vm) -> Result<Self, RunError> {
+        let networks = session.get_all_records().await?;
+        let mut interfaces = Vec::with_capacity(vm.vifs.len());
+        for vif in &vm.vifs {
+            interfaces.push(session.get_record(vif).await?);
+        }
+        Ok(Self { interfaces, networks })
+    }
+}
+
+async fn preflight_lane(
+    run: &Run<'_>,
+    lane: &mut Lane<'_>,
+    inventory: &Inventory,
+    source: &SourceVm,
+    networks: &Networks,
+) -> Result<(), RunError> {
+    let there = lane.session.get_all_records().await?;
+    lane.interfaces = replica::map_networks(&networks.interfaces, &networks.networks, &there, lane.target)?;
+    lane.plan_transfers(run, inventory, source).await;
+    let obstacles = preflight::obstacles(lane, &source.disks, &run.job.tuning);
+    if obstacles.is_empty() { Ok(()) } else { Err(RunError::Obstacles(obstacles)) }
+}
+
+impl Run<'_> {
+    /// Takes the lease of a VM; waits for it where the run was asked to.
+    pub(crate) async fn lease(&self, session: &Session, vm: &Ref<Vm>, uuid: &str) -> Result<Lease, RunError> {
+        let tuning = &self.job.tuning;
+        let terms = LeaseTerms { ttl: tuning.lease_ttl, settle: tuning.lease_settle };
+        loop {
+            match Lease::acquire(session, vm, uuid, self.holder, terms).await {
+                Err(RunError::Locked { .. }) if self.wait => tokio::time::sleep(LEASE_POLL).await,
+                other => return other,
+            }
+        }
+    }
+}
+
+/// What a run would do for a VM now. Changes nothing.
+pub(crate) async fn foresee(run: &Run<'_>, inventory: &Inventory, vm: &Ref<Vm>, record: &Vm) -> VmPlan {
+    let identity = Identity { ids: run.job.ids, vm: record.uuid.clone() };
+    let source = SourceVm::new(inventory, vm, record, &run.job.ids);
+    let mut targets = Vec::with_capacity(run.job.targets.len());
+    for target in &run.job.targets {
+        targets.push(match Lane::look(run, &identity, target).await {
+            Ok(mut lane) => {
+                lane.plan_transfers(run, inventory, &source).await;
+                let obstacles = preflight::obstacles(&lane, &source.disks, &run.job.tuning);
+                TargetPlan { obstacles, ..lane.plan() }
+            }
+            Err(error) => TargetPlan {
+                target: target.name.clone(),
+                replica: None,
+                obstacles: vec![chain(&error)],
+                disks: Vec::new(),
+            },
+        });
+    }
+    VmPlan { vm: record.uuid.clone(), name: record.name_label.clone(), error: None, targets }
+}
+
+/// The plan of a VM that nothing can be planned for.
+pub(crate) fn unforeseeable(vm: &str, error: &RunError) -> VmPlan {
+    VmPlan { vm: vm.to_owned(), name: String::new(), error: Some(chain(error)), targets: Vec::new() }
+}
+
+/// The report of a VM that the job names and that cannot be replicated.
+pub(crate) fn unfound(vm: &str, error: &RunError) -> VmReport {
+    VmReport {
+        vm: vm.to_owned(),
+        name: String::new(),
+        outcome: error.outcome(),
+        error: Some(chain(error)),
+        locked: false,
+        warnings: Vec::new(),
+        targets: Vec::new(),
+    }
+}

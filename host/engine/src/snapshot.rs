@@ -1,0 +1,195 @@
+//! Snapshots, on either side: taken on the source, and destroyed so that a crash in between leaves nothing unowned.
+
+use crate::error::RunError;
+use crate::inventory::{AttachedDisk, Inventory};
+use crate::job::Job;
+use crate::keys::{self, State};
+use crate::objects::{destroy_disk, set_keys};
+use crate::view::{SourceSnapshot, SourceVm, TEMPORARY_SNAPSHOT};
+use jiff::Timestamp;
+use std::time::Duration;
+use vmferry_xapi::records::{Vbd, Vdi, Vm};
+use vmferry_xapi::{ApiError, Error, IntoValue, Ref, Session, Value, params};
+
+const ONE_SECOND: Duration = Duration::from_secs(1);
+
+/// A snapshot that this run took.
+#[derive(Clone, Debug)]
+pub(crate) struct Taken {
+    pub(crate) reference: Ref<Vm>,
+    pub(crate) record: Vm,
+    pub(crate) taken_at: Timestamp,
+    /// One per replicated disk, in the order of the source's disks.
+    pub(crate) disks: Vec<TakenDisk>,
+}
+
+/// A disk of the snapshot that this run took.
+#[derive(Clone, Debug)]
+pub(crate) struct TakenDisk {
+    /// The live disk.
+    pub(crate) of: AttachedDisk,
+    pub(crate) vdi: Ref<Vdi>,
+    /// Its uuid: the content key of what will be sent.
+    pub(crate) uuid: String,
+}
+
+/// Takes a snapshot of the VM, tags it as Xen Orchestra would, and gives it its name.
+///
+/// Recovery points are ordered by their date, which XAPI gives in whole seconds and which goes back when somebody sets a
+/// clock back. So the date is never earlier than one second after `newest`, the newest one known.
+pub(crate) async fn take(
+    session: &Session,
+    source: &SourceVm,
+    job: &Job,
+    newest: Option<Timestamp>,
+) -> Result<Taken, RunError> {
+    let ignored: Vec<Value> = source.ignored.iter().map(|disk| disk.vdi.clone().into_value()).collect();
+    let mut arguments = params![&source.reference, TEMPORARY_SNAPSHOT];
+    if !ignored.is_empty() {
+        arguments.push(Value::Array(ignored));
+    }
+    let reference: Ref<Vm> = session.call_async("VM.snapshot", arguments).await?;
+    match tag(session, source, job, newest, &reference).await {
+        Ok(taken) => Ok(taken),
+        Err(error) => {
+            if let Err(left) = destroy(session, &reference).await {
+                tracing::warn!(snapshot = %reference, error = %left, "snapshot could not be removed; the next run will");
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn tag(
+    session: &Session,
+    source: &SourceVm,
+    job: &Job,
+    newest: Option<Timestamp>,
+    reference: &Ref<Vm>,
+) -> Result<Taken, RunError> {
+    let record: Vm = session.get_record(reference).await?;
+    let taken_at = newest.map_or(record.snapshot_time, |newest| record.snapshot_time.max(newest + ONE_SECOND));
+    let mut disks = Vec::with_capacity(source.disks.len());
+    for vbd in &record.vbds {
+        let vbd: Vbd = session.get_record(vbd).await?;
+        if vbd.empty || vbd.vdi.is_null() {
+            continue;
+        }
+        let vdi: Vdi = session.get_record(&vbd.vdi).await?;
+        if let Some(of) = source.disks.iter().find(|disk| disk.vdi == vdi.snapshot_of) {
+            disks.push(TakenDisk { of: of.clone(), vdi: vbd.vdi.clone(), uuid: vdi.uuid });
+        }
+    }
+    disks.sort_by_key(|disk| source.disks.iter().position(|of| of.vdi == disk.of.vdi));
+    if disks.len() != source.disks.len() {
+        return Err(RunError::Inconsistent {
+            what: "snapshot of VM",
+            object: source.record.uuid.clone(),
+            why: format!(
+                "it has {} of {} disks; was a disk attached or removed just now? The next run will see it",
+                disks.len(),
+                source.disks.len()
+            ),
+        });
+    }
+    let keys = source_keys(job, &source.record.uuid, taken_at);
+    for disk in &disks {
+        let mut keys = keys.clone();
+        keys.push((keys::XO_CONTENT_KEY, disk.uuid.clone()));
+        set_keys(session, &disk.vdi, &keys, &[]).await?;
+    }
+    set_keys(session, reference, &keys, &[keys::LEASE]).await?;
+    let () = session
+        .call("VM.set_name_label", params![reference, format!("[vmferry {}] {}", job.name, source.record.name_label)])
+        .await?;
+    Ok(Taken { reference: reference.clone(), record, taken_at, disks })
+}
+
+/// The keys of a source snapshot whose transfer has not been confirmed yet.
+fn source_keys(job: &Job, vm: &str, taken_at: Timestamp) -> Vec<(&'static str, String)> {
+    vec![
+        (keys::XO_DATETIME, keys::datetime(taken_at)),
+        (keys::XO_JOB, job.ids.job.to_string()),
+        (keys::XO_SCHEDULE, job.ids.schedule.to_string()),
+        (keys::XO_VM, vm.to_owned()),
+        (keys::XO_QCOW2_FIX, "true".to_owned()),
+        (keys::JOB, job.ids.job.to_string()),
+        (keys::TENANT, job.tenant.clone()),
+        (keys::VM, vm.to_owned()),
+    ]
+}
+
+/// Marks a snapshot as exported to `srs`, on the VM and its disks, with the number of deltas since the last full.
+pub(crate) async fn mark_exported(
+    session: &Session,
+    snapshot: &Ref<Vm>,
+    disks: &[Ref<Vdi>],
+    srs: &[String],
+    delta_chain_length: Option<u64>,
+) -> Result<(), RunError> {
+    let mut keys = vec![(keys::XO_EXPORTED, "true".to_owned())];
+    keys.extend(delta_chain_length.map(|length| (keys::XO_DELTA_CHAIN_LENGTH, length.to_string())));
+    for disk in disks {
+        set_keys(session, disk, &keys, &[]).await?;
+    }
+    // Last, because a snapshot without it is taken for one that never arrived.
+    keys.push((keys::EXPORTED_TO, srs.join(" ")));
+    Ok(set_keys(session, snapshot, &keys, &[]).await?)
+}
+
+/// The source snapshots of a job that are nobody's base: not the newest one that some target of the job holds.
+/// A target that failed or could not be reached keeps its snapshot.
+pub(crate) fn superfluous<'a>(snapshots: &'a [SourceSnapshot], target_srs: &[String]) -> Vec<&'a SourceSnapshot> {
+    let base_of = |sr: &String| {
+        snapshots.iter().filter(|s| s.exported_to.contains(sr)).max_by_key(|s| s.taken_at).map(|s| &s.uuid)
+    };
+    let bases: Vec<&String> = target_srs.iter().filter_map(base_of).collect();
+    snapshots.iter().filter(|snapshot| !bases.contains(&&snapshot.uuid)).collect()
+}
+
+/// Destroys a snapshot VM and its disks. Both are marked first: what a crash leaves is finished by the next run.
+/// Disks that hang on another VM as well are left alone.
+pub(crate) async fn destroy(session: &Session, snapshot: &Ref<Vm>) -> Result<(), RunError> {
+    let record: Vm = match session.get_record(snapshot).await {
+        Err(Error::Api(ApiError::HandleInvalid { .. })) => return Ok(()),
+        other => other?,
+    };
+    let mut disks = Vec::new();
+    for vbd in &record.vbds {
+        let vbd: Vbd = session.get_record(vbd).await?;
+        if vbd.vdi.is_null() {
+            continue;
+        }
+        let disk: Vdi = session.get_record(&vbd.vdi).await?;
+        if disk.is_a_snapshot && !hangs_elsewhere(session, &disk, snapshot).await? {
+            disks.push(vbd.vdi.clone());
+        }
+    }
+    let mark = [(keys::STATE, State::Pruning.to_string())];
+    set_keys(session, snapshot, &mark, &[]).await?;
+    for disk in &disks {
+        set_keys(session, disk, &mark, &[]).await?;
+    }
+    let () = session.call_async("VM.destroy", params![snapshot]).await?;
+    for disk in &disks {
+        destroy_disk(session, disk).await?;
+    }
+    Ok(())
+}
+
+async fn hangs_elsewhere(session: &Session, disk: &Vdi, snapshot: &Ref<Vm>) -> Result<bool, Error> {
+    for vbd in &disk.vbds {
+        let vbd: Vbd = session.get_record(vbd).await?;
+        let user: Vm = session.get_record(&vbd.vm).await?;
+        if vbd.vm != *snapshot && !user.is_control_domain {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The number of deltas since the last full that the snapshot `uuid` records.
+pub(crate) fn delta_chain_length(inventory: &Inventory, base_disk: &str) -> Option<u64> {
+    let disk = inventory.vdis.values().find(|vdi| vdi.uuid == base_disk)?;
+    disk.other_config.get(keys::XO_DELTA_CHAIN_LENGTH)?.parse().ok()
+}

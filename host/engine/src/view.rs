@@ -1,0 +1,395 @@
+//! What a run decides on: the source VM and what its targets hold, read out of inventories by pure functions.
+//!
+//! Here stand the rules for which keys count where. A recovery point is a snapshot whose keys say `committed` for the
+//! very VM it is a snapshot of, with the real date and a content key on every disk. Everything else that carries our
+//! keys is a user's copy or a leftover.
+
+use crate::inventory::{AttachedDisk, Inventory};
+use crate::job::JobIds;
+use crate::keys::{self, Keys, State};
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+use vmferry_xapi::Ref;
+use vmferry_xapi::records::{Vdi, VdiType, Vm};
+
+/// Disks whose name contains this are not replicated: Xen Orchestra's convention.
+const NO_BACKUP_MARK: &str = "[NOBAK]";
+
+/// Name of a source snapshot until it carries its keys; one that keeps it was made by a run that died.
+pub(crate) const TEMPORARY_SNAPSHOT: &str = "vmferry-temporary-snapshot";
+
+/// Which replication the objects belong to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) ids: JobIds,
+    /// uuid of the source VM.
+    pub(crate) vm: String,
+}
+
+impl Identity {
+    fn owns(&self, keys: &Keys) -> bool {
+        keys.get(keys::JOB) == Some(&self.ids.job.to_string()) && keys.get(keys::VM) == Some(&self.vm)
+    }
+}
+
+/// The VM to protect.
+#[derive(Clone, Debug)]
+pub(crate) struct SourceVm {
+    pub(crate) reference: Ref<Vm>,
+    pub(crate) record: Vm,
+    /// Disks that are replicated, by device number.
+    pub(crate) disks: Vec<AttachedDisk>,
+    /// Disks that are not: their names say `[NOBAK]`.
+    pub(crate) ignored: Vec<AttachedDisk>,
+    /// Snapshots that this job made, oldest first.
+    pub(crate) snapshots: Vec<SourceSnapshot>,
+    /// Snapshots of a run that died before it could tag them.
+    pub(crate) untagged: Vec<Ref<Vm>>,
+    /// Snapshots whose destruction was interrupted.
+    pub(crate) pruning: Pruning,
+    /// Every snapshot disk that a delta could start from, by uuid.
+    pub(crate) bases: BTreeMap<String, BaseDisk>,
+}
+
+/// A snapshot of the source made by this job.
+#[derive(Clone, Debug)]
+pub(crate) struct SourceSnapshot {
+    pub(crate) reference: Ref<Vm>,
+    pub(crate) uuid: String,
+    pub(crate) taken_at: Timestamp,
+    /// uuids of the target SRs that hold a recovery point of it.
+    pub(crate) exported_to: Vec<String>,
+}
+
+/// A snapshot disk of the source.
+#[derive(Clone, Debug)]
+pub(crate) struct BaseDisk {
+    pub(crate) vdi: Ref<Vdi>,
+    /// The live disk it is a snapshot of.
+    pub(crate) of: Ref<Vdi>,
+}
+
+impl SourceVm {
+    pub(crate) fn new(inventory: &Inventory, reference: &Ref<Vm>, record: &Vm, ids: &JobIds) -> Self {
+        let (ignored, disks) =
+            inventory.disks_of(record).into_iter().partition(|disk| disk.record.name_label.contains(NO_BACKUP_MARK));
+        let identity = Identity { ids: *ids, vm: record.uuid.clone() };
+        let taken: Vec<(&Ref<Vm>, &Vm)> =
+            inventory.vms.iter().filter(|(_, vm)| vm.is_a_snapshot && vm.snapshot_of == *reference).collect();
+        let mut snapshots: Vec<SourceSnapshot> = taken
+            .iter()
+            .filter(|(_, vm)| identity.owns(&vm.other_config) && !vm.other_config.contains_key(keys::XO_COPY_OF))
+            .filter(|(_, vm)| State::of(&vm.other_config) != Some(State::Pruning))
+            .map(|(snapshot, vm)| SourceSnapshot {
+                reference: (*snapshot).clone(),
+                uuid: vm.uuid.clone(),
+                taken_at: vm
+                    .other_config
+                    .get(keys::XO_DATETIME)
+                    .and_then(|text| keys::parse_datetime(text))
+                    .unwrap_or(vm.snapshot_time),
+                exported_to: keys::exported_to(&vm.other_config).map(str::to_owned).collect(),
+            })
+            .collect();
+        snapshots.sort_by_key(|snapshot| snapshot.taken_at);
+        let untagged = taken
+            .iter()
+            .filter(|(_, vm)| vm.name_label == TEMPORARY_SNAPSHOT)
+            .map(|(snapshot, _)| (*snapshot).clone())
+            .collect();
+        let bases = inventory
+            .vdis
+            .iter()
+            .filter(|(_, vdi)| vdi.is_a_snapshot && vdi.managed && !vdi.missing && vdi.kind != VdiType::CbtMetadata)
+            .map(|(vdi, record)| (record.uuid.clone(), BaseDisk { vdi: vdi.clone(), of: record.snapshot_of.clone() }))
+            .collect();
+        Self {
+            reference: reference.clone(),
+            record: record.clone(),
+            disks,
+            ignored,
+            snapshots,
+            untagged,
+            pruning: Pruning::new(inventory, &identity),
+            bases,
+        }
+    }
+
+    /// Whether a snapshot made for this target still exists.
+    pub(crate) fn keeps_snapshot_for(&self, sr: &str) -> bool {
+        self.snapshots.iter().any(|snapshot| snapshot.exported_to.iter().any(|to| to == sr))
+    }
+}
+
+/// What one target holds of one source VM.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TargetView {
+    /// Replicas with at least one recovery point; the one with the newest point first.
+    pub(crate) replicas: Vec<Replica>,
+    /// VMs whose first import never reached its commit.
+    pub(crate) unborn: Vec<Unborn>,
+    /// Disks of interrupted runs that hang on no VM.
+    pub(crate) orphans: Vec<Ref<Vdi>>,
+    /// Recovery points whose destruction was interrupted.
+    pub(crate) pruning: Pruning,
+}
+
+/// Snapshots marked for destruction, and such disks whose snapshot is gone already.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Pruning {
+    pub(crate) snapshots: Vec<Ref<Vm>>,
+    pub(crate) disks: Vec<Ref<Vdi>>,
+}
+
+impl Pruning {
+    fn new(inventory: &Inventory, identity: &Identity) -> Self {
+        let marked = |keys: &Keys| identity.owns(keys) && State::of(keys) == Some(State::Pruning);
+        let snapshots = inventory.vms.iter().filter(|(_, vm)| vm.is_a_snapshot && marked(&vm.other_config));
+        let disks = inventory
+            .vdis
+            .iter()
+            .filter(|(_, vdi)| vdi.is_a_snapshot && vdi.managed && marked(&vdi.other_config))
+            .filter(|(_, vdi)| inventory.users_of(vdi).next().is_none());
+        Self {
+            snapshots: snapshots.map(|(reference, _)| reference.clone()).collect(),
+            disks: disks.map(|(reference, _)| reference.clone()).collect(),
+        }
+    }
+}
+
+/// A VM that holds recovery points.
+#[derive(Clone, Debug)]
+pub(crate) struct Replica {
+    pub(crate) reference: Ref<Vm>,
+    pub(crate) record: Vm,
+    pub(crate) disks: Vec<AttachedDisk>,
+    /// Its recovery points, newest first; never empty.
+    pub(crate) points: Vec<Point>,
+    /// Whether a run was interrupted while it wrote to the live disks.
+    pub(crate) half_written: bool,
+    /// Whether a run was interrupted after its commit, before it tidied the live objects.
+    pub(crate) untidy: bool,
+}
+
+/// A half-made replica without any recovery point.
+#[derive(Clone, Debug)]
+pub(crate) struct Unborn {
+    pub(crate) reference: Ref<Vm>,
+    pub(crate) record: Vm,
+    pub(crate) disks: Vec<AttachedDisk>,
+}
+
+/// A complete, restorable state.
+#[derive(Clone, Debug)]
+pub(crate) struct Point {
+    pub(crate) reference: Ref<Vm>,
+    /// uuid of the snapshot VM.
+    pub(crate) uuid: String,
+    pub(crate) taken_at: Timestamp,
+    /// uuid of the source snapshot VM.
+    pub(crate) source_snapshot: String,
+    pub(crate) held: bool,
+    pub(crate) origin: Origin,
+    pub(crate) disks: Vec<PointDisk>,
+}
+
+/// Who made a recovery point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    Vmferry,
+    XenOrchestra,
+}
+
+/// One disk of a recovery point.
+#[derive(Clone, Debug)]
+pub(crate) struct PointDisk {
+    /// The snapshot disk, as it hangs on the recovery point.
+    pub(crate) attached: AttachedDisk,
+    /// uuid of the source snapshot disk whose content it equals.
+    pub(crate) content_key: String,
+    /// uuid of the live source disk, where it is recorded.
+    pub(crate) source_disk: Option<String>,
+    /// Root of its block digests, where it is recorded for this very content.
+    pub(crate) digest: Option<String>,
+}
+
+impl PointDisk {
+    pub(crate) fn uuid(&self) -> &str {
+        &self.attached.record.uuid
+    }
+
+    pub(crate) fn userdevice(&self) -> &str {
+        &self.attached.vbd_record.userdevice
+    }
+}
+
+impl Replica {
+    /// The recovery point that the live disks should equal.
+    pub(crate) fn newest(&self) -> &Point {
+        &self.points[0]
+    }
+
+    /// The live disk that should equal this disk of a recovery point: by what it says of itself, else (made by Xen
+    /// Orchestra) by being what the snapshot was taken of.
+    pub(crate) fn live_disk(&self, held: &PointDisk) -> Option<&AttachedDisk> {
+        self.disks.iter().find(|live| match live.record.other_config.get(keys::CONTENT) {
+            Some(content) => {
+                *content == held.content_key && keys::is_original(&live.record.other_config, &live.record.uuid)
+            }
+            None => held.attached.record.snapshot_of == live.vdi,
+        })
+    }
+}
+
+impl TargetView {
+    /// Reads what the SR `sr` holds for `identity`.
+    pub(crate) fn new(inventory: &Inventory, identity: &Identity, sr: &str) -> Self {
+        let mut points: BTreeMap<Ref<Vm>, Vec<Point>> = BTreeMap::new();
+        for (reference, vm) in &inventory.vms {
+            if let Some((live, point)) = point(inventory, identity, sr, reference, vm) {
+                points.entry(live).or_default().push(point);
+            }
+        }
+        let mut view = Self::default();
+        for (reference, record) in inventory.vms.iter().filter(|(_, vm)| !vm.is_a_snapshot) {
+            let importing = is_importing(identity, record);
+            let here = record.other_config.get(keys::XO_SR).is_some_and(|on| on == sr);
+            match points.remove(reference) {
+                Some(mut points) => {
+                    points.sort_by_key(|point| std::cmp::Reverse(point.taken_at));
+                    let untidy = importing && finished(record, &points);
+                    view.replicas.push(Replica {
+                        reference: reference.clone(),
+                        record: record.clone(),
+                        disks: inventory.disks_of(record),
+                        points,
+                        half_written: importing && !untidy,
+                        untidy,
+                    });
+                }
+                None if importing && here => view.unborn.push(Unborn {
+                    reference: reference.clone(),
+                    record: record.clone(),
+                    disks: inventory.disks_of(record),
+                }),
+                None => {}
+            }
+        }
+        view.replicas.sort_by_key(|replica| std::cmp::Reverse(replica.points[0].taken_at));
+        view.orphans = orphans(inventory, identity, sr);
+        view.pruning = Pruning::new(inventory, identity);
+        view
+    }
+
+    /// The replica that the next run continues.
+    pub(crate) fn current(&self) -> Option<&Replica> {
+        self.replicas.first()
+    }
+
+    /// Every recovery point of every replica, newest first.
+    pub(crate) fn points(&self) -> impl Iterator<Item = &Point> {
+        let mut points: Vec<&Point> = self.replicas.iter().flat_map(|replica| &replica.points).collect();
+        points.sort_by_key(|point| std::cmp::Reverse(point.taken_at));
+        points.into_iter()
+    }
+
+    /// The disk of a recovery point by its uuid.
+    pub(crate) fn point_disk(&self, uuid: &str) -> Option<&PointDisk> {
+        self.replicas
+            .iter()
+            .flat_map(|replica| &replica.points)
+            .flat_map(|point| &point.disks)
+            .find(|disk| disk.uuid() == uuid)
+    }
+}
+
+/// Whether a live VM carries the keys of a run that has not tidied up after itself. A copy of such a VM, or of a
+/// recovery point, carries them as well: it belongs to whoever made it.
+fn is_importing(identity: &Identity, vm: &Vm) -> bool {
+    let keys = &vm.other_config;
+    identity.owns(keys)
+        && keys::is_original(keys, &vm.uuid)
+        && match State::of(keys) {
+            Some(State::Importing) => true,
+            Some(State::Committed { live, .. }) => live == vm.uuid,
+            Some(State::Pruning) | None => false,
+        }
+}
+
+/// Whether the live VM still carries the keys of a commit that has happened: its snapshot exists.
+fn finished(live: &Vm, points: &[Point]) -> bool {
+    match State::of(&live.other_config) {
+        Some(State::Committed { source_snapshot, .. }) => points[0].source_snapshot == source_snapshot,
+        _ => false,
+    }
+}
+
+/// The recovery point that a VM record is, with the live VM it belongs to; `None` for everything else.
+fn point(
+    inventory: &Inventory,
+    identity: &Identity,
+    sr: &str,
+    reference: &Ref<Vm>,
+    vm: &Vm,
+) -> Option<(Ref<Vm>, Point)> {
+    let keys = &vm.other_config;
+    let is = |key: &str, value: &str| keys.get(key).is_some_and(|found| found == value);
+    let ours = is(keys::XO_JOB, &identity.ids.job.to_string()) && is(keys::XO_VM, &identity.vm) && is(keys::XO_SR, sr);
+    if !vm.is_a_snapshot || !ours {
+        return None;
+    }
+    let live = inventory.vms.get(&vm.snapshot_of).filter(|live| !live.is_a_snapshot)?;
+    let (origin, source_snapshot) = match State::of(keys) {
+        Some(State::Committed { live: named, source_snapshot }) if named == live.uuid => {
+            (Origin::Vmferry, source_snapshot)
+        }
+        Some(_) => return None,
+        // Xen Orchestra snapshots its replica after the transfer, so the snapshot is its commit.
+        None => (Origin::XenOrchestra, keys.get(keys::XO_COPY_OF)?.clone()),
+    };
+    let disks: Option<Vec<PointDisk>> = inventory.disks_of(vm).iter().map(point_disk).collect();
+    let disks = disks?;
+    let complete = keys.get(keys::DISKS).is_none_or(|count| *count == disks.len().to_string());
+    if !complete {
+        return None;
+    }
+    let point = Point {
+        reference: reference.clone(),
+        uuid: vm.uuid.clone(),
+        taken_at: keys::parse_datetime(keys.get(keys::XO_DATETIME)?)?,
+        source_snapshot,
+        held: keys.contains_key(keys::HOLD),
+        origin,
+        disks,
+    };
+    Some((vm.snapshot_of.clone(), point))
+}
+
+fn point_disk(disk: &AttachedDisk) -> Option<PointDisk> {
+    let keys = &disk.record.other_config;
+    let content_key = keys.get(keys::XO_CONTENT_KEY).or_else(|| keys.get(keys::XO_COPY_OF))?;
+    disk.record.is_a_snapshot.then(|| PointDisk {
+        attached: disk.clone(),
+        content_key: content_key.clone(),
+        source_disk: keys.get(keys::DISK).cloned(),
+        digest: keys::digest_of(keys, content_key).map(str::to_owned),
+    })
+}
+
+/// Disks that an interrupted run left: marked as importing, or as being cloned, and on no VM.
+fn orphans(inventory: &Inventory, identity: &Identity, sr: &str) -> Vec<Ref<Vdi>> {
+    let on_sr = |vdi: &Vdi| inventory.srs.get(&vdi.sr).is_some_and(|record| record.uuid == sr);
+    let unfinished = |vdi: &Vdi| {
+        let keys = &vdi.other_config;
+        keys.contains_key(keys::CLONING)
+            || State::of(keys) == Some(State::Importing) && keys::is_original(keys, &vdi.uuid)
+    };
+    inventory
+        .vdis
+        .iter()
+        .filter(|(_, vdi)| vdi.managed && !vdi.is_a_snapshot && on_sr(vdi))
+        .filter(|(_, vdi)| identity.owns(&vdi.other_config) && unfinished(vdi))
+        .filter(|(_, vdi)| inventory.users_of(vdi).next().is_none())
+        .map(|(reference, _)| reference.clone())
+        .collect()
+}

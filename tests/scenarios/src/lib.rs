@@ -1,0 +1,177 @@
+//! Two simulated pools, a VM, a job between them, and the questions that every scenario asks.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tempfile::TempDir;
+use vmferry_engine::{Engine, Integrity, Job, JobIds, Policies, RunOptions, Selection, Silent, Target, Tuning};
+use vmferry_model::plan::JobPlan;
+use vmferry_model::report::{DiskReport, RunReport, TargetReport};
+use vmferry_store::Store;
+use vmferry_xapi::{Endpoint, Session};
+use xapi_sim::{DiskSpec, Sim, SimConfig, VmSpec};
+
+/// One mebibyte.
+pub const MIB: u64 = 1 << 20;
+
+/// A source pool with one VM of two disks, a target pool, and a job.
+pub struct World {
+    /// Where the VM runs.
+    pub source: Sim,
+    /// Where the replica goes.
+    pub target: Sim,
+    /// uuid of the VM.
+    pub vm: String,
+    /// The job `erp`.
+    pub job: Job,
+    /// Who decides; nobody at first.
+    pub policies: Policies,
+    store: Arc<Store>,
+    folder: TempDir,
+}
+
+impl World {
+    /// The world before the first run. The disks hold a little data each.
+    pub async fn new() -> Self {
+        let (source, target) = (pool("prod").await, pool("dr").await);
+        let disk = |name: &str, size| DiskSpec { name: name.to_owned(), size, ..DiskSpec::default() };
+        let vm = source.add_vm(VmSpec {
+            name: "erp-db".to_owned(),
+            disks: vec![disk("system", 64 * MIB), disk("data", 32 * MIB)],
+            running: true,
+            tags: vec!["erp".to_owned()],
+            other_config: vec![("auto_poweron".to_owned(), "true".to_owned())],
+            vifs: 1,
+        });
+        let disks = source.vm_disks(&vm);
+        source.write(&disks[0], 0, b"boot sector of the system disk");
+        source.write(&disks[0], 40 * MIB, &[0x5a; 100_000]);
+        source.write(&disks[1], 7 * MIB, b"a row in a table");
+        let job = job(&vm, &target.default_sr());
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let store = Arc::new(Store::open(folder.path()).await.expect("a store"));
+        Self { source, target, vm, job, policies: Policies::default(), store, folder }
+    }
+
+    /// A new engine: what a process that has just started has.
+    pub fn engine(&self) -> Engine {
+        let at = |sim: &Sim| endpoint(sim);
+        let endpoints = BTreeMap::from([("prod".to_owned(), at(&self.source)), ("dr".to_owned(), at(&self.target))]);
+        Engine::new(endpoints, self.store.clone(), self.folder.path().join("digests"))
+    }
+
+    /// Runs the job once, as a process of its own would.
+    pub async fn run(&self) -> RunReport {
+        let engine = self.engine();
+        let report = engine.run(&self.job, &self.policies, &RunOptions::default(), &Silent).await;
+        engine.close().await;
+        report
+    }
+
+    /// Plans the job.
+    pub async fn plan(&self) -> JobPlan {
+        let engine = self.engine();
+        let plan = engine.plan(&self.job, None).await.expect("a plan");
+        engine.close().await;
+        plan
+    }
+
+    /// A session of somebody else on the source.
+    pub async fn at_source(&self) -> Session {
+        Session::login(&endpoint(&self.source), "scenario").await.expect("login")
+    }
+
+    /// A session of somebody else on the target.
+    pub async fn at_target(&self) -> Session {
+        Session::login(&endpoint(&self.target), "scenario").await.expect("login")
+    }
+
+    /// The digests of the source's disks as they are now.
+    pub fn source_content(&self) -> Vec<String> {
+        self.source.vm_disks(&self.vm).iter().map(|disk| self.source.sha256(disk)).collect()
+    }
+
+    /// The digests of a target VM's disks: of a replica, a recovery point or a clone.
+    pub fn target_content(&self, vm: &str) -> Vec<String> {
+        self.target.vm_disks(vm).iter().map(|disk| self.target.sha256(disk)).collect()
+    }
+
+    /// The folder of the digest tables.
+    pub fn digest_dir(&self) -> std::path::PathBuf {
+        self.folder.path().join("digests")
+    }
+
+    /// Nobody left anything: no task, no session, no dom0 attachment; and only the objects that `replicas` recovery points
+    /// of one replica need.
+    pub fn assert_tidy(&self, points: usize) {
+        for (name, pool, vms) in [("source", &self.source, 1 + 1), ("target", &self.target, 1 + points)] {
+            let counts = pool.object_counts();
+            let of = |class: &str| counts.get(class).copied().unwrap_or(0);
+            assert_eq!(of("task"), 0, "tasks left on the {name}");
+            assert_eq!(of("session"), 0, "sessions left on the {name}");
+            let user_vms = pool.records("VM").iter().filter(|vm| vm["is_control_domain"] == false).count();
+            assert_eq!(user_vms, vms, "VMs on the {name}: {:#?}", names(pool));
+            assert_eq!(of("VDI"), 2 * vms, "disks on the {name}");
+            assert_eq!(of("VBD"), 2 * vms, "attachments on the {name}");
+        }
+    }
+}
+
+fn names(pool: &Sim) -> Vec<String> {
+    pool.records("VM").iter().map(|vm| vm["name_label"].to_string()).collect()
+}
+
+/// A simulated pool on a free port.
+pub async fn pool(name: &str) -> Sim {
+    Sim::start(SimConfig { name: name.to_owned(), ..SimConfig::default() }).await.expect("a simulated pool")
+}
+
+/// How to log in to a simulated pool.
+pub fn endpoint(sim: &Sim) -> Endpoint {
+    Endpoint::parse(&sim.url()).expect("the simulator's URL").with_credentials("root", "password")
+}
+
+/// The job `erp` with one target `dr`.
+pub fn job(vm: &str, sr: &str) -> Job {
+    Job {
+        name: "erp".to_owned(),
+        tenant: "default".to_owned(),
+        select: Selection { pool: "prod".to_owned(), vms: vec![vm.to_owned()], ..Selection::default() },
+        targets: vec![Target {
+            name: "dr".to_owned(),
+            pool: "dr".to_owned(),
+            sr: sr.to_owned(),
+            networks: BTreeMap::new(),
+        }],
+        ids: JobIds::derived("default", "erp"),
+        integrity: Integrity::Digest,
+        tuning: Tuning { lease_settle: Duration::from_millis(20), stall: Duration::from_secs(20), ..Tuning::default() },
+    }
+}
+
+/// The only target of the only VM of a report.
+#[track_caller]
+pub fn only_target(report: &RunReport) -> &TargetReport {
+    assert_eq!(report.vms.len(), 1, "{report:#?}");
+    assert_eq!(report.vms[0].targets.len(), 1, "{report:#?}");
+    &report.vms[0].targets[0]
+}
+
+/// The uuid of the recovery point that a run must have made.
+#[track_caller]
+pub fn point_of(report: &RunReport) -> String {
+    only_target(report).recovery_point.clone().unwrap_or_else(|| panic!("no recovery point: {report:#?}"))
+}
+
+/// What one disk's stream must have taken, by the formula of XAPI's VHD streams.
+pub fn vhd_stream_bytes(disk_size: u64, used_blocks: u64) -> u64 {
+    const BLOCK: u64 = 2 * MIB;
+    let entries = disk_size.div_ceil(BLOCK);
+    2048 + (4 * entries).next_multiple_of(512) + used_blocks * (512 + BLOCK) + 512
+}
+
+/// The disks of a report's only target, by source disk.
+#[track_caller]
+pub fn disks(report: &RunReport) -> &[DiskReport] {
+    &only_target(report).disks
+}

@@ -1,0 +1,143 @@
+//! A run that dies at any moment: the next one puts everything right and is a delta.
+
+use std::time::Duration;
+use vmferry_model::plan::Kind;
+use vmferry_model::report::Outcome;
+use vmferry_scenarios::{MIB, World, disks, point_of};
+use xapi_sim::{Fault, FaultKind, FaultPoint, Sim};
+
+/// Longer than a lease lives.
+const LATER: Duration = Duration::from_secs(20 * 60);
+
+/// Runs until the pool has done its `nth` call, then the run is gone: its sockets close and nothing of it goes on.
+/// False when the run needs fewer calls.
+async fn die_after_call(world: &World, pool: &Sim, nth: u32) -> bool {
+    pool.inject(Fault { at: FaultPoint::Call("*".to_owned()), nth, kind: FaultKind::StallAfter(0) });
+    let died = tokio::select! {
+        report = world.run() => {
+            assert_eq!(report.outcome, Outcome::Succeeded, "{report:#?}");
+            false
+        }
+        () = pool.wait_until_stalled() => true,
+    };
+    pool.clear_faults();
+    died
+}
+
+/// Kills a run after its `nth` call on one pool, lets the leases expire, and checks what the next run makes of it.
+async fn check(on_target: bool, nth: u32, first_run_done: bool) -> bool {
+    let world = World::new().await;
+    let side = if on_target { "target" } else { "source" };
+    let name = format!("killed after call {nth} on the {side}");
+    let mut last = None;
+    if first_run_done {
+        let first = world.run().await;
+        last = Some((point_of(&first), world.source_content()));
+        let source_disks = world.source.vm_disks(&world.vm);
+        world.source.write(&source_disks[0], 10 * MIB, &[9; 1 << 20]);
+    }
+    let died = die_after_call(&world, if on_target { &world.target } else { &world.source }, nth).await;
+    if let Some((point, content)) = &last {
+        assert_eq!(&world.target_content(point), content, "{name}: the last point is intact");
+    }
+    world.source.advance_clock(LATER);
+    world.target.advance_clock(LATER);
+
+    let points_before = points(&world);
+    let healed = world.run().await;
+    assert_eq!(healed.outcome, Outcome::Succeeded, "{name}: {healed:#?}");
+    if first_run_done {
+        assert!(disks(&healed).iter().all(|disk| disk.kind == Kind::Delta), "{name}: {healed:#?}");
+    }
+    assert_eq!(world.target_content(&point_of(&healed)), world.source_content(), "{name}");
+    if let Some((point, content)) = &last {
+        assert_eq!(&world.target_content(point), content, "{name}: the older point is intact");
+    }
+    // Tasks and sessions of the dead run are XAPI's to collect; objects are ours.
+    assert_objects(&world, &name, points_before);
+    died
+}
+
+/// Recovery points, committed and whole.
+fn points(world: &World) -> usize {
+    let vms = world.target.records("VM");
+    let committed = |vm: &&serde_json::Value| {
+        vm["is_a_snapshot"] == true
+            && vm["other_config"]["vmferry:state"].as_str().is_some_and(|state| state.starts_with("committed:"))
+    };
+    vms.iter().filter(committed).count()
+}
+
+#[track_caller]
+fn assert_objects(world: &World, name: &str, points_before: usize) {
+    let points = points(world);
+    // What XAPI was asked for before the run died it may still do afterwards: a commit among it.
+    assert!((points_before + 1..=points_before + 2).contains(&points), "{name}: {points_before} then {points} points");
+    for (side, pool, vms) in [("source", &world.source, 2), ("target", &world.target, 1 + points)] {
+        let found: Vec<String> = pool
+            .records("VM")
+            .iter()
+            .filter(|vm| vm["is_control_domain"] == false)
+            .map(|vm| vm["name_label"].to_string())
+            .collect();
+        assert_eq!(found.len(), vms, "{name}: VMs on the {side}: {found:#?}");
+        assert_eq!(pool.object_counts()["VDI"], 2 * vms, "{name}: disks on the {side}");
+        assert_eq!(pool.object_counts()["VBD"], 2 * vms, "{name}: attachments on the {side}");
+    }
+}
+
+/// Tries every call of a run.
+async fn at_every_call(on_target: bool, first_run_done: bool) {
+    let mut nth = 1;
+    while check(on_target, nth, first_run_done).await {
+        nth += 1;
+    }
+    assert!(nth > 20, "a run has more calls than {nth}");
+}
+
+#[tokio::test]
+async fn a_delta_run_may_die_after_any_call_on_the_source() {
+    at_every_call(false, true).await;
+}
+
+#[tokio::test]
+async fn a_delta_run_may_die_after_any_call_on_the_target() {
+    at_every_call(true, true).await;
+}
+
+#[tokio::test]
+async fn a_first_run_may_die_after_any_call_on_the_source() {
+    at_every_call(false, false).await;
+}
+
+#[tokio::test]
+async fn a_first_run_may_die_after_any_call_on_the_target() {
+    at_every_call(true, false).await;
+}
+
+#[tokio::test]
+async fn a_run_may_die_in_the_middle_of_a_stream() {
+    for at in [FaultPoint::Export, FaultPoint::Import] {
+        let world = World::new().await;
+        let first = world.run().await;
+        let content = world.source_content();
+        let source_disks = world.source.vm_disks(&world.vm);
+        world.source.write(&source_disks[0], 10 * MIB, &[9; 8 << 20]);
+        let pool = if at == FaultPoint::Export { &world.source } else { &world.target };
+        pool.inject(Fault { at: at.clone(), nth: 1, kind: FaultKind::StallAfter(3 * MIB) });
+        tokio::select! {
+            report = world.run() => panic!("the run did not stall at {at:?}: {report:#?}"),
+            () = pool.wait_until_stalled() => {}
+        }
+        pool.clear_faults();
+        assert_eq!(world.target_content(&point_of(&first)), content);
+        world.source.advance_clock(LATER);
+        world.target.advance_clock(LATER);
+
+        let healed = world.run().await;
+        assert_eq!(healed.outcome, Outcome::Succeeded, "{at:?}: {healed:#?}");
+        assert!(disks(&healed).iter().all(|disk| disk.kind == Kind::Delta), "{at:?}: {healed:#?}");
+        assert_eq!(world.target_content(&point_of(&healed)), world.source_content(), "{at:?}");
+        assert_objects(&world, &format!("{at:?}"), 1);
+    }
+}
