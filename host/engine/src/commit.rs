@@ -34,6 +34,10 @@ pub(crate) async fn commit(lane: &mut Lane<'_>, this: &Committing<'_>) -> Result
     let live = match &continued {
         Some(replica) => {
             replica::refresh(&session, &replica.reference, &replica.record, &this.taken.record).await?;
+            let name = replica::replica_name(this.job, &this.source.record);
+            if replica.record.name_label != name {
+                let () = session.call("VM.set_name_label", params![&replica.reference, name]).await?;
+            }
             replica.reference.clone()
         }
         None => create(lane, this).await?,

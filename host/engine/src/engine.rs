@@ -73,6 +73,10 @@ impl Engine {
         let started = tell::started(&job.name, &report.run, report.started_at);
         report.warnings = tell::tell(&policies.notifiers, &started).await;
         match self.run_vms(job, policies, options, progress).await {
+            Ok(vms) if vms.is_empty() => {
+                report.outcome = Outcome::Skipped;
+                report.warnings.push(format!("the selection of job {} matches no VM", job.name));
+            }
             Ok(vms) => {
                 report.outcome = Outcome::of(vms.iter().map(|vm| vm.outcome));
                 report.vms = vms;

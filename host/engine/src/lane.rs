@@ -5,6 +5,7 @@ use crate::forecast;
 use crate::inventory::Inventory;
 use crate::job::{Job, Target};
 use crate::lease::Lease;
+use crate::objects::wait_until_detached;
 use crate::plan;
 use crate::reconcile;
 use crate::replica::MappedInterface;
@@ -78,7 +79,6 @@ impl<'j> Lane<'j> {
         if let Some(replica) = lane.view.current() {
             let (vm, uuid) = (replica.reference.clone(), replica.record.uuid.clone());
             lane.lease = Some(run.lease(&lane.session, &vm, &uuid).await?);
-            lane.observe(identity).await?;
         }
         if let Err(error) = lane.make_ready(run.job, identity).await {
             lane.release().await;
@@ -88,6 +88,10 @@ impl<'j> Lane<'j> {
     }
 
     async fn make_ready(&mut self, job: &Job, identity: &Identity) -> Result<(), RunError> {
+        if self.lease.is_some() {
+            // What was read before the lease was taken may have changed since.
+            self.observe(identity).await?;
+        }
         let done = reconcile::target(self, job, identity).await?;
         if !done.is_empty() {
             self.warnings.extend(done);
@@ -215,6 +219,7 @@ async fn written_disk(session: &Session, replica: &Replica, patience: Duration) 
         let mut export = session.export_vdi(&live.vdi, Some(&held.attached.vdi), &label).await?;
         let head = tokio::time::timeout(patience, Head::read(&mut export)).await;
         export.abort().await;
+        wait_until_detached(session, &live.vdi).await?;
         let head = head
             .map_err(|_| RunError::Transfer {
                 disk: live.record.uuid.clone(),

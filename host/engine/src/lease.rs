@@ -7,14 +7,15 @@
 
 use crate::error::RunError;
 use crate::holder::{Holder, Liveness};
-use crate::keys;
+use crate::keys::{self, Keys};
 use jiff::Timestamp;
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use vmferry_xapi::records::Vm;
-use vmferry_xapi::{ApiError, Error, Ref, Session};
+use vmferry_xapi::{ApiError, Error, Ref, Session, params};
 
 /// A lease as it stands on a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,16 +55,17 @@ enum Claim {
     Held { holder: String, expires: Option<Timestamp> },
 }
 
-/// Decides on a lease text. One that cannot be read belongs to a program we do not know: it is left alone.
-fn claim(text: Option<&str>, this: &Holder, now: Timestamp) -> Claim {
+/// Decides on a lease text. One that cannot be read belongs to a program we do not know: it is left alone. `held_here` says
+/// whether a run of this process still holds the lease of that epoch.
+fn claim(text: Option<&str>, this: &Holder, now: Timestamp, held_here: impl Fn(u64) -> bool) -> Claim {
     let Some(text) = text else { return Claim::Free };
     let Some(found) = LeaseValue::parse(text) else {
         return Claim::Held { holder: text.to_owned(), expires: None };
     };
     let gone = match found.holder.liveness(this) {
         Liveness::Dead => true,
-        // Another run of this process.
-        Liveness::Own | Liveness::Unknown => found.expires < now,
+        Liveness::Own => !held_here(found.epoch) || found.expires < now,
+        Liveness::Unknown => found.expires < now,
     };
     if gone {
         Claim::TakeOver { epoch: found.epoch + 1 }
@@ -79,12 +81,39 @@ pub(crate) struct LeaseTerms {
     pub(crate) settle: Duration,
 }
 
-/// A lease that this process holds and keeps renewing. Release it; one that is only dropped stays on the VM until it
-/// expires or this process ends.
+/// A lease that this process holds and keeps renewing. Release it; one that is only dropped, because its run was cancelled,
+/// stays on the VM for the next run to take over.
 #[derive(Debug)]
 pub(crate) struct Lease {
     held: Arc<Held>,
     renewing: JoinHandle<()>,
+    _entry: Entry,
+}
+
+/// The leases that runs of this process hold now: pool address, VM and epoch.
+static HELD_HERE: std::sync::Mutex<BTreeSet<(String, String, u64)>> = std::sync::Mutex::new(BTreeSet::new());
+
+/// A line of [`HELD_HERE`], taken out when it is dropped.
+#[derive(Debug)]
+struct Entry((String, String, u64));
+
+impl Entry {
+    fn new(session: &Session, vm_uuid: &str, epoch: u64) -> Self {
+        let line = (session.master_address(), vm_uuid.to_owned(), epoch);
+        HELD_HERE.lock().unwrap_or_else(PoisonError::into_inner).insert(line.clone());
+        Self(line)
+    }
+
+    fn exists(session: &Session, vm_uuid: &str, epoch: u64) -> bool {
+        let line = (session.master_address(), vm_uuid.to_owned(), epoch);
+        HELD_HERE.lock().unwrap_or_else(PoisonError::into_inner).contains(&line)
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        HELD_HERE.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+    }
 }
 
 #[derive(Debug)]
@@ -109,8 +138,9 @@ impl Lease {
         terms: LeaseTerms,
     ) -> Result<Self, RunError> {
         let now = session.server_time().await?;
-        let record: Vm = session.get_record(vm).await?;
-        let (epoch, taken_over) = match claim(record.other_config.get(keys::LEASE).map(String::as_str), this, now) {
+        let found: Keys = session.call("VM.get_other_config", params![vm]).await?;
+        let held_here = |epoch| Entry::exists(session, vm_uuid, epoch);
+        let (epoch, taken_over) = match claim(found.get(keys::LEASE).map(String::as_str), this, now, held_here) {
             Claim::Free => (1, false),
             Claim::TakeOver { epoch } => (epoch, true),
             Claim::Held { holder, expires } => {
@@ -118,6 +148,7 @@ impl Lease {
             }
         };
         let value = LeaseValue { holder: this.clone(), epoch, expires: now + terms.ttl };
+        let entry = Entry::new(session, vm_uuid, epoch);
         let held = Held {
             session: session.clone(),
             vm: vm.clone(),
@@ -136,7 +167,7 @@ impl Lease {
         }
         let held = Arc::new(held);
         let renewing = tokio::spawn(keep(Arc::clone(&held)));
-        Ok(Self { held, renewing })
+        Ok(Self { held, renewing, _entry: entry })
     }
 
     /// Whether the lease is still ours: asked right before anything that cannot be taken back.
@@ -208,8 +239,8 @@ impl Held {
     }
 
     async fn compare(&self, value: &LeaseValue) -> Result<(), RunError> {
-        let record: Vm = self.session.get_record(&self.vm).await?;
-        match record.other_config.get(keys::LEASE) {
+        let keys: Keys = self.session.call("VM.get_other_config", params![&self.vm]).await?;
+        match keys.get(keys::LEASE) {
             Some(text) if *text == value.to_string() => Ok(()),
             found => Err(RunError::LeaseLost { vm: self.vm_uuid.clone(), found: found.cloned() }),
         }
@@ -246,7 +277,9 @@ mod tests {
     fn who_may_take_a_lease() {
         let this = Holder::this_process();
         let now = at(1_000);
-        let check = |text: Option<&str>, expected: Claim| assert_eq!(claim(text, &this, now), expected, "{text:?}");
+        let check = |text: Option<&str>, expected: Claim| {
+            assert_eq!(claim(text, &this, now, |epoch| epoch == 1), expected, "{text:?}")
+        };
 
         check(None, Claim::Free);
         check(Some("elsewhere.1.2.3:4:999"), Claim::TakeOver { epoch: 5 });
@@ -257,6 +290,9 @@ mod tests {
         // Another run of this very process holds it.
         let own = LeaseValue { holder: this.clone(), epoch: 1, expires: at(1_001) };
         check(Some(&own.to_string()), Claim::Held { holder: this.as_str().into(), expires: Some(at(1_001)) });
+        // A run of this process that was cancelled left it.
+        let left = LeaseValue { epoch: 2, ..own };
+        check(Some(&left.to_string()), Claim::TakeOver { epoch: 3 });
         // A program that we do not know.
         check(Some("?"), Claim::Held { holder: "?".into(), expires: None });
     }

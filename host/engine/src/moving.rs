@@ -6,14 +6,12 @@ use crate::lease::Lease;
 use crate::progress::DiskLabel;
 use crate::run::Work;
 use crate::snapshot::{Taken, TakenDisk};
-use crate::transfer::{self, Destination, Moved, Stream};
+use crate::transfer::{self, Destination, Moved, Stream, StreamFacts};
 use crate::view::SourceVm;
 use futures_util::StreamExt;
-use futures_util::future::select_all;
 use futures_util::stream;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::time::Duration;
 use vmferry_disk::digest::{DraftTable, Root, Table};
 use vmferry_model::plan::Transfer;
 use vmferry_model::report::DiskReport;
@@ -24,7 +22,7 @@ impl Work<'_> {
         let mut streams = Vec::new();
         for (index, disk) in taken.disks.iter().enumerate() {
             for (base, lanes) in self.by_base(index) {
-                streams.push((index, self.stream(source, disk, index, base.as_deref(), &lanes)?, base));
+                streams.push((index, self.stream(source, disk, index, base.as_deref(), &lanes).await?, base));
             }
         }
         let run = self.run;
@@ -38,12 +36,11 @@ impl Work<'_> {
         let mut roots: BTreeMap<usize, Root> = BTreeMap::new();
         let moved: Vec<_> = tokio::select! {
             moved = moving.collect() => moved,
-            lost = self.any_lease_lost(lease) => return Err(lost),
+            lost = lease.lost() => return Err(lost),
         };
         for (index, base, lanes, result) in moved {
             match result {
-                Ok(moved) => {
-                    let (facts, results) = split(moved);
+                Ok(Moved { facts, lanes: results }) => {
                     // Streams from different bases end in the same content, or one of them is wrong.
                     if let Some(root) = facts.digest
                         && *roots.entry(index).or_insert(root) != root
@@ -91,7 +88,7 @@ impl Work<'_> {
         groups
     }
 
-    fn stream<'s>(
+    async fn stream<'s>(
         &'s self,
         source: &SourceVm,
         disk: &'s TakenDisk,
@@ -122,7 +119,7 @@ impl Work<'_> {
             disk,
             base: base_vdi,
             destinations,
-            table: self.table(disk, base, lanes)?,
+            table: self.table(disk, base, lanes).await?,
             label: DiskLabel {
                 vm: self.name.clone(),
                 disk: disk.of.record.name_label.clone(),
@@ -134,26 +131,31 @@ impl Work<'_> {
 
     /// The digest table of what will be sent: a new one for a full copy; for a delta the base's, if it is there and is
     /// the one that the recovery point names. Without it the delta commits with no digest.
-    fn table(&self, disk: &TakenDisk, base: Option<&str>, lanes: &[usize]) -> Result<Option<DraftTable>, RunError> {
+    async fn table(
+        &self,
+        disk: &TakenDisk,
+        base: Option<&str>,
+        lanes: &[usize],
+    ) -> Result<Option<DraftTable>, RunError> {
         if self.run.job.integrity != Integrity::Digest {
             return Ok(None);
         }
         let path = self.table_path(&disk.uuid);
         let size = disk.of.record.virtual_size;
         let Some(base) = base else { return Ok(Some(Table::create(path, size).map_err(RunError::Digests)?)) };
-        let known = lanes.iter().find_map(|&lane| {
-            let view = &self.lanes[lane].view;
-            view.points().flat_map(|point| &point.disks).find(|held| held.content_key == base)?.digest.clone()
+        let known: Option<Root> = lanes.iter().find_map(|&lane| {
+            let mut held = self.lanes[lane].view.points().flat_map(|point| &point.disks);
+            held.find(|held| held.content_key == base)?.digest.as_ref()?.parse().ok()
         });
+        let Some(known) = known else { return Ok(None) };
         let base_path = self.table_path(base);
-        let trusted = match (known.and_then(|text| text.parse::<Root>().ok()), Table::open(&base_path)) {
-            (Some(known), Ok(table)) => table.root().is_ok_and(|root| root == known),
-            _ => false,
-        };
-        if !trusted {
-            return Ok(None);
-        }
-        Ok(Some(Table::derive_from(&base_path, path, size).map_err(RunError::Digests)?))
+        blocking(move || match Table::open(&base_path).and_then(|table| table.root()) {
+            Ok(root) if root == known => {
+                Table::derive_from(&base_path, path, size).map(Some).map_err(RunError::Digests)
+            }
+            _ => Ok(None),
+        })
+        .await
     }
 
     fn table_path(&self, content_key: &str) -> PathBuf {
@@ -166,7 +168,7 @@ impl Work<'_> {
         index: usize,
         taken: &Taken,
         base: Option<&str>,
-        moved: &Facts,
+        facts: &StreamFacts,
         bytes_sent: u64,
     ) -> DiskReport {
         let transfer = &self.lanes[lane].transfers[index];
@@ -179,20 +181,13 @@ impl Work<'_> {
                 Transfer::Delta { .. } => None,
             },
             base: base.map(str::to_owned),
-            engine: moved.engine.clone(),
-            bytes_read: moved.bytes_read,
+            engine: facts.engine.to_string(),
+            bytes_read: facts.bytes_read,
             bytes_sent,
-            changed_bytes: moved.changed_bytes,
-            digest: moved.digest.map(|root| root.to_string()),
-            seconds: moved.elapsed.as_secs_f64(),
+            changed_bytes: facts.changed_bytes,
+            digest: facts.digest.map(|root| root.to_string()),
+            seconds: facts.elapsed.as_secs_f64(),
         }
-    }
-
-    /// Ends when the lease of the source or of a replica that is being written to is somebody else's.
-    async fn any_lease_lost(&self, source: &Lease) -> RunError {
-        let replicas = self.lanes.iter().filter_map(|lane| lane.lease.as_ref());
-        let all = std::iter::once(source).chain(replicas).map(|lease| Box::pin(lease.lost()));
-        select_all(all).await.0
     }
 
     /// The content keys that the targets hold.
@@ -215,16 +210,10 @@ impl Work<'_> {
     }
 }
 
-/// What all targets of a stream share in their reports.
-struct Facts {
-    engine: String,
-    bytes_read: u64,
-    changed_bytes: u64,
-    digest: Option<Root>,
-    elapsed: Duration,
-}
-
-fn split(moved: Moved) -> (Facts, Vec<(usize, Result<u64, RunError>)>) {
-    let Moved { engine, bytes_read, changed_bytes, digest, elapsed, lanes } = moved;
-    (Facts { engine, bytes_read, changed_bytes, digest, elapsed }, lanes)
+/// Runs work that reads or writes a whole digest table (256 MiB for a disk of 1 TiB) beside the streams.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+    }
 }

@@ -3,7 +3,7 @@
 use crate::error::RunError;
 use crate::keys::Keys;
 use std::time::Duration;
-use vmferry_xapi::records::Vdi;
+use vmferry_xapi::records::{Vbd, Vdi};
 use vmferry_xapi::{ApiError, Error, Record, Ref, Session, params};
 
 /// Sets and removes keys of an object in one write. For objects that nobody else writes to: snapshots, replicas and
@@ -25,6 +25,28 @@ pub(crate) async fn set_keys<T: Record>(
 /// Replaces all keys of an object in one write.
 pub(crate) async fn replace_keys<T: Record>(session: &Session, object: &Ref<T>, keys: &Keys) -> Result<(), Error> {
     session.call(&format!("{}.set_other_config", T::CLASS), params![object, keys]).await
+}
+
+/// Waits until XAPI has taken a disk off the control domain after a stream: an import that starts earlier finds it attached
+/// for reading. After about half a minute the import itself may tell.
+pub(crate) async fn wait_until_detached(session: &Session, disk: &Ref<Vdi>) -> Result<(), Error> {
+    let mut pause = Duration::from_millis(20);
+    for _ in 0..10 {
+        let attachments: Vec<Ref<Vbd>> = session.call("VDI.get_VBDs", params![disk]).await?;
+        let mut attached = false;
+        for vbd in &attachments {
+            attached |= match session.call::<bool>("VBD.get_currently_attached", params![vbd]).await {
+                Err(Error::Api(ApiError::HandleInvalid { .. })) => false,
+                other => other?,
+            };
+        }
+        if !attached {
+            break;
+        }
+        tokio::time::sleep(pause).await;
+        pause *= 2;
+    }
+    Ok(())
 }
 
 /// Destroys a disk; one that is gone already is no error. XAPI keeps a disk attached to the control domain for a

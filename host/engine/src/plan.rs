@@ -62,7 +62,7 @@ pub(crate) enum Landing {
     /// On the live replica disk, which is proven to equal the base.
     InPlace(Ref<Vdi>),
     /// On a clone of a recovery point's disk.
-    Clone(PointDisk),
+    Clone(Box<PointDisk>),
     /// On a new disk.
     Fresh,
 }
@@ -76,7 +76,7 @@ pub(crate) fn landing(transfer: &Transfer, target: &TargetView, untouched: Optio
         .and_then(|replica| replica.live_disk(held));
     match live {
         Some(live) => Landing::InPlace(live.vdi.clone()),
-        None => Landing::Clone(held.clone()),
+        None => Landing::Clone(Box::new(held.clone())),
     }
 }
 

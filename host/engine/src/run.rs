@@ -99,14 +99,14 @@ impl Work<'_> {
 
         self.step("taking a snapshot");
         let taken = snapshot::take(self.session, &source, self.run.job, self.newest(&source)).await?;
-        let outcome = self.from_snapshot(lease, vm, &taken).await;
+        let outcome = self.after_snapshot(lease, vm, &taken).await;
         if self.lanes.iter().all(|lane| lane.committed.is_none()) {
             self.discard(&taken).await;
         }
         outcome
     }
 
-    async fn from_snapshot(&mut self, lease: &Lease, vm: &Ref<Vm>, taken: &Taken) -> Result<(), RunError> {
+    async fn after_snapshot(&mut self, lease: &Lease, vm: &Ref<Vm>, taken: &Taken) -> Result<(), RunError> {
         let (inventory, source) = self.observe_source(vm).await?;
         self.plan_again(&inventory, &source).await?;
         self.prepare_landings(taken).await?;

@@ -7,15 +7,13 @@ use crate::keys;
 use vmferry_xapi::Ref;
 use vmferry_xapi::records::Vm;
 
+/// uuid of a selected VM, and the VM or why it cannot be replicated.
+pub(crate) type Selected<'a> = (String, Result<(&'a Ref<Vm>, &'a Vm), RunError>);
+
 /// The selected VMs, in order of name and uuid; each may be an error of its own.
-pub(crate) fn select<'a>(
-    inventory: &'a Inventory,
-    job: &Job,
-    only: Option<&str>,
-) -> Vec<(String, Result<(&'a Ref<Vm>, &'a Vm), RunError>)> {
+pub(crate) fn select<'a>(inventory: &'a Inventory, job: &Job, only: Option<&str>) -> Vec<Selected<'a>> {
     let named = job.select.vms.iter().filter(|uuid| !job.select.exclude_vms.contains(uuid));
-    let mut chosen: Vec<(String, Result<(&Ref<Vm>, &Vm), RunError>)> =
-        named.map(|uuid| (uuid.clone(), by_uuid(inventory, job, uuid))).collect();
+    let mut chosen: Vec<Selected<'_>> = named.map(|uuid| (uuid.clone(), by_uuid(inventory, job, uuid))).collect();
     for (reference, vm) in inventory.vms.iter().filter(|(_, vm)| matches(&job.select, vm)) {
         if !job.select.vms.contains(&vm.uuid) {
             chosen.push((vm.uuid.clone(), Ok((reference, vm))));

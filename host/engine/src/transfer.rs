@@ -1,6 +1,7 @@
 //! Moves one disk: one read of the source for all targets that share a base, proven at both ends.
 
 use crate::error::{RunError, chain};
+use crate::moving::blocking;
 use crate::progress::{DiskLabel, Progress};
 use crate::run::Run;
 use crate::snapshot::TakenDisk;
@@ -8,7 +9,7 @@ use futures_util::future::join_all;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use vmferry_disk::digest::{DraftTable, Leaf, Root};
-use vmferry_disk::transfer::{self, Options, SinkError, TransferError};
+use vmferry_disk::transfer::{self, EngineName, Options, SinkError, TransferError};
 use vmferry_disk::vhd::{DiskType, Head};
 use vmferry_xapi::records::Vdi;
 use vmferry_xapi::{Export, Import, Ref, Session};
@@ -33,15 +34,20 @@ pub(crate) struct Stream<'a> {
     pub(crate) label: DiskLabel,
 }
 
-/// What became of a stream that was read to its proven end.
+/// What became of a stream.
 pub(crate) struct Moved {
-    pub(crate) engine: String,
+    pub(crate) facts: StreamFacts,
+    /// By lane: bytes sent, or what went wrong there.
+    pub(crate) lanes: Vec<(usize, Result<u64, RunError>)>,
+}
+
+/// What the reports of all its targets share.
+pub(crate) struct StreamFacts {
+    pub(crate) engine: EngineName,
     pub(crate) bytes_read: u64,
     pub(crate) changed_bytes: u64,
     pub(crate) digest: Option<Root>,
     pub(crate) elapsed: Duration,
-    /// By lane: bytes sent, or what went wrong there.
-    pub(crate) lanes: Vec<(usize, Result<u64, RunError>)>,
 }
 
 /// Moves the stream. An error means that the source side failed and nobody got anything whole; a target's own failure
@@ -123,21 +129,24 @@ pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Result<Moved, Ru
     exported?;
 
     let digest = match table {
-        Some(table) => Some(table.commit().map_err(RunError::Digests)?),
+        Some(table) => Some(blocking(move || table.commit()).await.map_err(RunError::Digests)?),
         None => None,
     };
-    Ok(Moved {
-        engine: outcome.engine.to_string(),
+    let facts = StreamFacts {
+        engine: outcome.engine,
         bytes_read: outcome.bytes_read,
         changed_bytes: head.changed_bytes(),
         digest,
         elapsed: started.elapsed(),
-        lanes: results,
-    })
+    };
+    Ok(Moved { facts, lanes: results })
 }
 
+/// Every target failed, each in its own way.
 fn nothing_moved(started: Instant, lanes: Vec<(usize, Result<u64, RunError>)>) -> Moved {
-    Moved { engine: String::new(), bytes_read: 0, changed_bytes: 0, digest: None, elapsed: started.elapsed(), lanes }
+    let elapsed = started.elapsed();
+    let facts = StreamFacts { engine: EngineName::Lockstep, bytes_read: 0, changed_bytes: 0, digest: None, elapsed };
+    Moved { facts, lanes }
 }
 
 /// Reads the stream's head and checks that it is the stream that was asked for. Whether it is a difference stands in

@@ -48,6 +48,28 @@ async fn a_lease_that_somebody_took_over_stops_the_run_before_its_commit() {
 }
 
 #[tokio::test]
+async fn a_holder_that_cannot_be_checked_is_believed_until_its_lease_expires() {
+    use std::time::Duration;
+    let world = World::new().await;
+    world.run().await;
+    let session = world.at_source().await;
+    let vm = session.by_uuid::<vmferry_xapi::records::Vm>(&world.vm).await.unwrap();
+    let expires = session.server_time().await.unwrap().as_second() + 60;
+    let lease = format!("elsewhere.1.2.3:9:{expires}");
+    session.add_to_other_config(&vm, "vmferry:lease", &lease).await.unwrap();
+    session.logout().await.unwrap();
+
+    let early = world.run().await;
+    assert_eq!(early.outcome, Outcome::Skipped, "{early:#?}");
+    assert!(early.vms[0].error.as_ref().unwrap().contains("elsewhere.1.2.3"), "{early:#?}");
+    world.source.advance_clock(Duration::from_secs(61));
+    let late = world.run().await;
+    assert_eq!(late.outcome, Outcome::Succeeded, "{late:#?}");
+    assert_eq!(world.target_content(&point_of(&late)), world.source_content());
+    world.assert_tidy(2);
+}
+
+#[tokio::test]
 async fn a_run_that_waits_goes_on_when_the_lease_is_free() {
     let world = World::new().await;
     let engine = world.engine();

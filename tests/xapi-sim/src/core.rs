@@ -1,0 +1,148 @@
+//! What the servers of one pool share: the state behind its lock, and the signals around it.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{oneshot, watch};
+
+use crate::state::State;
+
+pub(crate) struct Core {
+    state: Mutex<State>,
+    /// The database generation, for those who wait for events.
+    generation: watch::Sender<u64>,
+    /// Counts how often the faults were cleared, for those who are stalled by one.
+    cleared: watch::Sender<u64>,
+    pub(crate) transfers: Transfers,
+    pub(crate) redirect_transfers_to: Option<String>,
+}
+
+impl Core {
+    pub(crate) fn new(state: State, redirect_transfers_to: Option<String>) -> Self {
+        Self {
+            generation: watch::Sender::new(state.db.generation),
+            state: Mutex::new(state),
+            cleared: watch::Sender::new(0),
+            transfers: Transfers::default(),
+            redirect_transfers_to,
+        }
+    }
+
+    /// Works on the state and then tells of what changed.
+    pub(crate) fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = lock(&self.state);
+        let result = work(&mut state);
+        let generation = state.db.generation;
+        drop(state);
+        self.generation.send_if_modified(|seen| std::mem::replace(seen, generation) != generation);
+        result
+    }
+
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
+    pub(crate) fn clear_faults(&self) {
+        self.with(|state| state.faults.clear());
+        self.cleared.send_modify(|count| *count += 1);
+    }
+
+    /// Stands still until the faults are cleared.
+    pub(crate) async fn stall(&self) {
+        let mut cleared = self.cleared.subscribe();
+        let _stalled = self.transfers.stalled();
+        // The sender lives as long as `self`: this ends by a change alone.
+        let _ = cleared.changed().await;
+    }
+}
+
+/// A panic under the lock has been reported by its own thread; the state behind it is still the best there is.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Transfers in progress, and who waits for them to get somewhere.
+#[derive(Default)]
+pub(crate) struct Transfers(Mutex<Progress>);
+
+#[derive(Default)]
+struct Progress {
+    next: u64,
+    /// Bytes of the body moved, by transfer.
+    moved: BTreeMap<u64, u64>,
+    stalled: usize,
+    waiting: Vec<(Goal, oneshot::Sender<()>)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Goal {
+    Bytes(u64),
+    Stalled,
+}
+
+impl Progress {
+    fn reached(&self, goal: Goal) -> bool {
+        match goal {
+            Goal::Bytes(bytes) => self.moved.values().any(|moved| *moved >= bytes),
+            Goal::Stalled => self.stalled > 0,
+        }
+    }
+
+    /// Nobody misses a moment: whoever waits is told by the one who makes progress.
+    fn tell(&mut self) {
+        for (goal, waiter) in std::mem::take(&mut self.waiting) {
+            if self.reached(goal) {
+                // Whoever stopped waiting does not care.
+                let _ = waiter.send(());
+            } else {
+                self.waiting.push((goal, waiter));
+            }
+        }
+    }
+}
+
+impl Transfers {
+    pub(crate) fn begin(&self) -> u64 {
+        let mut progress = lock(&self.0);
+        progress.next += 1;
+        let id = progress.next;
+        progress.moved.insert(id, 0);
+        progress.tell();
+        id
+    }
+
+    pub(crate) fn advance(&self, id: u64, moved: u64) {
+        let mut progress = lock(&self.0);
+        progress.moved.insert(id, moved);
+        progress.tell();
+    }
+
+    pub(crate) fn end(&self, id: u64) {
+        lock(&self.0).moved.remove(&id);
+    }
+
+    fn stalled(&self) -> Stalled<'_> {
+        let mut progress = lock(&self.0);
+        progress.stalled += 1;
+        progress.tell();
+        Stalled(self)
+    }
+
+    pub(crate) async fn wait(&self, goal: Goal) {
+        let (sender, receiver) = oneshot::channel();
+        {
+            let mut progress = lock(&self.0);
+            progress.waiting.push((goal, sender));
+            progress.tell();
+        }
+        let _ = receiver.await;
+    }
+}
+
+struct Stalled<'a>(&'a Transfers);
+
+impl Drop for Stalled<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.0).stalled -= 1;
+    }
+}

@@ -1,0 +1,263 @@
+//! A simulated XAPI pool that real clients can talk to.
+//!
+//! It behaves on the wire as a pool does, odd parts included: XML-RPC and JSON-RPC, sessions, tasks, `event.from`, records
+//! with defaults and back references from the data model, VHD chains with base copies, `/export_raw_vdi` and
+//! `/import_raw_vdi` with their answers that come before anything is known. Behind it stands a control side for
+//! tests, as library calls and as a port of its own: it writes as a guest would, tells the digest of a disk, and
+//! injects faults.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> anyhow::Result<()> {
+//! use xapi_sim::{DiskSpec, Sim, SimConfig, VmSpec};
+//!
+//! let sim = Sim::start(SimConfig::default()).await?;
+//! let disk = DiskSpec { size: 16 << 20, ..DiskSpec::default() };
+//! let vm = sim.add_vm(VmSpec { name: "web".into(), disks: vec![disk], running: true, ..VmSpec::default() });
+//! let disk = &sim.vm_disks(&vm)[0];
+//! sim.write(disk, 4096, b"written by the guest");
+//! println!("log in at {} as root with the password \"password\"", sim.url());
+//! sim.stop().await;
+//! # Ok(()) }
+//! ```
+//!
+//! The layers, from the outside in: `server` (routes), `rpc` and `transfer` (one request), `calls` (what a call does),
+//! `state` with `db` and `storage`; `wire` holds the encodings, `schema` the data model, `control` what tests do.
+//!
+//! Not simulated: NBD, changed block tracking, qcow2, XVA, garbage collection that takes its time, a change of the master.
+
+mod admin;
+mod calls;
+mod config;
+mod control;
+mod core;
+mod db;
+mod error;
+mod fault;
+mod rpc;
+mod schema;
+mod server;
+mod state;
+mod storage;
+mod tls;
+mod transfer;
+mod value;
+mod wire;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+pub use crate::config::{DiskSpec, SimConfig, VmSpec};
+pub use crate::fault::{Fault, FaultKind, FaultPoint};
+
+use crate::core::{Core, Goal};
+use crate::state::State;
+use crate::tls::HostCertificate;
+
+/// One simulated pool. A handle: clones are the same pool.
+///
+/// The calls that name a VM or disk by uuid panic when there is none, and when a file cannot be read: they
+/// are for tests, where that is a mistake of the test.
+#[derive(Clone)]
+pub struct Sim {
+    core: Arc<Core>,
+    url: String,
+    admin_url: Option<String>,
+    certificate_sha256: Option<String>,
+    certificate_pem: Option<String>,
+    stop: Arc<watch::Sender<bool>>,
+}
+
+impl Sim {
+    /// Starts the pool and serves it until [`stop`](Self::stop) or the end of the runtime.
+    pub async fn start(config: SimConfig) -> anyhow::Result<Self> {
+        let listener = bind(config.listen).await?;
+        let address = listener.local_addr()?;
+        let certificate = config.tls.then(HostCertificate::generate).transpose()?;
+        let scheme = if config.tls { "https" } else { "http" };
+        let certificate_pem = certificate.as_ref().map(|certificate| certificate.pem.clone());
+        let state =
+            State::new(&config, &host_address(address, config.tls), certificate_pem.clone().unwrap_or_default())?;
+        let core = Arc::new(Core::new(state, config.redirect_transfers_to.clone()));
+        let stop = watch::Sender::new(false);
+        let acceptor = certificate.as_ref().map(|certificate| certificate.acceptor.clone());
+        tokio::spawn(server::serve(core.clone(), listener, acceptor, stop.subscribe()));
+
+        let admin_url = match config.admin_listen {
+            Some(listen) => {
+                let listener = bind(listen).await?;
+                let url = format!("http://{}", listener.local_addr()?);
+                tokio::spawn(admin::serve(core.clone(), listener, stop.subscribe()));
+                Some(url)
+            }
+            None => None,
+        };
+        Ok(Self {
+            core,
+            url: format!("{scheme}://{address}"),
+            admin_url,
+            certificate_sha256: certificate.map(|certificate| certificate.sha256),
+            certificate_pem,
+            stop: Arc::new(stop),
+        })
+    }
+
+    /// Where XAPI is: scheme, address, port.
+    pub fn url(&self) -> String {
+        self.url.clone()
+    }
+
+    /// Where the control port is, if it was asked for.
+    pub fn admin_url(&self) -> Option<String> {
+        self.admin_url.clone()
+    }
+
+    /// Hex of the SHA-256 of the host certificate, with TLS.
+    pub fn certificate_sha256(&self) -> Option<String> {
+        self.certificate_sha256.clone()
+    }
+
+    /// The host certificate, with TLS.
+    pub fn certificate_pem(&self) -> Option<String> {
+        self.certificate_pem.clone()
+    }
+
+    /// Closes the ports and every connection. Other handles still see the pool's objects.
+    pub async fn stop(self) {
+        self.stop.send_replace(true);
+        // The servers hold a receiver each until they have gone.
+        self.stop.closed().await;
+    }
+
+    /// The pool's uuid.
+    pub fn pool(&self) -> String {
+        self.core.with(|state| control::uuid_of(state, "pool", &state.pool))
+    }
+
+    /// The uuid of the SR that the pool was made with.
+    pub fn default_sr(&self) -> String {
+        self.core.with(|state| control::uuid_of(state, "SR", &state.default_sr))
+    }
+
+    /// The uuid of the network that the pool was made with.
+    pub fn network(&self) -> String {
+        self.core.with(|state| control::uuid_of(state, "network", &state.network))
+    }
+
+    /// Adds an SR of so many bytes, attached to all hosts; returns its uuid.
+    pub fn add_sr(&self, name: &str, physical_size: u64) -> String {
+        self.expect(|state| control::add_sr(state, name, physical_size))
+    }
+
+    /// Adds a VM; returns its uuid.
+    #[track_caller]
+    pub fn add_vm(&self, spec: VmSpec) -> String {
+        self.expect(|state| control::add_vm(state, &spec))
+    }
+
+    /// The uuids of a VM's disks, by user device.
+    #[track_caller]
+    pub fn vm_disks(&self, vm_uuid: &str) -> Vec<String> {
+        self.expect(|state| control::vm_disks(state, vm_uuid))
+    }
+
+    /// Writes as the guest would; also while its VM runs.
+    #[track_caller]
+    pub fn write(&self, vdi_uuid: &str, offset: u64, data: &[u8]) {
+        self.expect(|state| control::write(state, vdi_uuid, offset, data));
+    }
+
+    /// Reads what the guest would see.
+    #[track_caller]
+    pub fn read(&self, vdi_uuid: &str, offset: u64, length: usize) -> Vec<u8> {
+        self.expect(|state| control::read(state, vdi_uuid, offset, length))
+    }
+
+    /// Hex of the SHA-256 of a disk's whole content.
+    #[track_caller]
+    pub fn sha256(&self, vdi_uuid: &str) -> String {
+        self.expect(|state| control::sha256(state, vdi_uuid))
+    }
+
+    /// Arms a fault.
+    pub fn inject(&self, fault: Fault) {
+        self.core.with(|state| state.faults.arm(fault));
+    }
+
+    /// Disarms every fault and lets go what is stalled by one.
+    pub fn clear_faults(&self) {
+        self.core.clear_faults();
+    }
+
+    /// Resolves when some transfer in progress has moved at least so many bytes of its body.
+    pub async fn wait_for_transfer_bytes(&self, bytes: u64) {
+        self.core.transfers.wait(Goal::Bytes(bytes)).await;
+    }
+
+    /// Resolves when a transfer or call is stalled by a fault.
+    pub async fn wait_until_stalled(&self) {
+        self.core.transfers.wait(Goal::Stalled).await;
+    }
+
+    /// How many records each class has, classes without any left out. `VDI` counts the disks that users see, `VDI base copies` the
+    /// hidden ones. The control domain is a VM; an open export or import has a VBD.
+    pub fn object_counts(&self) -> BTreeMap<String, usize> {
+        self.core.with(|state| control::object_counts(state))
+    }
+
+    /// The record of one object as JSON-RPC shows it, with its reference as `$ref`.
+    pub fn record(&self, class: &str, uuid: &str) -> Option<serde_json::Value> {
+        self.records(class).into_iter().find(|record| record["uuid"] == uuid)
+    }
+
+    /// The records of all objects of a class.
+    pub fn records(&self, class: &str) -> Vec<serde_json::Value> {
+        self.core.with(|state| control::records(state, class))
+    }
+
+    /// The methods called so far, in order, and the transfers as `GET /export_raw_vdi` and `PUT /import_raw_vdi`.
+    pub fn calls(&self) -> Vec<String> {
+        self.core.with(|state| state.calls.clone())
+    }
+
+    /// Forgets the calls so far.
+    pub fn clear_calls(&self) {
+        self.core.with(|state| state.calls.clear());
+    }
+
+    /// Puts the pool's clock, which otherwise follows the real one, ahead.
+    pub fn advance_clock(&self, by: Duration) {
+        self.core.with(|state| state.advance_clock(by));
+    }
+
+    /// Folds chains and drops unused base copies; needed only where the configuration holds garbage collection.
+    #[track_caller]
+    pub fn collect_garbage(&self) {
+        self.expect(|state| Ok(calls::vdi::collect_garbage(state)?));
+    }
+
+    #[track_caller]
+    fn expect<T>(&self, work: impl FnOnce(&mut State) -> anyhow::Result<T>) -> T {
+        match self.core.with(work) {
+            Ok(result) => result,
+            Err(error) => panic!("{error:#}"),
+        }
+    }
+}
+
+/// What `host.address` says. A real one is never followed by a port; here it is where clients could not guess it.
+fn host_address(address: SocketAddr, tls: bool) -> String {
+    match (address.port(), tls) {
+        (80, false) | (443, true) => address.ip().to_string(),
+        _ => address.to_string(),
+    }
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("listen at {address}"))
+}

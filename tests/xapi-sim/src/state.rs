@@ -1,0 +1,325 @@
+//! Everything a pool is, behind one lock: database, storage, sessions, armed faults.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::config::SimConfig;
+use crate::db::{Db, Fields};
+use crate::error::{ApiError, ApiResult};
+use crate::fault::Faults;
+use crate::storage::node::{NodeId, Nodes};
+use crate::value::{NULL_REF, Value, datetime};
+
+/// Sessions that nobody used for so long are gone.
+const SESSION_TIMEOUT: SignedDuration = SignedDuration::from_hours(24);
+/// Completed tasks are collected after 65 minutes …
+const TASK_TIMEOUT: SignedDuration = SignedDuration::from_secs(3900);
+/// … and at most so many tasks are kept.
+const MAX_TASKS: usize = 200;
+
+pub(crate) struct State {
+    pub(crate) db: Db,
+    pub(crate) nodes: Nodes,
+    /// The file behind each VDI, base copies included.
+    pub(crate) disks: BTreeMap<String, NodeId>,
+    /// When each session was last used.
+    pub(crate) sessions: BTreeMap<String, Timestamp>,
+    pub(crate) faults: Faults,
+    pub(crate) calls: Vec<String>,
+    pub(crate) username: String,
+    pub(crate) password: String,
+    pub(crate) master_address: Option<String>,
+    pub(crate) hold_gc: bool,
+    pub(crate) certificate_pem: String,
+    pub(crate) pool: String,
+    pub(crate) master: String,
+    pub(crate) dom0: String,
+    pub(crate) network: String,
+    pub(crate) default_sr: String,
+    /// How far the pool's clock runs ahead of the real one.
+    clock_ahead: SignedDuration,
+}
+
+/// `fields! { "name_label" => "x" }`: the fields of a record.
+macro_rules! fields {
+    ($($name:expr => $value:expr),* $(,)?) => {
+        $crate::db::Fields::from([$(($name.to_owned(), $crate::value::Value::from($value))),*])
+    };
+}
+pub(crate) use fields;
+
+impl State {
+    /// A pool with its hosts, their control domains, one network, and one SR.
+    pub(crate) fn new(config: &SimConfig, address: &str, certificate_pem: String) -> ApiResult<Self> {
+        let mut state = Self {
+            db: Db::default(),
+            nodes: Nodes::default(),
+            disks: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            faults: Faults::default(),
+            calls: Vec::new(),
+            username: config.username.clone(),
+            password: config.password.clone(),
+            master_address: config.master_address.clone(),
+            hold_gc: config.hold_gc,
+            certificate_pem,
+            pool: NULL_REF.to_owned(),
+            master: NULL_REF.to_owned(),
+            dom0: NULL_REF.to_owned(),
+            network: NULL_REF.to_owned(),
+            default_sr: NULL_REF.to_owned(),
+            clock_ahead: SignedDuration::ZERO,
+        };
+        state.db.insert(
+            "SM",
+            fields! {
+                "type" => "ext",
+                "name_label" => "Local EXT3 VHD",
+                "version" => "3.0",
+                "required_api_version" => "1.0",
+                "driver_filename" => "/opt/xensource/sm/EXTSR",
+                "supported_image_formats" => Value::strings(["vhd", "raw"]),
+                "capabilities" => Value::strings(SM_FEATURES),
+                "features" => Value::map(SM_FEATURES.map(|feature| (feature, 1))),
+            },
+        )?;
+        state.network = state.db.insert(
+            "network",
+            fields! {
+                "name_label" => "Pool-wide network associated with eth0",
+                "bridge" => "xenbr0",
+                "MTU" => 1500,
+                "managed" => true,
+            },
+        )?;
+        for number in 0..config.hosts.max(1) {
+            state.add_host(number, address)?;
+        }
+        let sr = state.add_sr("Local storage", config.sr_size)?;
+        state.pool = state.db.insert(
+            "pool",
+            fields! {
+                "name_label" => config.name.as_str(),
+                "master" => state.master.as_str(),
+                "default_SR" => sr.as_str(),
+                "suspend_image_SR" => sr.as_str(),
+            },
+        )?;
+        state.default_sr = sr;
+        Ok(state)
+    }
+
+    fn add_host(&mut self, number: usize, address: &str) -> ApiResult<()> {
+        let now = datetime(self.now());
+        let metrics = self.db.insert(
+            "host_metrics",
+            fields! { "live" => true, "memory_total" => 64 << 30, "memory_free" => 60 << 30, "last_updated" => now },
+        )?;
+        let name = format!("host{}", number + 1);
+        // Members are records only: their addresses answer to nobody (TEST-NET-1).
+        let address = if number == 0 { address.to_owned() } else { format!("192.0.2.{}", number + 1) };
+        let host = self.db.insert(
+            "host",
+            fields! {
+                "name_label" => name.as_str(),
+                "hostname" => name.as_str(),
+                "address" => address.as_str(),
+                "enabled" => true,
+                "metrics" => metrics,
+                "API_version_major" => 2,
+                "API_version_minor" => 21,
+                "API_version_vendor" => "XenSource",
+                "edition" => "xcp-ng",
+                "https_only" => false,
+                "license_params" => Value::map([("restrict_cbt", "false"), ("expiry", "20991231T23:00:00Z")]),
+                "software_version" => Value::map([
+                    ("product_version", "8.3.0"),
+                    ("product_brand", "XCP-ng"),
+                    ("platform_version", "3.4.0"),
+                    ("xapi", "26.17"),
+                    ("xapi_build", "26.17.0"),
+                    ("build_number", "simulated"),
+                    ("hostname", "localhost"),
+                ]),
+            },
+        )?;
+        let dom0_metrics = self.db.insert("VM_metrics", fields! { "memory_actual" => 4 << 30, "VCPUs_number" => 4 })?;
+        let dom0 = self.db.insert(
+            "VM",
+            fields! {
+                "name_label" => format!("Control domain on host: {name}"),
+                "is_control_domain" => true,
+                "power_state" => "Running",
+                "resident_on" => host.as_str(),
+                "affinity" => host.as_str(),
+                "metrics" => dom0_metrics,
+                "domid" => 0,
+                "memory_static_max" => 4 << 30,
+                "memory_dynamic_max" => 4 << 30,
+                "memory_dynamic_min" => 4 << 30,
+                "memory_static_min" => 4 << 30,
+            },
+        )?;
+        self.db.set("host", &host, "control_domain", dom0.as_str())?;
+        self.db.insert(
+            "PIF",
+            fields! {
+                "device" => "eth0",
+                "network" => self.network.as_str(),
+                "host" => host.as_str(),
+                "MAC" => format!("00:16:3e:00:00:{:02x}", number + 1),
+                "MTU" => 1500,
+                "VLAN" => -1,
+                "physical" => true,
+                "currently_attached" => true,
+                "management" => true,
+                "managed" => true,
+                "ip_configuration_mode" => "Static",
+                "IP" => address.split(':').next().unwrap_or_default(),
+                "netmask" => "255.255.255.0",
+            },
+        )?;
+        if number == 0 {
+            self.master = host;
+            self.dom0 = dom0;
+        }
+        Ok(())
+    }
+
+    /// An SR that every host sees.
+    pub(crate) fn add_sr(&mut self, name: &str, physical_size: u64) -> ApiResult<String> {
+        let sr = self.db.insert(
+            "SR",
+            fields! {
+                "name_label" => name,
+                "type" => "ext",
+                "content_type" => "user",
+                "physical_size" => i64::try_from(physical_size).unwrap_or(i64::MAX),
+                "shared" => self.db.count("host") > 1,
+            },
+        )?;
+        for host in self.db.refs("host") {
+            let pbd = fields! { "SR" => sr.as_str(), "host" => host, "currently_attached" => true };
+            self.db.insert("PBD", pbd)?;
+        }
+        Ok(sr)
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        Timestamp::now().checked_add(self.clock_ahead).unwrap_or(Timestamp::MAX)
+    }
+
+    pub(crate) fn advance_clock(&mut self, by: Duration) {
+        let by = SignedDuration::try_from(by).unwrap_or(SignedDuration::MAX);
+        self.clock_ahead = self.clock_ahead.saturating_add(by);
+    }
+
+    pub(crate) fn open_session(&mut self, originator: &str) -> ApiResult<String> {
+        let now = self.now();
+        let session = self.db.insert(
+            "session",
+            fields! {
+                "this_host" => self.master.as_str(),
+                "is_local_superuser" => true,
+                "auth_user_name" => self.username.as_str(),
+                "originator" => originator,
+                "last_active" => datetime(now),
+                "validation_time" => datetime(now),
+            },
+        )?;
+        self.sessions.insert(session.clone(), now);
+        Ok(session)
+    }
+
+    pub(crate) fn close_session(&mut self, session: &str) {
+        self.sessions.remove(session);
+        // A session that is not there any more is closed all the same.
+        let _ = self.db.remove("session", session);
+    }
+
+    /// Refreshes a session in use; refuses one that was closed or forgotten.
+    pub(crate) fn use_session(&mut self, session: &str) -> ApiResult<()> {
+        let now = self.now();
+        match self.sessions.get_mut(session) {
+            Some(last) if now.duration_since(*last) < SESSION_TIMEOUT => {
+                *last = now;
+                Ok(())
+            }
+            Some(_) => {
+                self.close_session(session);
+                Err(ApiError::session_invalid(session))
+            }
+            None => Err(ApiError::session_invalid(session)),
+        }
+    }
+
+    pub(crate) fn create_task(&mut self, label: &str, description: &str) -> ApiResult<String> {
+        let now = self.now();
+        self.collect_tasks(now);
+        let host = self.master.clone();
+        self.db.create_task(label, description, &host, now)
+    }
+
+    pub(crate) fn finish_task(&mut self, task: &str, outcome: Result<String, &ApiError>) {
+        let now = self.now();
+        self.db.finish_task(task, outcome, now);
+    }
+
+    fn collect_tasks(&mut self, now: Timestamp) {
+        let finished = |row: &crate::db::Row| match row.str("status") {
+            "pending" | "cancelling" => None,
+            _ => crate::value::parse_datetime(row.str("finished")),
+        };
+        let mut done: Vec<(Timestamp, String)> =
+            self.db.table("task").filter_map(|(task, row)| Some((finished(row)?, task.clone()))).collect();
+        done.sort();
+        let mut surplus = self.db.count("task").saturating_sub(MAX_TASKS - 1);
+        for (at, task) in done {
+            if surplus == 0 && now.duration_since(at) < TASK_TIMEOUT {
+                break;
+            }
+            surplus = surplus.saturating_sub(1);
+            let _ = self.db.remove("task", &task);
+        }
+    }
+
+    /// The members of a record given to `create`, checked and completed as XAPI does: unknown and read-only members are
+    /// ignored, a missing one without default is an internal error.
+    pub(crate) fn record_fields(class: &str, record: BTreeMap<String, Value>) -> ApiResult<Fields> {
+        let class = crate::schema::SCHEMA.class(class).ok_or_else(|| ApiError::unknown_method(class))?;
+        let mut record = record;
+        let mut fields = Fields::new();
+        for field in class.fields.iter().filter(|field| field.access != crate::schema::Access::Ro) {
+            match record.remove(&field.name) {
+                Some(value) => {
+                    fields.insert(field.name.clone(), field.kind.coerce(&field.name, value)?);
+                }
+                None if field.required() => {
+                    let text = format!("Failure(\"{}: the member {} is not present in rpc\")", class.name, field.name);
+                    return Err(ApiError::internal(text));
+                }
+                None => {}
+            }
+        }
+        Ok(fields)
+    }
+}
+
+const SM_FEATURES: [&str; 14] = [
+    "SR_PROBE",
+    "SR_UPDATE",
+    "SR_STATS",
+    "VDI_CREATE",
+    "VDI_DELETE",
+    "VDI_ATTACH",
+    "VDI_DETACH",
+    "VDI_CLONE",
+    "VDI_SNAPSHOT",
+    "VDI_RESIZE",
+    "VDI_MIRROR",
+    "VDI_GENERATE_CONFIG",
+    "VDI_UPDATE",
+    "VDI_INTRODUCE",
+];

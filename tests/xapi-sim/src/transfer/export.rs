@@ -1,0 +1,214 @@
+//! `GET /export_raw_vdi`: 200 before anything is known, a body that ends with the connection.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::{Accepted, Broken, Flow, accept, fail_late, refuse_with_task, report_progress};
+use crate::calls::vdi::{Mode, attach_to_dom0, detach_from_dom0, node_of, parent_of_export, size_of};
+use crate::core::Core;
+use crate::error::{ApiError, ApiResult};
+use crate::fault::{FaultKind, Use};
+use crate::state::State;
+use crate::storage::{BLOCK_SIZE, vhd};
+use crate::wire::http::{Connection, Request};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    Raw,
+    Vhd,
+}
+
+impl Format {
+    fn parse(text: &str) -> Option<Self> {
+        match text.to_lowercase().as_str() {
+            "raw" => Some(Self::Raw),
+            "vhd" => Some(Self::Vhd),
+            _ => None,
+        }
+    }
+
+    fn content_type(self) -> &'static str {
+        match self {
+            Self::Raw => "application/octet-stream",
+            Self::Vhd => "application/vhd",
+        }
+    }
+
+    fn extension(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Vhd => "vhd",
+        }
+    }
+}
+
+/// What will be sent.
+struct Plan {
+    size: u64,
+    blocks: BTreeSet<u64>,
+    head: vhd::Head,
+}
+
+/// The connection is closed afterwards, whatever happened.
+pub(crate) async fn export(core: &Arc<Core>, connection: &mut Connection, request: &Request) -> std::io::Result<()> {
+    let Some(Accepted { task, fault }) = accept(core, connection, request, Use::Export).await? else {
+        return Ok(());
+    };
+    let Some(format) = Format::parse(request.param("format").unwrap_or("raw")) else {
+        let error = ApiError::internal("Unknown format");
+        return refuse_with_task(core, connection, &task, "404 Not Found", &error).await;
+    };
+    let disks = core.with(|state| {
+        let vdi = request.param("vdi").ok_or_else(|| ApiError::internal("Failure(\"Missing vdi parameter\")"))?;
+        let vdi = state.db.by_ref_or_uuid("VDI", vdi)?;
+        let base = request.param("base").map(|base| state.db.by_ref_or_uuid("VDI", base)).transpose()?;
+        let uuid = state.db.get("VDI", &vdi)?.string("uuid");
+        Ok((vdi, base, uuid))
+    });
+    let (vdi, base, uuid) = match disks {
+        Ok(disks) => disks,
+        Err(error) => return refuse_with_task(core, connection, &task, "500 Internal Server Error", &error).await,
+    };
+    if fault == Some(FaultKind::ReplyLost) {
+        core.with(|state| state.finish_task(&task, Ok(String::new())));
+        return Ok(());
+    }
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nConnection: close\r\ncache-control: no-cache, no-store\r\ntask-id:{task}\r\n\
+         content-type: {}\r\ncontent-disposition: attachment; filename=\"{uuid}.{}\"\r\n\r\n",
+        format.content_type(),
+        format.extension(),
+    );
+    connection.write(head.as_bytes()).await?;
+    connection.flush().await?;
+    match send(core, connection, &task, fault, &vdi, base.as_deref(), format).await {
+        Ok(()) => core.with(|state| state.finish_task(&task, Ok(String::new()))),
+        Err(broken) => fail_late(core, connection, &task, &broken).await,
+    }
+    Ok(())
+}
+
+async fn send(
+    core: &Core,
+    connection: &mut Connection,
+    task: &str,
+    fault: Option<FaultKind>,
+    vdi: &str,
+    base: Option<&str>,
+    format: Format,
+) -> Result<(), Broken> {
+    if let Some(error) = fault.as_ref().and_then(FaultKind::api_error) {
+        return Err(error.into());
+    }
+    let attached = core.with(|state| attach(state, vdi, base))?;
+    let _detach = Detach { core, vbds: attached };
+    let plan = core.with(|state| plan(state, vdi, base, format))?;
+    let mut flow = Flow::new(core, fault);
+    match format {
+        Format::Vhd => send_vhd(core, connection, &mut flow, task, vdi, &plan).await?,
+        Format::Raw => send_raw(core, connection, &mut flow, task, vdi, &plan).await?,
+    }
+    connection.flush().await?;
+    Ok(())
+}
+
+/// The disk and its base hang on the control domain for as long as they are read.
+struct Detach<'a> {
+    core: &'a Core,
+    vbds: Vec<String>,
+}
+
+impl Drop for Detach<'_> {
+    fn drop(&mut self) {
+        self.core.with(|state| self.vbds.iter().for_each(|vbd| detach_from_dom0(state, vbd)));
+    }
+}
+
+fn attach(state: &mut State, vdi: &str, base: Option<&str>) -> ApiResult<Vec<String>> {
+    let mut vbds = vec![attach_to_dom0(state, vdi, Mode::Ro)?];
+    // A disk against itself is attached once.
+    if let Some(base) = base.filter(|base| *base != vdi) {
+        match attach_to_dom0(state, base, Mode::Ro) {
+            Ok(vbd) => vbds.push(vbd),
+            Err(error) => {
+                vbds.iter().for_each(|vbd| detach_from_dom0(state, vbd));
+                return Err(error);
+            }
+        }
+    }
+    Ok(vbds)
+}
+
+fn plan(state: &State, vdi: &str, base: Option<&str>, format: Format) -> ApiResult<Plan> {
+    let row = state.db.get("VDI", vdi)?;
+    let size = size_of(row);
+    if format == Format::Vhd && size > vhd::MAX_SIZE {
+        return Err(ApiError::new("VDI_TOO_LARGE", [vdi, &vhd::MAX_SIZE.to_string()]));
+    }
+    let node = node_of(state, vdi)?;
+    let parent = base.map(|base| parent_of_export(state, base)).transpose()?;
+    let blocks = match base {
+        None => state.nodes.full_blocks(node),
+        Some(base) => state.nodes.delta_blocks(node, node_of(state, base)?),
+    };
+    // A base that was larger may have blocks beyond the end.
+    let blocks = blocks.into_iter().filter(|block| block * BLOCK_SIZE < size).collect();
+    let head = vhd::encode_head(size, &blocks, uuid::Uuid::new_v4(), parent.as_ref());
+    Ok(Plan { size, blocks, head })
+}
+
+async fn send_vhd(
+    core: &Core,
+    connection: &mut Connection,
+    flow: &mut Flow<'_>,
+    task: &str,
+    vdi: &str,
+    plan: &Plan,
+) -> Result<(), Broken> {
+    let total = vhd::stream_length(plan.size, plan.blocks.len());
+    let mut percent = 0;
+    flow.send(connection, &plan.head.bytes).await?;
+    for block in &plan.blocks {
+        flow.send(connection, &vhd::full_bitmap()).await?;
+        send_block(core, connection, flow, vdi, *block).await?;
+        report_progress(core, task, &mut percent, flow.moved, total);
+    }
+    flow.send(connection, &plan.head.footer).await
+}
+
+/// The whole disk; with a base, what did not change is sent as zeroes.
+async fn send_raw(
+    core: &Core,
+    connection: &mut Connection,
+    flow: &mut Flow<'_>,
+    task: &str,
+    vdi: &str,
+    plan: &Plan,
+) -> Result<(), Broken> {
+    let zeroes = vec![0; BLOCK_SIZE as usize];
+    let mut percent = 0;
+    for block in 0..plan.size / BLOCK_SIZE {
+        match plan.blocks.contains(&block) {
+            true => send_block(core, connection, flow, vdi, block).await?,
+            false => flow.send(connection, &zeroes).await?,
+        }
+        report_progress(core, task, &mut percent, flow.moved, plan.size);
+    }
+    Ok(())
+}
+
+/// The merged view of the chain, as of now.
+async fn send_block(
+    core: &Core,
+    connection: &mut Connection,
+    flow: &mut Flow<'_>,
+    vdi: &str,
+    block: u64,
+) -> Result<(), Broken> {
+    let pages = core.with(|state| Ok::<_, ApiError>(state.nodes.block_pages(node_of(state, vdi)?, block)))?;
+    let zeroes = vec![0; BLOCK_SIZE as usize / pages.len()];
+    for page in &pages {
+        flow.send(connection, page.as_deref().unwrap_or(&zeroes)).await?;
+    }
+    Ok(())
+}
