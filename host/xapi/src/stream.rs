@@ -28,6 +28,10 @@ const TASK_AFTER_SUCCESS: Duration = Duration::from_secs(330);
 /// How long a failed stream waits for its task to tell the reason.
 const TASK_AFTER_FAILURE: Duration = Duration::from_secs(30);
 
+/// The same when the host answered with an error page: the page holds the reason already, and a task that the request never
+/// reached stays pending for ever.
+const TASK_AFTER_REFUSAL: Duration = Duration::from_secs(5);
+
 /// How long a host may keep a connection open after its task succeeded.
 const CLOSE_AFTER_TASK: Duration = Duration::from_secs(60);
 
@@ -49,7 +53,8 @@ fn blame(stream: Error, task: Result<Value, Error>) -> Error {
 
 /// Ends a stream whose connection is closed already: asks the task for the reason, and destroys it.
 async fn after_failure(stream: Error, task: OwnedTask) -> Error {
-    let told = task.wait(TASK_AFTER_FAILURE).await;
+    let bound = if matches!(stream, Error::Http { .. }) { TASK_AFTER_REFUSAL } else { TASK_AFTER_FAILURE };
+    let told = task.wait(bound).await;
     task.destroy().await;
     blame(stream, told)
 }
