@@ -9,8 +9,8 @@ use crate::progress::Progress;
 use crate::run::{self, Run};
 use crate::select::select;
 use crate::tell;
-use futures_util::StreamExt;
 use futures_util::stream;
+use futures_util::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -114,7 +114,9 @@ impl Engine {
                     Err(error) => run::unfound(&uuid, &error),
                 }
             }
+            .boxed()
         });
+        let vms: Vec<_> = vms.collect();
         let mut reports: Vec<VmReport> =
             stream::iter(vms).buffer_unordered(job.tuning.vms_in_parallel.max(1)).collect().await;
         reports.sort_by(|a, b| (&a.name, &a.vm).cmp(&(&b.name, &b.vm)));
@@ -160,5 +162,28 @@ impl Engine {
             digest_dir: &self.digest_dir,
             holder: &self.holder,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An orchestrator spawns runs, so their futures have to be `Send`; that it compiles is the fact.
+    #[test]
+    fn runs_can_be_spawned() {
+        fn spawnable<T: Send>(_: T) {}
+        fn every_call<'a>(
+            engine: &'a Engine,
+            job: &'a Job,
+            policies: &'a Policies,
+            options: &'a RunOptions,
+            progress: &'a dyn Progress,
+        ) {
+            spawnable(engine.run(job, policies, options, progress));
+            spawnable(engine.plan(job, None));
+            spawnable(engine.points(job, None));
+        }
+        let _ = every_call;
     }
 }

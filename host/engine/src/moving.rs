@@ -8,8 +8,8 @@ use crate::run::Work;
 use crate::snapshot::{Taken, TakenDisk};
 use crate::transfer::{self, Destination, Moved, Stream, StreamFacts};
 use crate::view::SourceVm;
-use futures_util::StreamExt;
 use futures_util::stream;
+use futures_util::{FutureExt, StreamExt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use vmferry_disk::digest::{DraftTable, Root, Table};
@@ -26,12 +26,17 @@ impl Work<'_> {
             }
         }
         let run = self.run;
-        let moving = stream::iter(streams)
-            .map(|(index, stream, base)| async move {
-                let lanes: Vec<usize> = stream.destinations.iter().map(|to| to.lane).collect();
-                (index, base, lanes, transfer::carry(run, stream).await)
+        let moving: Vec<_> = streams
+            .into_iter()
+            .map(|(index, stream, base)| {
+                async move {
+                    let lanes: Vec<usize> = stream.destinations.iter().map(|to| to.lane).collect();
+                    (index, base, lanes, transfer::carry(run, stream).await)
+                }
+                .boxed()
             })
-            .buffer_unordered(run.job.tuning.disks_in_parallel.max(1));
+            .collect();
+        let moving = stream::iter(moving).buffer_unordered(run.job.tuning.disks_in_parallel.max(1));
         let mut reports: BTreeMap<(usize, usize), DiskReport> = BTreeMap::new();
         let mut roots: BTreeMap<usize, Root> = BTreeMap::new();
         let moved: Vec<_> = tokio::select! {

@@ -16,6 +16,7 @@ use crate::replica;
 use crate::retain;
 use crate::snapshot::{self, Taken};
 use crate::view::{Identity, SourceVm};
+use futures_util::FutureExt;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use std::path::Path;
@@ -124,7 +125,7 @@ impl Work<'_> {
     async fn open_lanes(&mut self) {
         let open = self.run.job.targets.iter().map(|target| {
             let (run, identity) = (self.run, &self.identity);
-            async move { (target, Lane::open(run, identity, target).await) }
+            async move { (target, Lane::open(run, identity, target).await) }.boxed()
         });
         for (target, lane) in join_all(open).await {
             match lane {
@@ -241,6 +242,7 @@ impl Work<'_> {
                     lane.fail(error);
                 }
             }
+            .boxed()
         });
         join_all(commits).await;
         self.no_lane_left()

@@ -1,6 +1,7 @@
 //! Tells notifiers what happened. A notifier that fails becomes a warning in the report, nothing else.
 
 use crate::job::Subscription;
+use futures_util::FutureExt;
 use futures_util::future::join_all;
 use vmferry_model::event::{Event, Severity};
 use vmferry_model::report::{Outcome, RunReport};
@@ -38,10 +39,13 @@ pub(crate) fn started(job: &str, run: &str, time: jiff::Timestamp) -> Event {
 
 /// Hands an event to everybody who asked for its kind. Answers with one warning per notifier that failed.
 pub(crate) async fn tell(subscriptions: &[Subscription], event: &Event) -> Vec<String> {
-    let told = subscriptions.iter().filter(|to| to.on.is_empty() || to.on.contains(&event.kind)).map(|to| async move {
-        let failed = to.notifier.handle(event).await.err()?;
-        tracing::warn!(notifier = to.name, event = event.kind, error = %failed, "notifier failed");
-        Some(format!("event {:?} did not reach {}: {failed}", event.kind, to.name))
+    let told = subscriptions.iter().filter(|to| to.on.is_empty() || to.on.contains(&event.kind)).map(|to| {
+        async move {
+            let failed = to.notifier.handle(event).await.err()?;
+            tracing::warn!(notifier = to.name, event = event.kind, error = %failed, "notifier failed");
+            Some(format!("event {:?} did not reach {}: {failed}", event.kind, to.name))
+        }
+        .boxed()
     });
     join_all(told).await.into_iter().flatten().collect()
 }

@@ -5,6 +5,7 @@ use crate::moving::blocking;
 use crate::progress::{DiskLabel, Progress};
 use crate::run::Run;
 use crate::snapshot::TakenDisk;
+use futures_util::FutureExt;
 use futures_util::future::join_all;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -120,8 +121,8 @@ pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Result<Moved, Ru
             return Err(failed(format!("{}{cause}", chain(&error))));
         }
     };
-    let concluded = lanes.into_iter().zip(imports).zip(outcome.sinks).map(|((lane, import), sink)| async move {
-        (lane, conclude(import, sink.bytes_written, sink.result, what).await)
+    let concluded = lanes.into_iter().zip(imports).zip(outcome.sinks).map(|((lane, import), sink)| {
+        async move { (lane, conclude(import, sink.bytes_written, sink.result, what).await) }.boxed()
     });
     results.extend(join_all(concluded).await);
     let exported = export.finish().await;
@@ -174,7 +175,7 @@ async fn open_imports(run: &Run<'_>, stream: &Stream<'_>, length: u64) -> Vec<(u
     let label = format!("vmferry {}: importing disk {}", run.job.name, stream.label.disk);
     let open = stream.destinations.iter().map(|to| {
         let label = &label;
-        async move { (to.lane, to.session.import_vdi(&to.vdi, length, label).await.map_err(RunError::from)) }
+        async move { (to.lane, to.session.import_vdi(&to.vdi, length, label).await.map_err(RunError::from)) }.boxed()
     });
     join_all(open).await
 }

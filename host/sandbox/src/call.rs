@@ -1,0 +1,224 @@
+//! One call into a plugin: a fresh store, every limit armed, and one judgement of what came back.
+
+use crate::bindings::host::vmferry::plugin::types::Error as GuestError;
+use crate::breaker::Breaker;
+use crate::convert;
+use crate::egress::Egress;
+use crate::engines::{Lane, TICK};
+use crate::guest_log::{CallLog, LineRate, Speaker, StdioToLog};
+use crate::limits::{Budget, CALLS_AT_A_TIME, HOSTCALL_BYTES, HTTP_HEADERS};
+use crate::memory::{Exceeded, Limiter};
+use crate::state::{Lent, Refusals, State};
+use crate::sterile::{Replay, sterilise};
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
+use vmferry_model::plugin::{PluginError, PluginFailure, PluginId};
+use wasmtime::component::{ResourceTable, ResourceTableError};
+use wasmtime::{Store, Trap, UpdateDeadline, WasmBacktrace};
+use wasmtime_wasi::WasiCtxBuilder;
+use wasmtime_wasi_http::WasiHttpCtx;
+
+/// What a guest's export answers: a trap or a fault of the host outside, the plugin's own error inside.
+pub(crate) type Answer<T> = wasmtime::Result<Result<T, GuestError>>;
+
+/// What a call leaves: its store, which still knows why things went as they did, and its answer.
+pub(crate) type Called<T> = (Store<State>, Answer<T>);
+
+/// In what world a call happens.
+pub(crate) enum Surroundings {
+    /// Nothing but the input.
+    Sterile(Replay),
+    /// Real time, real randomness, and the network as granted.
+    Open,
+}
+
+/// Calls one use of a plugin: these settings, these rights, this tenant.
+pub(crate) struct Caller {
+    pub(crate) id: PluginId,
+    pub(crate) budget: Budget,
+    lane: Arc<Lane>,
+    lent: Arc<Lent>,
+    /// A busy plugin holds up itself and nobody else.
+    turns: Semaphore,
+    breaker: Mutex<Breaker>,
+    rate: Arc<Mutex<LineRate>>,
+    tenant: Arc<str>,
+    plugin: Arc<str>,
+}
+
+/// A plugin's own error, with what the host may do about it.
+pub(crate) struct Refused {
+    pub(crate) error: PluginError,
+    /// How long the plugin asks to wait before the same call.
+    pub(crate) retry_after: Option<Duration>,
+}
+
+impl From<Refused> for PluginError {
+    fn from(refused: Refused) -> Self {
+        refused.error
+    }
+}
+
+impl Caller {
+    pub(crate) fn new(id: PluginId, lane: Arc<Lane>, budget: Budget, lent: Lent) -> Self {
+        Self {
+            budget,
+            lane,
+            turns: Semaphore::new(CALLS_AT_A_TIME),
+            breaker: Mutex::default(),
+            rate: Arc::new(Mutex::new(LineRate::new(Instant::now()))),
+            tenant: lent.tenant.as_str().into(),
+            plugin: id.to_string().into(),
+            lent: Arc::new(lent),
+            id,
+        }
+    }
+
+    /// Calls an export in a fresh store. `guest` instantiates and calls.
+    pub(crate) async fn call<T, F: Future<Output = Called<T>> + Send>(
+        &self,
+        name: &'static str,
+        surroundings: Surroundings,
+        guest: impl FnOnce(Store<State>) -> F + Send,
+    ) -> Result<T, Refused> {
+        let started = Instant::now();
+        let outcome = self.attempt(name, surroundings, guest).await;
+        let (failure, retry_after) = match outcome {
+            Ok(Ok(answer)) => {
+                tracing::debug!(plugin = %self.id, call = name, seconds = started.elapsed().as_secs_f64(), "answered");
+                return Ok(answer);
+            }
+            Ok(Err((failure, retry_after))) => (failure, retry_after),
+            Err(failure) => (failure, None),
+        };
+        if matches!(failure, PluginFailure::Trap(_) | PluginFailure::Timeout(_) | PluginFailure::Limit { .. })
+            && self.breaker.lock().unwrap_or_else(PoisonError::into_inner).broke(Instant::now())
+        {
+            tracing::error!(plugin = %self.id, tenant = %self.tenant, "broke down too often and is left alone for a while");
+        }
+        tracing::debug!(plugin = %self.id, call = name, %failure, "failed");
+        Err(Refused { error: self.error(name, failure), retry_after })
+    }
+
+    pub(crate) fn error(&self, call: &str, failure: PluginFailure) -> PluginError {
+        PluginError { plugin: self.id.clone(), call: call.to_owned(), failure }
+    }
+
+    async fn attempt<T, F: Future<Output = Called<T>> + Send>(
+        &self,
+        name: &'static str,
+        surroundings: Surroundings,
+        guest: impl FnOnce(Store<State>) -> F + Send,
+    ) -> Result<Result<T, (PluginFailure, Option<Duration>)>, PluginFailure> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner).check(Instant::now()).map_err(|rest| {
+            let seconds = rest.as_secs();
+            PluginFailure::Denied(format!("broke down five times within ten minutes; it is asked again in {seconds} s"))
+        })?;
+        // Waiting for a turn is not the plugin's time, so the clock starts behind it.
+        let closed = |_| PluginFailure::Host("the sandbox is shutting down".to_owned());
+        let _turn = self.turns.acquire().await.map_err(closed)?;
+        let _slot = self.lane.slots.acquire().await.map_err(closed)?;
+        let called = tokio::time::timeout(self.budget.timeout, guest(self.store(name, surroundings))).await;
+        match called {
+            Err(_) => Err(PluginFailure::Timeout(self.budget.timeout)),
+            Ok((store, Err(error))) => Err(self.judge(&error, store.data())),
+            Ok((store, Ok(Err(error)))) => Ok(Err(refused(&error, store.data()))),
+            Ok((_, Ok(Ok(answer)))) => Ok(Ok(answer)),
+        }
+    }
+
+    /// A store for one call, with every limit armed before any guest code runs: instantiating runs guest code, too.
+    fn store(&self, call: &'static str, surroundings: Surroundings) -> Store<State> {
+        let speaker = Speaker { tenant: self.tenant.clone(), plugin: self.plugin.clone(), call };
+        let log = CallLog::new(speaker, self.rate.clone(), self.budget.log);
+        let mut wasi = WasiCtxBuilder::new();
+        wasi.stdout(StdioToLog::output(log.clone())).stderr(StdioToLog::errors(log.clone()));
+        match surroundings {
+            Surroundings::Sterile(replay) => sterilise(&mut wasi, &replay),
+            Surroundings::Open => {}
+        }
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(self.budget.host_objects as usize);
+        let mut http = WasiHttpCtx::new();
+        http.set_field_size_limit(HTTP_HEADERS);
+        let refusals = Refusals::default();
+        let state = State {
+            wasi: wasi.build(),
+            http,
+            egress: Egress::new(self.lent.clone(), refusals.clone()),
+            table,
+            limiter: Limiter::new(&self.budget),
+            log,
+            lent: self.lent.clone(),
+            refusals,
+        };
+        let mut store = Store::new(&self.lane.engine, state);
+        store.limiter(|state| &mut state.limiter);
+        store.set_hostcall_fuel(HOSTCALL_BYTES);
+        // Every tick the guest lets others run, which is also when the wall clock can end it.
+        store.set_epoch_deadline(1);
+        let mut ticks = (self.budget.cpu.as_millis() / TICK.as_millis()).max(1);
+        store.epoch_deadline_callback(move |_| {
+            ticks -= 1;
+            Ok(if ticks == 0 { UpdateDeadline::Interrupt } else { UpdateDeadline::Yield(1) })
+        });
+        store
+    }
+
+    /// Why the guest did not return.
+    fn judge(&self, error: &wasmtime::Error, state: &State) -> PluginFailure {
+        if error.downcast_ref::<Trap>() == Some(&Trap::Interrupt) {
+            return match self.budget.cpu < self.budget.timeout {
+                true => limit("CPU time", format!("{} s", self.budget.cpu.as_secs_f64()), "cpu"),
+                false => PluginFailure::Timeout(self.budget.timeout),
+            };
+        }
+        if let Some(Exceeded { what, limit: most, setting }) = state.limiter.exceeded.clone() {
+            return limit(what, most, setting);
+        }
+        if matches!(error.downcast_ref::<ResourceTableError>(), Some(ResourceTableError::Full)) {
+            return limit("host object", self.budget.host_objects.to_string(), "host_objects");
+        }
+        if error.is::<wasmtime::PoolConcurrencyLimitError>() {
+            return PluginFailure::Host(format!("{error:#}"));
+        }
+        PluginFailure::Trap(convert::text(&last_words(error, state)))
+    }
+}
+
+fn limit(what: &str, limit: String, setting: &str) -> PluginFailure {
+    PluginFailure::Limit { what: what.to_owned(), limit, setting: setting.to_owned() }
+}
+
+/// The plugin's own no; where the host denied it something before, that is the reason worth reading.
+fn refused(error: &GuestError, state: &State) -> (PluginFailure, Option<Duration>) {
+    match state.refusals.first() {
+        Some(refusal) => (PluginFailure::Denied(refusal.to_string()), None),
+        None => (convert::refusal(error), error.retry_after.map(Duration::from_secs)),
+    }
+}
+
+/// What a guest left behind when it trapped: the cause, the functions it was in, and what it wrote to its standard
+/// error, which is where languages put the message of a panic.
+fn last_words(error: &wasmtime::Error, state: &State) -> String {
+    /// Enough to see where it was; the rest is the runtime's start-up.
+    const FRAMES: usize = 4;
+    let mut words = error.root_cause().to_string();
+    let frames: Vec<_> = error
+        .downcast_ref::<WasmBacktrace>()
+        .into_iter()
+        .flat_map(|trace| trace.frames())
+        .filter_map(|frame| frame.func_name().map(str::to_owned))
+        .take(FRAMES)
+        .collect();
+    if !frames.is_empty() {
+        words.push_str(&format!(" in {}", frames.join(" < ")));
+    }
+    let said = state.log.said_on_error();
+    if !said.is_empty() {
+        words.push_str(&format!("; it said: {said}"));
+    }
+    words
+}

@@ -1,0 +1,25 @@
+//! What the host can lend.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use vmferry_model::store::KeyValue;
+
+/// What the host can lend to plugins; each piece reaches a plugin only if it was requested and granted.
+#[derive(Clone, Default)]
+pub struct HostServices {
+    /// Small values that outlive a call.
+    pub key_value: Option<Arc<dyn KeyValue>>,
+    /// Keys to sign with, by name. They never reach a guest.
+    pub sign_keys: BTreeMap<String, Vec<u8>>,
+}
+
+/// Names the keys, never their values.
+impl fmt::Debug for HostServices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostServices")
+            .field("key_value", &self.key_value.is_some())
+            .field("sign_keys", &self.sign_keys.keys())
+            .finish()
+    }
+}

@@ -1,0 +1,311 @@
+//! How much a plugin may use.
+//!
+//! Three voices: the manifest asks, the operator grants, and defaults stand in where the operator said nothing.
+//! [`Budget::settle`] hears them all and gives one answer, or names the line to add to the configuration.
+
+use crate::manifest::Kind;
+use serde::Deserialize;
+use std::time::Duration;
+
+/// Limits that somebody set, the rest left open. Sizes are bytes.
+///
+/// In an operator's hands these are grants; in a manifest they are requests.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Wall time of one call, waiting for the network included. Default: 2 s for policies, 15 s for notifiers.
+    pub timeout: Option<Duration>,
+    /// CPU time of one call, to within a tick of 10 ms. Default: 2 s.
+    pub cpu: Option<Duration>,
+    /// All linear memories of one instance together. Default 64 MiB; at most [`MAX_MEMORY`].
+    pub memory: Option<u64>,
+    /// What the plugin may keep in its store: keys and values, per tenant. Default 256 KiB.
+    pub store: Option<u64>,
+    /// What one call may write to the log, its standard output included. Default 64 KiB.
+    pub log: Option<u64>,
+    /// Entries of all function tables together. Default 20,000, which guests with an interpreter stay below; at most
+    /// [`MAX_TABLE_ELEMENTS`].
+    pub table_elements: Option<u64>,
+    /// Host objects held at a time: streams, requests, timers. Default 16 for policies, 256 for notifiers; at most
+    /// [`MAX_HOST_OBJECTS`].
+    pub host_objects: Option<u64>,
+}
+
+/// The most memory that one instance can be granted: the size of the slots that are set aside for instances. Large
+/// enough for guests that bring an interpreter along.
+pub const MAX_MEMORY: u64 = 256 << 20;
+
+/// Log lines per minute and use of a plugin, over all its calls; what exceeds them is dropped and counted.
+pub(crate) const LOG_LINES_PER_MINUTE: u32 = 1_000;
+
+/// Linear memories per instance: one is normal, a composed component has one per part.
+pub(crate) const MAX_MEMORIES: u32 = 4;
+
+/// Function tables per instance, for the same reason.
+pub(crate) const MAX_TABLES: u32 = 8;
+
+/// The most function table entries that one instance can be granted: the size of the slots set aside.
+pub const MAX_TABLE_ELEMENTS: u64 = 100_000;
+
+/// The most host objects that one instance can be granted.
+pub const MAX_HOST_OBJECTS: u64 = 4_096;
+
+/// Core instances per component: the guest, its adapters and the glue between them.
+pub(crate) const MAX_CORE_INSTANCES: u32 = 32;
+
+/// Bytes a guest may hand to the host in one call of a host function; the host copies them before it looks.
+pub(crate) const HOSTCALL_BYTES: usize = 8 << 20;
+
+/// The longest text of a plugin that goes into a report: a reason, a rule, an error message.
+pub(crate) const MAX_TEXT: usize = 4 << 10;
+
+/// The largest component. Guests with an interpreter have 18 MB.
+pub const MAX_COMPONENT: usize = 32 << 20;
+
+/// Calls into one use of a plugin that run at a time; more wait for their turn.
+pub(crate) const CALLS_AT_A_TIME: usize = 4;
+
+/// HTTP requests of one call that are under way at a time.
+pub(crate) const HTTP_CONNECTIONS: usize = 4;
+
+/// The largest request body, and the largest response body.
+pub(crate) const HTTP_BODY: usize = 1 << 20;
+
+/// The size of all headers of one message.
+pub(crate) const HTTP_HEADERS: usize = 16 << 10;
+
+/// How long a server may take to accept a connection.
+pub(crate) const HTTP_CONNECT: Duration = Duration::from_secs(5);
+
+/// What one use of a plugin may use: every field settled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Budget {
+    pub(crate) timeout: Duration,
+    pub(crate) cpu: Duration,
+    pub(crate) memory: u64,
+    pub(crate) store: u64,
+    pub(crate) log: u64,
+    pub(crate) table_elements: u64,
+    pub(crate) host_objects: u64,
+}
+
+impl Budget {
+    /// What a plugin of this kind gets when nobody says anything.
+    pub(crate) fn default_for(kind: Kind) -> Self {
+        let policy = Self {
+            timeout: Duration::from_secs(2),
+            cpu: Duration::from_secs(2),
+            memory: 64 << 20,
+            store: 256 << 10,
+            log: 64 << 10,
+            table_elements: 20_000,
+            host_objects: 16,
+        };
+        match kind {
+            Kind::Scheduler | Kind::Retention => policy,
+            Kind::Notifier => Self { timeout: Duration::from_secs(15), host_objects: 256, ..policy },
+        }
+    }
+
+    /// The operator's word where there is one, the default elsewhere; a manifest that asks for more is refused with
+    /// the setting to raise.
+    pub(crate) fn settle(kind: Kind, requested: &Limits, granted: &Limits) -> Result<Self, Unsettled> {
+        let default = Self::default_for(kind);
+        let settled = Self {
+            timeout: given("timeout", time, default.timeout, requested.timeout, granted.timeout)?,
+            cpu: given("cpu", time, default.cpu, requested.cpu, granted.cpu)?,
+            memory: given("memory", size, default.memory, requested.memory, granted.memory)?,
+            store: given("store", size, default.store, requested.store, granted.store)?,
+            log: given("log", size, default.log, requested.log, granted.log)?,
+            table_elements: given(
+                "table_elements",
+                count,
+                default.table_elements,
+                requested.table_elements,
+                granted.table_elements,
+            )?,
+            host_objects: given(
+                "host_objects",
+                count,
+                default.host_objects,
+                requested.host_objects,
+                granted.host_objects,
+            )?,
+        };
+        at_most("memory", size, settled.memory, MAX_MEMORY)?;
+        at_most("table_elements", count, settled.table_elements, MAX_TABLE_ELEMENTS)?;
+        at_most("host_objects", count, settled.host_objects, MAX_HOST_OBJECTS)?;
+        Ok(settled)
+    }
+}
+
+/// A limit that cannot be as somebody wants it.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unsettled {
+    #[error(
+        "it asks for `{setting} = {wanted}` and is given {given}; raise `limits.{setting}` for it if it needs more"
+    )]
+    TooLittle { setting: &'static str, wanted: String, given: String },
+    #[error("`limits.{setting} = {wanted}` is more than any plugin can have; the most is {most}")]
+    TooMuch { setting: &'static str, wanted: String, most: String },
+}
+
+fn given<T: Ord + Copy>(
+    setting: &'static str,
+    show: fn(T) -> String,
+    default: T,
+    requested: Option<T>,
+    granted: Option<T>,
+) -> Result<T, Unsettled> {
+    let given = granted.unwrap_or(default);
+    match requested {
+        Some(wanted) if wanted > given => {
+            Err(Unsettled::TooLittle { setting, wanted: show(wanted), given: show(given) })
+        }
+        _ => Ok(given),
+    }
+}
+
+fn at_most(setting: &'static str, show: fn(u64) -> String, wanted: u64, most: u64) -> Result<(), Unsettled> {
+    if wanted > most {
+        return Err(Unsettled::TooMuch { setting, wanted: show(wanted), most: show(most) });
+    }
+    Ok(())
+}
+
+/// A size for a message.
+pub(crate) fn bytes(size: u64) -> String {
+    match size {
+        b if b > 0 && b % (1 << 20) == 0 => format!("{} MiB", b >> 20),
+        b if b > 0 && b % (1 << 10) == 0 => format!("{} KiB", b >> 10),
+        b => format!("{b} B"),
+    }
+}
+
+/// A size as it is written in the configuration.
+fn size(size: u64) -> String {
+    format!("\"{}\"", bytes(size))
+}
+
+/// A time as it is written in the configuration.
+fn time(duration: Duration) -> String {
+    if duration.subsec_millis() == 0 {
+        format!("\"{}s\"", duration.as_secs())
+    } else {
+        format!("\"{}ms\"", duration.as_millis())
+    }
+}
+
+fn count(count: u64) -> String {
+    count.to_string()
+}
+
+/// `[limits]` of a manifest, as written: `timeout = "20s"`, `memory = "128 MiB"`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct WrittenLimits {
+    timeout: Option<String>,
+    cpu: Option<String>,
+    memory: Option<String>,
+    store: Option<String>,
+    log: Option<String>,
+    table_elements: Option<u64>,
+    host_objects: Option<u64>,
+}
+
+impl WrittenLimits {
+    pub(crate) fn read(&self) -> Result<Limits, String> {
+        Ok(Limits {
+            timeout: read("timeout", self.timeout.as_deref(), read_time)?,
+            cpu: read("cpu", self.cpu.as_deref(), read_time)?,
+            memory: read("memory", self.memory.as_deref(), read_size)?,
+            store: read("store", self.store.as_deref(), read_size)?,
+            log: read("log", self.log.as_deref(), read_size)?,
+            table_elements: self.table_elements,
+            host_objects: self.host_objects,
+        })
+    }
+}
+
+fn read<T>(key: &str, text: Option<&str>, reader: fn(&str) -> Option<T>) -> Result<Option<T>, String> {
+    let Some(text) = text else { return Ok(None) };
+    match reader(text) {
+        Some(value) => Ok(Some(value)),
+        None => Err(format!(
+            "`limits.{key}`: `{text}` is neither a time (`500ms`, `20s`) nor a size (`64 KiB`, `128 MiB`) that fits here"
+        )),
+    }
+}
+
+fn read_time(text: &str) -> Option<Duration> {
+    if let Some(millis) = text.strip_suffix("ms") {
+        return Some(Duration::from_millis(millis.trim().parse().ok()?));
+    }
+    Some(Duration::from_secs(text.strip_suffix('s')?.trim().parse().ok()?))
+}
+
+fn read_size(text: &str) -> Option<u64> {
+    let (number, shift) = if let Some(number) = text.strip_suffix("MiB") {
+        (number, 20)
+    } else if let Some(number) = text.strip_suffix("KiB") {
+        (number, 10)
+    } else {
+        (text.strip_suffix('B')?, 0)
+    };
+    number.trim().parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory(mebibytes: u64) -> Limits {
+        Limits { memory: Some(mebibytes << 20), ..Limits::default() }
+    }
+
+    #[test]
+    fn without_a_word_a_plugin_gets_the_default_of_its_kind() {
+        let settle = |kind| Budget::settle(kind, &Limits::default(), &Limits::default()).expect("defaults fit");
+        assert_eq!(settle(Kind::Scheduler).timeout, Duration::from_secs(2));
+        assert_eq!(settle(Kind::Notifier).timeout, Duration::from_secs(15));
+    }
+
+    #[test]
+    fn a_manifest_that_asks_for_more_needs_the_operators_word() {
+        let refused = Budget::settle(Kind::Retention, &memory(128), &Limits::default()).expect_err("more than default");
+        assert_eq!(
+            refused.to_string(),
+            "it asks for `memory = \"128 MiB\"` and is given \"64 MiB\"; raise `limits.memory` for it if it needs more"
+        );
+        let budget = Budget::settle(Kind::Retention, &memory(128), &memory(200)).expect("granted");
+        assert_eq!(budget.memory, 200 << 20);
+    }
+
+    #[test]
+    fn nobody_gets_more_memory_than_there_are_slots_for() {
+        let refused = Budget::settle(Kind::Retention, &Limits::default(), &memory(512)).expect_err("above every slot");
+        assert_eq!(
+            refused.to_string(),
+            "`limits.memory = \"512 MiB\"` is more than any plugin can have; the most is \"256 MiB\""
+        );
+    }
+
+    #[test]
+    fn limits_are_read_as_people_write_them() {
+        let written: WrittenLimits =
+            toml::from_str("timeout = '20s'\ncpu = '500ms'\nmemory = '128 MiB'\nstore = '4KiB'\nlog = '9 B'")
+                .expect("well-formed");
+        assert_eq!(
+            written.read().expect("right"),
+            Limits {
+                timeout: Some(Duration::from_secs(20)),
+                cpu: Some(Duration::from_millis(500)),
+                memory: Some(128 << 20),
+                store: Some(4 << 10),
+                log: Some(9),
+                ..Limits::default()
+            }
+        );
+        let wrong: WrittenLimits = toml::from_str("memory = 'much'").expect("well-formed");
+        assert!(wrong.read().expect_err("no size").contains("`limits.memory`: `much`"));
+    }
+}

@@ -1,0 +1,161 @@
+//! `plugin.toml`: what a plugin says about itself before any of its code runs.
+
+use crate::grants::{Grants, HostPattern, PatternError};
+use crate::limits::{Limits, WrittenLimits};
+use serde::Deserialize;
+
+/// Kinds of plugin that this host runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Decides when a job runs.
+    Scheduler,
+    /// Decides which recovery points stay.
+    Retention,
+    /// Tells somebody about events.
+    Notifier,
+}
+
+impl Kind {
+    /// All of them.
+    pub(crate) const ALL: [Self; 3] = [Self::Scheduler, Self::Retention, Self::Notifier];
+
+    /// The interface that a component of this kind exports, without its version.
+    pub(crate) fn export(self) -> &'static str {
+        match self {
+            Self::Scheduler => "vmferry:plugin/schedule",
+            Self::Retention => "vmferry:plugin/retain",
+            Self::Notifier => "vmferry:plugin/notify",
+        }
+    }
+
+    /// Whether the plugin only decides: deterministic, without any effect.
+    pub(crate) fn is_policy(self) -> bool {
+        matches!(self, Self::Scheduler | Self::Retention)
+    }
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Scheduler => "scheduler",
+            Self::Retention => "retention",
+            Self::Notifier => "notifier",
+        })
+    }
+}
+
+/// A manifest that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ManifestError {
+    /// Not TOML, a key missing, unknown or of the wrong type.
+    #[error("{0}")]
+    Malformed(String),
+    /// A size or time that is none.
+    #[error("{0}")]
+    Limit(String),
+    /// A server that is none.
+    #[error("`grants.http`: {0}")]
+    Pattern(#[from] PatternError),
+    /// An id that could not be written in a configuration, a path or a log line without quotes.
+    #[error("`id`: `{0}` is not a name of lower-case letters, digits and hyphens, at most 64")]
+    Id(String),
+}
+
+/// What a plugin says about itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Manifest {
+    /// Its id: lower-case letters, digits and hyphens.
+    pub id: String,
+    /// Its version.
+    pub version: String,
+    /// Its kind.
+    pub kind: Kind,
+    /// One sentence about what it does.
+    pub description: String,
+    /// The component's file beside the manifest; without it the only `*.wasm` there.
+    pub component: Option<String>,
+    /// What it asks to be allowed.
+    pub grants: Grants,
+    /// How much it asks for.
+    pub limits: Limits,
+    /// JSON Schema of its settings, if it gives one.
+    pub config: Option<serde_json::Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    id: String,
+    version: String,
+    kind: Kind,
+    description: String,
+    component: Option<String>,
+    #[serde(default)]
+    grants: WrittenGrants,
+    #[serde(default)]
+    limits: WrittenLimits,
+    config: Option<serde_json::Value>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct WrittenGrants {
+    http: Vec<String>,
+    sign: Vec<String>,
+    store: bool,
+}
+
+impl Manifest {
+    /// Reads a `plugin.toml`.
+    pub fn parse(text: &str) -> Result<Self, ManifestError> {
+        let written: Written = toml::from_str(text).map_err(|error| ManifestError::Malformed(error.to_string()))?;
+        if !is_id(&written.id) {
+            return Err(ManifestError::Id(written.id));
+        }
+        let http =
+            written.grants.http.iter().map(|pattern| pattern.parse()).collect::<Result<Vec<HostPattern>, _>>()?;
+        Ok(Self {
+            id: written.id,
+            version: written.version,
+            kind: written.kind,
+            description: written.description,
+            component: written.component,
+            grants: Grants { http, sign: written.grants.sign, store: written.grants.store, private_addresses: false },
+            limits: written.limits.read().map_err(ManifestError::Limit)?,
+            config: written.config,
+        })
+    }
+}
+
+pub(crate) fn is_id(id: &str) -> bool {
+    (1..=64).contains(&id.len())
+        && id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !id.starts_with('-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = "id = 'retain-x'\nversion = '1.2.3'\nkind = 'retention'\ndescription = 'Keeps x.'\n";
+
+    #[test]
+    fn a_minimal_manifest_requests_nothing() {
+        let manifest = Manifest::parse(MINIMAL).expect("minimal");
+        assert_eq!(manifest.kind, Kind::Retention);
+        assert_eq!(manifest.grants, Grants::default());
+        assert_eq!(manifest.limits, Limits::default());
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_named() {
+        let refusal = |text: &str| Manifest::parse(text).expect_err("wrong").to_string();
+        assert!(refusal(&format!("{MINIMAL}colour = 'red'")).contains("unknown field `colour`"));
+        assert!(refusal(&MINIMAL.replace("retention", "butler")).contains("unknown variant `butler`"));
+        assert!(refusal(&MINIMAL.replace("retain-x", "Retain X")).contains("`Retain X`"));
+        assert!(refusal(&format!("{MINIMAL}[grants]\nhttp = ['ops']")).contains("`grants.http`: `ops`"));
+        assert!(refusal(&format!("{MINIMAL}[limits]\nmemory = '1 GB'")).contains("`limits.memory`: `1 GB`"));
+        assert!(refusal("id = 'x'").contains("missing field"));
+    }
+}

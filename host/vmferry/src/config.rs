@@ -1,0 +1,266 @@
+//! The configuration: TOML files read into values, with every complaint at once.
+//!
+//! [`load`] reads one file and the `conf.d/*.toml` beside it. Nothing here talks to a pool or runs a plugin.
+//!
+//! - [`pool`]: `[pool.NAME]`, where a pool is and how to log in;
+//! - [`job`]: `[job.NAME]`, which VMs go where, when, and what is kept;
+//! - [`plugin`]: `[plugin.NAME]`, where a plugin comes from and what it may do;
+//! - [`secret`]: passwords and keys, which never print;
+//! - `read`: the reader that knows where each key stands.
+
+pub mod job;
+pub mod plugin;
+pub mod pool;
+mod read;
+pub mod secret;
+
+use crate::nearest;
+use crate::problem::Problem;
+use read::{Found, Notes, Section, Source};
+use secret::{Given, Secret};
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use toml::de::DeTable;
+
+/// Where the store is unless `store.path` says otherwise.
+pub const DEFAULT_STORE: &str = "/var/lib/vmferry";
+
+/// Everything that was configured.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The files it was read from, the main file first.
+    pub files: Vec<PathBuf>,
+    /// The folder of the state store.
+    pub store: PathBuf,
+    /// Pools by name.
+    pub pools: BTreeMap<String, pool::Pool>,
+    /// Jobs by name.
+    pub jobs: BTreeMap<String, job::Job>,
+    /// What is said about plugins, by name; a bundled plugin need not be mentioned.
+    pub plugins: BTreeMap<String, plugin::Plugin>,
+    /// Keys that plugins may sign with, by name.
+    pub keys: BTreeMap<String, Secret>,
+    /// What is allowed and should not be.
+    pub warnings: Vec<Problem>,
+}
+
+impl Config {
+    /// The job of that name; an unknown one is answered with the nearest name and a list.
+    pub fn job(&self, name: &str) -> Result<&job::Job, Problem> {
+        self.jobs.get(name).ok_or_else(|| {
+            let place = self.files.first().map(|file| file.display().to_string()).unwrap_or_default();
+            Problem::new(format!("there is no job `{name}`"))
+                .at(place)
+                .remedy(nearest::remedy(name, self.jobs.keys().map(String::as_str)))
+        })
+    }
+}
+
+/// A name that stands in the configuration, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// The name.
+    pub name: String,
+    /// The key that holds it: `job.erp.schedule.plugin`.
+    pub key: String,
+    /// `file:line:column`.
+    pub place: String,
+}
+
+impl From<&Found<String>> for Named {
+    fn from(found: &Found<String>) -> Self {
+        Self { name: found.value.clone(), key: found.key.clone(), place: found.place.clone() }
+    }
+}
+
+/// Names that have to exist, looked up when everything is read.
+#[derive(Default)]
+struct References {
+    pools: Vec<Named>,
+    plugins: Vec<Named>,
+    keys: Vec<Named>,
+}
+
+/// What the configuration depends on beside its files.
+pub struct Surroundings<'a> {
+    /// Looks up an environment variable.
+    pub environment: &'a dyn Fn(&str) -> Option<String>,
+    /// The plugins that are part of the program.
+    pub bundled: &'a [&'a str],
+}
+
+/// Reads a configuration, or says everything that is wrong with it.
+pub fn load(main: &Path, surroundings: &Surroundings<'_>) -> Result<Config, Vec<Problem>> {
+    let sources = read_files(main).map_err(|problem| vec![problem])?;
+    let notes = Notes::default();
+    let mut draft = Draft::default();
+    for source in &sources {
+        match DeTable::parse(source.text()) {
+            Ok(table) => {
+                let root = Section::new(String::new(), source, &notes, table.get_ref(), 0);
+                draft.read(root, surroundings);
+            }
+            Err(error) => notes.errors.borrow_mut().push(syntax_error(source, &error)),
+        }
+    }
+    draft.look_up(&notes, surroundings.bundled);
+    let errors = notes.errors.into_inner();
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    Ok(Config {
+        files: sources.iter().map(|source| source.path().to_owned()).collect(),
+        store: draft.store.map_or_else(|| DEFAULT_STORE.into(), |store| store.value),
+        pools: values(draft.pools),
+        jobs: values(draft.jobs),
+        plugins: values(draft.plugins),
+        keys: values(draft.keys),
+        warnings: notes.warnings.into_inner(),
+    })
+}
+
+/// The main file, then `conf.d/*.toml` beside it by name.
+fn read_files(main: &Path) -> Result<Vec<Source>, Problem> {
+    let folder = main.parent().unwrap_or(Path::new("")).join("conf.d");
+    let mut parts = Vec::new();
+    if folder.is_dir() {
+        let entries = std::fs::read_dir(&folder).map_err(|error| unreadable(&folder, &error))?;
+        for entry in entries {
+            let path = entry.map_err(|error| unreadable(&folder, &error))?.path();
+            if path.extension() == Some(OsStr::new("toml")) {
+                parts.push(path);
+            }
+        }
+        parts.sort();
+    }
+    let files = std::iter::once(main.to_owned()).chain(parts);
+    let read = |path: PathBuf| match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(Source::new(path, text)),
+        Err(error) => Err(unreadable(&path, &error)),
+    };
+    files.map(read).collect()
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> Problem {
+    Problem::new(format!("the configuration cannot be read: {error}"))
+        .at(path.display().to_string())
+        .remedy("name the right file with `--config FILE`; `vmferry demo --keep` writes one to look at")
+}
+
+fn syntax_error(source: &Source, error: &toml::de::Error) -> Problem {
+    let place = source.place(error.span().map_or(0, |span| span.start));
+    Problem::new(format!("not TOML: {}", error.message().trim().replace('\n', ", "))).at(place)
+}
+
+/// An entry and the place where it was first seen.
+struct Entry<T> {
+    place: String,
+    /// `None` when it is there and wrong: the complaint is made, and references to it are not complained about.
+    value: Option<T>,
+}
+
+type Entries<T> = BTreeMap<String, Entry<T>>;
+
+fn values<T>(entries: Entries<T>) -> BTreeMap<String, T> {
+    entries.into_iter().filter_map(|(name, entry)| Some((name, entry.value?))).collect()
+}
+
+/// What was read so far, over all files.
+#[derive(Default)]
+struct Draft {
+    store: Option<Found<PathBuf>>,
+    pools: Entries<pool::Pool>,
+    jobs: Entries<job::Job>,
+    plugins: Entries<plugin::Plugin>,
+    keys: Entries<Secret>,
+    references: References,
+}
+
+impl Draft {
+    fn read(&mut self, mut root: Section<'_>, surroundings: &Surroundings<'_>) {
+        for (name, section) in root.named_sections("pool") {
+            add(&root, &mut self.pools, name, || pool::read(section, surroundings.environment));
+        }
+        for (name, section) in root.named_sections("job") {
+            add(&root, &mut self.jobs, name, || job::read(section, &mut self.references));
+        }
+        for (name, section) in root.named_sections("plugin") {
+            add(&root, &mut self.plugins, name, || plugin::read(section, &mut self.references));
+        }
+        for (name, section) in root.named_sections("key") {
+            add(&root, &mut self.keys, name, || read_key(section, surroundings.environment));
+        }
+        if let Some(section) = root.section("store") {
+            self.read_store(section);
+        }
+        root.finish();
+    }
+
+    fn read_store(&mut self, mut section: Section<'_>) {
+        if let Some(path) = section.string("path") {
+            let folder = section.source.resolve(&path.value);
+            let path = path.map(|_| folder);
+            match &self.store {
+                Some(first) => section.error(twice(&path.key, &path.place, &first.place)),
+                None => self.store = Some(path),
+            }
+        }
+        section.finish();
+    }
+
+    /// Complains about names that stand for nothing.
+    fn look_up(&self, notes: &Notes, bundled: &[&str]) {
+        let check = |references: &[Named], what: &str, known: &[&str]| {
+            for one in references.iter().filter(|one| !known.contains(&one.name.as_str())) {
+                let problem = Problem::new(format!("{}: there is no {what} `{}`", one.key, one.name)).at(&one.place);
+                notes.errors.borrow_mut().push(problem.remedy(nearest::remedy(&one.name, known.iter().copied())));
+            }
+        };
+        let pools: Vec<_> = self.pools.keys().map(String::as_str).collect();
+        check(&self.references.pools, "pool", &pools);
+        let keys: Vec<_> = self.keys.keys().map(String::as_str).collect();
+        check(&self.references.keys, "key", &keys);
+        let own = self.plugins.keys().map(String::as_str).filter(|name| !bundled.contains(name));
+        let plugins: Vec<_> = bundled.iter().copied().chain(own).collect();
+        check(&self.references.plugins, "plugin", &plugins);
+        for (name, entry) in &self.plugins {
+            let has_no_path = entry.value.as_ref().is_some_and(|plugin| plugin.path.is_none());
+            if has_no_path && !bundled.contains(&name.as_str()) {
+                let near = nearest::nearest(name, bundled.iter().copied());
+                let near = near.map(|near| format!("; did you mean `plugin.{near}`?")).unwrap_or_default();
+                let problem = Problem::new(format!("plugin.{name}: no plugin of this name is part of the program"));
+                let remedy = format!("add `path = \"FOLDER OR FILE\"`{near}");
+                notes.errors.borrow_mut().push(problem.at(&entry.place).remedy(remedy));
+            }
+        }
+    }
+}
+
+/// Files are equal among each other: what two of them say about the same name is a contradiction, not an override.
+fn add<T>(root: &Section<'_>, entries: &mut Entries<T>, name: Found<String>, read: impl FnOnce() -> Option<T>) {
+    if let Some(first) = entries.get(&name.value) {
+        root.error(twice(&name.key, &name.place, &first.place));
+        return;
+    }
+    entries.insert(name.value, Entry { place: name.place, value: read() });
+}
+
+fn twice(key: &str, place: &str, first: &str) -> Problem {
+    Problem::new(format!("{key} is given twice")).at(place).remedy(format!("keep this one or the one at {first}"))
+}
+
+const KEY: secret::Keys = secret::Keys { noun: "key", inline: "secret", file: "secret_file", env: "secret_env" };
+
+fn read_key(mut section: Section<'_>, environment: &dyn Fn(&str) -> Option<String>) -> Option<Secret> {
+    let key = match secret::read(&mut section, &KEY, environment) {
+        Given::Secret(key) => Some(key),
+        Given::Wrong => None,
+        Given::Nothing => {
+            section.missing("secret_file", "\"secrets/key\"");
+            None
+        }
+    };
+    section.finish();
+    key
+}

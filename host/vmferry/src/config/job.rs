@@ -1,0 +1,250 @@
+//! `[job.NAME]`: which VMs go where, when, and what is kept.
+
+use super::read::{Found, Section};
+use super::{Named, References};
+use crate::nearest;
+use crate::problem::Problem;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+/// One job.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Which VMs.
+    pub select: Selection,
+    /// Where to; at least one.
+    pub targets: Vec<Target>,
+    /// Whether digests are kept (the default), or the stream's structure is enough.
+    pub digests: bool,
+    /// Decides when it runs; without one the daemon leaves it to `vmferry run`.
+    pub schedule: Option<PluginUse>,
+    /// Decides what is kept; without one everything is.
+    pub retention: Option<PluginUse>,
+    /// Who is told.
+    pub notify: Vec<Subscription>,
+    /// What becomes of a run that meets another one on the same VM.
+    pub overlap: Overlap,
+    /// Ids of the Xen Orchestra job whose chain this job continues.
+    pub xo: Option<XoIds>,
+}
+
+/// Which VMs of a pool: those named and those tagged, in one of the power states if any are given, minus the excluded.
+#[derive(Clone, Debug)]
+pub struct Selection {
+    /// The pool's name.
+    pub pool: String,
+    /// VMs by uuid.
+    pub vms: Vec<String>,
+    /// VMs by tag.
+    pub tags: Vec<String>,
+    /// Power states that count; empty for any.
+    pub power_states: Vec<String>,
+    /// Never these VMs, by uuid.
+    pub exclude_vms: Vec<String>,
+    /// Never VMs with one of these tags.
+    pub exclude_tags: Vec<String>,
+}
+
+/// One place that holds replicas.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Its name within the job.
+    pub name: String,
+    /// The pool's name.
+    pub pool: String,
+    /// uuid of the storage repository.
+    pub sr: String,
+    /// Source network to target network, each by uuid or name; `none` for no interface.
+    pub networks: BTreeMap<String, String>,
+}
+
+/// A plugin with the settings it gets.
+#[derive(Clone, Debug)]
+pub struct PluginUse {
+    /// The plugin's name.
+    pub plugin: String,
+    /// Its settings, an object; the plugin checks them.
+    pub with: Value,
+    /// The key that names the plugin, and where it stands, for messages.
+    pub named: Named,
+}
+
+/// A notifier and what it hears.
+#[derive(Clone, Debug)]
+pub struct Subscription {
+    /// Who is told.
+    pub notifier: PluginUse,
+    /// Kinds of events; empty for all.
+    pub on: Vec<String>,
+}
+
+/// What becomes of a run that meets another one on the same VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overlap {
+    /// It is skipped and recorded as such.
+    Skip,
+    /// It waits for the other one.
+    Wait,
+}
+
+/// Ids of a Xen Orchestra job and its schedule.
+#[derive(Clone, Copy, Debug)]
+pub struct XoIds {
+    /// The job's.
+    pub job: Uuid,
+    /// The schedule's.
+    pub schedule: Uuid,
+}
+
+/// The kinds of events that notifiers hear.
+const EVENTS: [&str; 8] =
+    ["started", "succeeded", "partial", "failed", "skipped", "refused", "plugin-failed", RPO_VIOLATED];
+/// Part of the vocabulary before anything sends it, so that configurations written for it stay valid.
+const RPO_VIOLATED: &str = "rpo-violated";
+
+const POWER_STATES: [(&str, &str); 4] =
+    [("Running", "Running"), ("Halted", "Halted"), ("Suspended", "Suspended"), ("Paused", "Paused")];
+
+pub(super) fn read(mut section: Section<'_>, references: &mut References) -> Option<Job> {
+    let select = section.required_section("select", r#"{ pool = "prod", tags = ["erp"] }"#);
+    let select = select.and_then(|select| read_selection(select, references));
+    let targets = read_targets(&mut section, references);
+    let digests = section.word("integrity", &[("digest", true), ("structure", false)]);
+    let schedule = section.section("schedule").and_then(|schedule| read_plugin(schedule, references));
+    let retention = section.section("retention").and_then(|retention| read_plugin(retention, references));
+    let notify = section.sections("notify").into_iter().filter_map(|one| read_subscription(one, references)).collect();
+    let overlap = section.word("overlap", &[("skip", Overlap::Skip), ("wait", Overlap::Wait)]);
+    let xo = section.section("xo").and_then(read_xo);
+    section.finish();
+    Some(Job {
+        select: select?,
+        targets,
+        digests: digests.is_none_or(|digests| digests.value),
+        schedule,
+        retention,
+        notify,
+        overlap: overlap.map_or(Overlap::Skip, |overlap| overlap.value),
+        xo,
+    })
+}
+
+fn read_selection(mut section: Section<'_>, references: &mut References) -> Option<Selection> {
+    let pool = read_pool_name(&mut section, references);
+    let errors_before = section.error_count();
+    let vms = uuids(&mut section, "vms");
+    let tags = values(section.strings("tags"));
+    let power_states = read_power_states(&mut section);
+    let (mut exclude_vms, mut exclude_tags) = (Vec::new(), Vec::new());
+    if let Some(mut exclude) = section.section("exclude") {
+        exclude_vms = uuids(&mut exclude, "vms");
+        exclude_tags = values(exclude.strings("tags"));
+        exclude.finish();
+    }
+    let is_empty = vms.is_empty() && tags.is_empty();
+    if is_empty && section.error_count() == errors_before {
+        let problem = Problem::new(format!("{}: it selects no VM", section.path)).at(section.place());
+        section.error(problem.remedy(r#"add `tags = ["TAG"]` or `vms = ["UUID"]`"#));
+    }
+    section.finish();
+    Some(Selection { pool: pool?, vms, tags, power_states, exclude_vms, exclude_tags })
+}
+
+fn read_power_states(section: &mut Section<'_>) -> Vec<String> {
+    let states = section.strings("power_state");
+    let known = states.iter().filter(|state| {
+        let is_known = POWER_STATES.iter().any(|(name, _)| *name == state.value);
+        if !is_known {
+            let remedy = nearest::remedy(&state.value, POWER_STATES.iter().map(|(name, _)| *name));
+            section.error(state.problem(format!("`{}` is no power state", state.value)).remedy(remedy));
+        }
+        is_known
+    });
+    known.map(|state| state.value.clone()).collect()
+}
+
+fn read_targets(section: &mut Section<'_>, references: &mut References) -> Vec<Target> {
+    let mut targets: Vec<Target> = Vec::new();
+    for mut one in section.required_sections("targets", r#"[{ name = "dr", pool = "dr", sr = "UUID" }]"#) {
+        let name = one.required_string("name", "\"dr\"");
+        let pool = read_pool_name(&mut one, references);
+        let sr = one.required_string("sr", "\"UUID of the storage repository\"").and_then(|sr| uuid(&one, sr));
+        let networks = one.string_map("networks");
+        if let Some(name) = &name
+            && targets.iter().any(|other| other.name == name.value)
+        {
+            let what = format!("another target of this job is called `{}`", name.value);
+            one.error(name.problem(what).remedy("give each target of a job its own name"));
+        }
+        one.finish();
+        if let (Some(name), Some(pool), Some(sr)) = (name, pool, sr) {
+            targets.push(Target { name: name.value, pool, sr, networks });
+        }
+    }
+    targets
+}
+
+fn read_pool_name(section: &mut Section<'_>, references: &mut References) -> Option<String> {
+    let pool = section.required_string("pool", "\"NAME of a [pool.NAME]\"")?;
+    references.pools.push(Named::from(&pool));
+    Some(pool.value)
+}
+
+fn read_plugin(mut section: Section<'_>, references: &mut References) -> Option<PluginUse> {
+    let plugin = plugin_of(&mut section, references);
+    section.finish();
+    plugin
+}
+
+fn plugin_of(section: &mut Section<'_>, references: &mut References) -> Option<PluginUse> {
+    let with = section.json("with").map_or_else(|| Value::Object(serde_json::Map::new()), |with| with.value);
+    let plugin = section.required_string("plugin", "\"NAME\"")?;
+    let named = Named::from(&plugin);
+    references.plugins.push(named.clone());
+    Some(PluginUse { plugin: plugin.value, with, named })
+}
+
+fn read_subscription(mut section: Section<'_>, references: &mut References) -> Option<Subscription> {
+    let notifier = plugin_of(&mut section, references);
+    let on = section.strings("on");
+    for kind in &on {
+        if !EVENTS.contains(&kind.value.as_str()) {
+            let remedy = nearest::remedy(&kind.value, EVENTS);
+            section.error(kind.problem(format!("`{}` is not an event", kind.value)).remedy(remedy));
+        } else if kind.value == RPO_VIOLATED {
+            section.warn(kind.problem(format!("this version does not send `{RPO_VIOLATED}` yet")));
+        }
+    }
+    section.finish();
+    Some(Subscription { notifier: notifier?, on: values(on) })
+}
+
+fn read_xo(mut section: Section<'_>) -> Option<XoIds> {
+    let mut id = |key: &'static str| {
+        let found = section.required_string(key, "\"UUID\"")?;
+        uuid(&section, found)?.parse().ok()
+    };
+    let (job, schedule) = (id("job"), id("schedule"));
+    section.finish();
+    Some(XoIds { job: job?, schedule: schedule? })
+}
+
+fn uuids(section: &mut Section<'_>, key: &'static str) -> Vec<String> {
+    section.strings(key).into_iter().filter_map(|found| uuid(section, found)).collect()
+}
+
+/// XAPI compares uuids as text, in lower case with hyphens.
+fn uuid(section: &Section<'_>, found: Found<String>) -> Option<String> {
+    match Uuid::parse_str(&found.value) {
+        Ok(uuid) => Some(uuid.to_string()),
+        Err(_) => {
+            let what = format!("`{}` is not a uuid", found.value);
+            section.error(found.problem(what).remedy("copy it from `xe vm-list` or `xe sr-list`, 36 characters"));
+            None
+        }
+    }
+}
+
+fn values(found: Vec<Found<String>>) -> Vec<String> {
+    found.into_iter().map(|found| found.value).collect()
+}

@@ -1,0 +1,54 @@
+//! `[plugin.NAME]`: where a plugin comes from, what it may do and how much it may use.
+
+use super::read::Section;
+use super::{Named, References};
+use std::path::PathBuf;
+use vmferry_sandbox::{Grants, HostPattern, Limits};
+
+/// What the operator says about a plugin. A plugin gets the intersection of this with what its manifest asks for.
+#[derive(Clone, Debug, Default)]
+pub struct Plugin {
+    /// A folder with `plugin.toml` and a component, or a component alone; without one, the bundled plugin of that name.
+    pub path: Option<PathBuf>,
+    /// What it may do.
+    pub grants: Grants,
+    /// How much it may use; what is not set keeps the sandbox's default.
+    pub limits: Limits,
+}
+
+pub(super) fn read(mut section: Section<'_>, references: &mut References) -> Option<Plugin> {
+    let path = section.string("path").map(|path| section.source.resolve(&path.value));
+    let grants = section.section("grants").map(|grants| read_grants(grants, references)).unwrap_or_default();
+    let limits = section.section("limits").map(read_limits).unwrap_or_default();
+    section.finish();
+    Some(Plugin { path, grants, limits })
+}
+
+fn read_grants(mut section: Section<'_>, references: &mut References) -> Grants {
+    let mut http: Vec<HostPattern> = Vec::new();
+    for server in section.strings("http") {
+        match server.value.parse() {
+            Ok(pattern) => http.push(pattern),
+            Err(error) => section.error(server.problem(error)),
+        }
+    }
+    let sign = section.strings("sign");
+    references.keys.extend(sign.iter().filter(|name| name.value != "*").map(Named::from));
+    let private_addresses = section.boolean("private_addresses").is_some_and(|allowed| allowed.value);
+    section.finish();
+    Grants { http, sign: sign.into_iter().map(|name| name.value).collect(), private_addresses, ..Grants::default() }
+}
+
+fn read_limits(mut section: Section<'_>) -> Limits {
+    let limits = Limits {
+        timeout: section.duration("timeout").map(|timeout| timeout.value),
+        cpu: section.duration("cpu").map(|cpu| cpu.value),
+        memory: section.size("memory").map(|memory| memory.value),
+        store: section.size("store").map(|store| store.value),
+        log: section.size("log").map(|log| log.value),
+        table_elements: section.count("table_elements").map(|elements| elements.value),
+        host_objects: section.count("host_objects").map(|objects| objects.value),
+    };
+    section.finish();
+    limits
+}

@@ -1,0 +1,106 @@
+//! `vmferry points`: what could be restored.
+
+use super::{Workplace, engine_failure, print};
+use crate::exit::Exit;
+use crate::output::report::short;
+use crate::output::table::{Align, Table};
+use crate::problem::Failure;
+use serde::Serialize;
+use vmferry_engine::ReplicaPoints;
+
+/// What `points list --json` prints.
+#[derive(Serialize)]
+struct Listing {
+    jobs: Vec<JobPoints>,
+}
+
+#[derive(Serialize)]
+struct JobPoints {
+    job: String,
+    replicas: Vec<ReplicaPoints>,
+}
+
+pub(super) async fn list(at: &Workplace, only: Option<&str>) -> Result<Exit, Failure> {
+    let names = match only {
+        Some(name) => vec![name.to_owned()],
+        None => at.config.jobs.keys().cloned().collect(),
+    };
+    let listing = at.close(collect(at, names).await).await?;
+    print(at.form, &listing, table)?;
+    Ok(Exit::Done)
+}
+
+async fn collect(at: &Workplace, names: Vec<String>) -> Result<Listing, Failure> {
+    let mut jobs = Vec::new();
+    for name in names {
+        let job = at.job(&name)?;
+        let replicas = at.engine.points(&job, None).await.map_err(|error| engine_failure(&error, &name))?;
+        jobs.push(JobPoints { job: name, replicas });
+    }
+    Ok(Listing { jobs })
+}
+
+fn table(listing: &Listing) -> String {
+    let mut table = Table::new(&[
+        ("job", Align::Left),
+        ("VM", Align::Left),
+        ("replica", Align::Left),
+        ("target", Align::Left),
+        ("point", Align::Left),
+        ("taken at", Align::Left),
+        ("disks", Align::Right),
+        ("by", Align::Left),
+        ("", Align::Left),
+    ]);
+    for job in &listing.jobs {
+        for replica in &job.replicas {
+            for point in &replica.points {
+                table.row([
+                    job.job.clone(),
+                    short(&replica.vm).to_owned(),
+                    replica.name.clone(),
+                    replica.target.clone(),
+                    point.id.clone(),
+                    point.taken_at.to_string(),
+                    point.disks.to_string(),
+                    point.origin.clone(),
+                    if point.held { "held".to_owned() } else { String::new() },
+                ]);
+            }
+        }
+    }
+    if table.is_empty() { "no recovery points\n".to_owned() } else { table.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::expect;
+    use vmferry_engine::PointSummary;
+
+    #[test]
+    fn a_listing_is_a_row_per_point() {
+        let point = |n: i64, held| PointSummary {
+            id: format!("{n}{n}{n}{n}{n}{n}{n}{n}-0000-4000-8000-000000000000"),
+            taken_at: jiff::Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_hours(n),
+            source_snapshot: "snapshot".to_owned(),
+            held,
+            origin: "vmferry".to_owned(),
+            disks: 2,
+        };
+        let replica = ReplicaPoints {
+            vm: "99999999-0000-4000-8000-000000000000".to_owned(),
+            name: "web (replica)".to_owned(),
+            target: "dr".to_owned(),
+            replica: "88888888-0000-4000-8000-000000000000".to_owned(),
+            points: vec![point(2, false), point(1, true)],
+        };
+        let listing = Listing { jobs: vec![JobPoints { job: "erp".to_owned(), replicas: vec![replica] }] };
+        expect![[r#"
+            job  VM        replica        target  point                                 taken at              disks  by
+            erp  99999999  web (replica)  dr      22222222-0000-4000-8000-000000000000  1970-01-01T02:00:00Z      2  vmferry
+            erp  99999999  web (replica)  dr      11111111-0000-4000-8000-000000000000  1970-01-01T01:00:00Z      2  vmferry  held
+        "#]].assert_eq(&table(&listing));
+        assert_eq!(table(&Listing { jobs: Vec::new() }), "no recovery points\n");
+    }
+}

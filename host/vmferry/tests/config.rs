@@ -1,0 +1,522 @@
+//! What a configuration says, and what an operator is told about a wrong one.
+
+use expect_test::{Expect, expect};
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+use tempfile::TempDir;
+use vmferry::config::job::Overlap;
+use vmferry::config::{self, Config, Surroundings};
+use vmferry::problem::Problem;
+
+const GOOD: &str = r#"
+[pool.prod]
+url = "https://xen1.example.org"
+username = "root"
+password_file = "secrets/prod"
+certificate_sha256 = "3F:3f:3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f3f"
+
+[pool.dr]
+url = "https://root:password%23@xen2.example.org"
+
+[store]
+path = "state"
+
+[job.erp]
+select = { pool = "prod", tags = ["erp"], power_state = ["Running"], exclude = { tags = ["scratch"] } }
+targets = [{ name = "dr", pool = "dr", sr = "5AAF86CA-0000-4000-8000-000000000001", networks = { lan = "none" } }]
+schedule = { plugin = "schedule-interval", with = { every = "10m" } }
+retention = { plugin = "retain-count", with = { keep = 3 } }
+notify = [{ plugin = "notify-webhook", on = ["failed"], with = { url = "https://ops.example.org/hook" } }]
+
+[plugin.notify-webhook]
+grants = { http = ["https://ops.example.org"], sign = ["hook"] }
+limits = { timeout = "5s", memory = "16MiB" }
+
+[key.hook]
+secret_env = "HOOK_KEY"
+"#;
+
+/// A folder with a configuration and what belongs to it.
+struct Folder(TempDir);
+
+impl Folder {
+    fn with(main: &str) -> Self {
+        let folder = Self(tempfile::tempdir().expect("a temporary folder"));
+        folder.write("vmferry.toml", main);
+        folder.mode("vmferry.toml", 0o600);
+        folder.write("secrets/prod", "hunter2\n");
+        folder.mode("secrets/prod", 0o600);
+        folder
+    }
+
+    fn write(&self, name: &str, text: &str) -> &Self {
+        let path = self.0.path().join(name);
+        std::fs::create_dir_all(path.parent().expect("a file in the folder")).expect("a folder is made");
+        std::fs::write(path, text).expect("a file is written");
+        self
+    }
+
+    fn mode(&self, name: &str, mode: u32) {
+        std::fs::set_permissions(self.0.path().join(name), std::fs::Permissions::from_mode(mode))
+            .expect("a mode is set");
+    }
+
+    fn load(&self) -> Result<Config, Vec<Problem>> {
+        let environment = |name: &str| (name == "HOOK_KEY").then(|| "key material".to_owned());
+        let bundled = ["notify-webhook", "retain-count", "schedule-interval"];
+        let surroundings = Surroundings { environment: &environment, bundled: &bundled };
+        config::load(&self.0.path().join("vmferry.toml"), &surroundings)
+    }
+
+    fn text(&self, problems: impl IntoIterator<Item = impl std::fmt::Display>) -> String {
+        let lines: String = problems.into_iter().map(|problem| format!("{problem}\n")).collect();
+        lines.replace(&format!("{}/", self.0.path().display()), "")
+    }
+}
+
+/// The complaints about a configuration.
+fn check(main: &str, expected: Expect) {
+    let folder = Folder::with(main);
+    let problems = folder.load().expect_err("the configuration is wrong");
+    expected.assert_eq(&folder.text(problems));
+}
+
+/// The complaints about the good configuration with one text replaced.
+fn check_with(text: &str, replacement: &str, expected: Expect) {
+    assert!(GOOD.contains(text), "{text} is not in the good configuration");
+    check(&GOOD.replacen(text, replacement, 1), expected);
+}
+
+#[test]
+fn a_good_configuration_says_what_it_says() {
+    let config = Folder::with(GOOD).load().unwrap();
+    let prod = &config.pools["prod"];
+    assert_eq!((prod.endpoint.to_string().as_str(), prod.username.as_str()), ("https://xen1.example.org", "root"));
+    let dr = &config.pools["dr"];
+    assert_eq!((dr.endpoint.to_string().as_str(), dr.username.as_str()), ("https://xen2.example.org", "root"));
+
+    let job = &config.jobs["erp"];
+    assert_eq!((job.select.pool.as_str(), job.select.tags.as_slice()), ("prod", ["erp".to_owned()].as_slice()));
+    assert_eq!(job.select.exclude_tags, ["scratch"]);
+    assert_eq!(job.targets[0].sr, "5aaf86ca-0000-4000-8000-000000000001");
+    assert_eq!(job.targets[0].networks["lan"], "none");
+    assert_eq!(job.schedule.as_ref().unwrap().with["every"], "10m");
+    assert_eq!(job.retention.as_ref().unwrap().with["keep"], 3);
+    assert_eq!(job.notify[0].on, ["failed"]);
+    assert!(job.digests);
+    assert_eq!(job.overlap, Overlap::Skip);
+
+    let plugin = &config.plugins["notify-webhook"];
+    assert_eq!(plugin.limits.timeout, Some(Duration::from_secs(5)));
+    assert_eq!(plugin.limits.memory, Some(16 << 20));
+    assert_eq!(config.keys["hook"].reveal(), "key material");
+    assert!(config.store.ends_with("state"));
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+}
+
+#[test]
+fn secrets_do_not_print() {
+    let folder = Folder::with(GOOD);
+    let printed = format!("{:?}", folder.load().unwrap());
+    for secret in ["hunter2", "password#", "password%23", "key material"] {
+        assert!(!printed.contains(secret), "{printed}");
+    }
+}
+
+#[test]
+fn unknown_keys_are_answered_with_the_nearest_right_name() {
+    check_with(
+        "username =",
+        "usrname =",
+        expect![[r#"
+            error: pool.prod: `username` is missing
+              where: vmferry.toml:2:7
+              remedy: add `username = "root"`
+            error: pool.prod: unknown key `usrname`
+              where: vmferry.toml:4:1
+              remedy: did you mean `username`? known here: `url`, `username`, `password`, `password_file`, `password_env`, `certificate_sha256`, `ca_file`
+        "#]],
+    );
+    check_with(
+        "[store]",
+        "[stor]",
+        expect![[r#"
+        error: unknown section `stor`
+          where: vmferry.toml:11:2
+          remedy: did you mean `store`? known here: `pool`, `job`, `plugin`, `key`, `store`
+    "#]],
+    );
+    check_with(
+        "networks = {",
+        "network = {",
+        expect![[r#"
+        error: job.erp.targets[0]: unknown key `network`
+          where: vmferry.toml:16:85
+          remedy: did you mean `networks`? known here: `name`, `pool`, `sr`, `networks`
+    "#]],
+    );
+    check_with(
+        "secret_env",
+        "env",
+        expect![[r#"
+        error: key.hook: `secret_file` is missing
+          where: vmferry.toml:25:6
+          remedy: add `secret_file = "secrets/key"`
+        error: key.hook: unknown key `env`
+          where: vmferry.toml:26:1
+          remedy: known here: `secret`, `secret_file`, `secret_env`
+    "#]],
+    );
+}
+
+#[test]
+fn a_wrong_type_names_the_key_and_what_was_expected() {
+    check_with(
+        "tags = [\"erp\"]",
+        "tags = \"erp\"",
+        expect![[r#"
+        error: job.erp.select.tags: expected a list of strings, found a string
+          where: vmferry.toml:15:34
+    "#]],
+    );
+    check_with(
+        "tags = [\"erp\"]",
+        "tags = [\"erp\", 7]",
+        expect![[r#"
+        error: job.erp.select.tags[1]: expected a string, found an integer
+          where: vmferry.toml:15:42
+    "#]],
+    );
+    check_with(
+        "username = \"root\"",
+        "username = true",
+        expect![[r#"
+        error: pool.prod.username: expected a string, found a boolean
+          where: vmferry.toml:4:12
+    "#]],
+    );
+    check_with(
+        "with = { keep = 3 }",
+        "with = 3",
+        expect![[r#"
+        error: job.erp.retention.with: expected a table, found an integer
+          where: vmferry.toml:18:47
+    "#]],
+    );
+    check_with(
+        "path = \"state\"",
+        "path = 1979-05-27",
+        expect![[r#"
+        error: store.path: expected a string, found a date
+          where: vmferry.toml:12:8
+    "#]],
+    );
+}
+
+#[test]
+fn a_wrong_value_is_answered_with_the_right_form() {
+    check_with(
+        "[job.erp]",
+        "[job.erp]\nintegrity = \"digests\"",
+        expect![[r#"
+        error: job.erp.integrity: `digests` is not one of its values
+          where: vmferry.toml:15:13
+          remedy: did you mean `digest`? known here: `digest`, `structure`
+    "#]],
+    );
+    check_with(
+        "5AAF86CA-",
+        "sr-",
+        expect![[r#"
+        error: job.erp.targets[0].sr: `sr-0000-4000-8000-000000000001` is not a uuid
+          where: vmferry.toml:16:45
+          remedy: copy it from `xe vm-list` or `xe sr-list`, 36 characters
+    "#]],
+    );
+    check_with(
+        "timeout = \"5s\"",
+        "timeout = \"5 parsecs\"",
+        expect![[r#"
+        error: plugin.notify-webhook.limits.timeout: `5 parsecs` is not a span of time
+          where: vmferry.toml:23:22
+          remedy: write it like `30s`, `500ms` or `1h 30m`
+    "#]],
+    );
+    check_with(
+        "memory = \"16MiB\"",
+        "memory = \"16MB\"",
+        expect![[r#"
+        error: plugin.notify-webhook.limits.memory: `16MB` is not a size
+          where: vmferry.toml:23:37
+          remedy: write it like `64MiB`, `512KiB` or `1GiB`, or as a number of bytes
+    "#]],
+    );
+    check_with(
+        "on = [\"failed\"]",
+        "on = [\"faild\"]",
+        expect![[r#"
+        error: job.erp.notify[0].on[0]: `faild` is not an event
+          where: vmferry.toml:19:46
+          remedy: did you mean `failed`? known here: `started`, `succeeded`, `partial`, `failed`, `skipped`, `refused`, `plugin-failed`, `rpo-violated`
+    "#]],
+    );
+    check_with(
+        "3F:3f",
+        "zz",
+        expect![[r#"
+        error: pool.prod.certificate_sha256: not a SHA-256 digest
+          where: vmferry.toml:6:22
+          remedy: give the SHA-256 of the host's certificate as 64 hexadecimal digits, colons allowed: openssl x509 -noout -fingerprint -sha256
+    "#]],
+    );
+    check_with(
+        "https://root:password%23@",
+        "https://root:password#@",
+        expect![[r#"
+            error: pool.dr.url: not a URL (invalid port number); write https://host, and percent-encode special characters in user and password
+              where: vmferry.toml:9:7
+        "#]],
+    );
+    check_with(
+        "tags = [\"erp\"], ",
+        "",
+        expect![[r#"
+        error: job.erp.select: it selects no VM
+          where: vmferry.toml:15:10
+          remedy: add `tags = ["TAG"]` or `vms = ["UUID"]`
+    "#]],
+    );
+}
+
+#[test]
+fn a_grant_that_is_no_server_is_refused() {
+    check_with(
+        "https://ops.example.org\"], sign",
+        "ops.example.org\"], sign",
+        expect![[r#"
+        error: plugin.notify-webhook.grants.http[0]: `ops.example.org` is not a server: the scheme is missing; write `https://ops.example.org` or `http://10.0.0.7:8080`
+          where: vmferry.toml:22:20
+    "#]],
+    );
+}
+
+#[test]
+fn names_that_stand_for_nothing_are_answered_with_the_nearest_that_does() {
+    check_with(
+        "pool = \"prod\"",
+        "pool = \"prd\"",
+        expect![[r#"
+        error: job.erp.select.pool: there is no pool `prd`
+          where: vmferry.toml:15:19
+          remedy: did you mean `prod`? known here: `dr`, `prod`
+    "#]],
+    );
+    check_with(
+        "plugin = \"schedule-interval\"",
+        "plugin = \"schedule-intervall\"",
+        expect![[r#"
+        error: job.erp.schedule.plugin: there is no plugin `schedule-intervall`
+          where: vmferry.toml:17:23
+          remedy: did you mean `schedule-interval`? known here: `notify-webhook`, `retain-count`, `schedule-interval`
+    "#]],
+    );
+    check_with(
+        "sign = [\"hook\"]",
+        "sign = [\"hok\"]",
+        expect![[r#"
+        error: plugin.notify-webhook.grants.sign[0]: there is no key `hok`
+          where: vmferry.toml:22:56
+          remedy: did you mean `hook`? known here: `hook`
+    "#]],
+    );
+    check_with(
+        "[plugin.notify-webhook]",
+        "[plugin.notify-webhok]",
+        expect![[r#"
+        error: plugin.notify-webhok: no plugin of this name is part of the program
+          where: vmferry.toml:21:9
+          remedy: add `path = "FOLDER OR FILE"`; did you mean `plugin.notify-webhook`?
+    "#]],
+    );
+}
+
+#[test]
+fn what_is_missing_is_named_with_an_example() {
+    check(
+        "[pool.prod]\n[job.erp]\n",
+        expect![[r#"
+        error: pool.prod: `url` is missing
+          where: vmferry.toml:1:7
+          remedy: add `url = "https://xen1.example.org"`
+        error: job.erp: `select` is missing
+          where: vmferry.toml:2:6
+          remedy: add `select = { pool = "prod", tags = ["erp"] }`
+        error: job.erp: `targets` is missing
+          where: vmferry.toml:2:6
+          remedy: add `targets = [{ name = "dr", pool = "dr", sr = "UUID" }]`
+    "#]],
+    );
+}
+
+#[test]
+fn everything_is_told_at_once() {
+    check(
+        "[pool.prod]\nurl = 1\nusername = 2\n[storage]\n[job.erp]\nselect = 3\ntargets = []\n",
+        expect![[r#"
+        error: pool.prod.url: expected a string, found an integer
+          where: vmferry.toml:2:7
+        error: pool.prod.username: expected a string, found an integer
+          where: vmferry.toml:3:12
+        error: job.erp.select: expected a table, found an integer
+          where: vmferry.toml:6:10
+        error: job.erp: `targets` is missing
+          where: vmferry.toml:5:6
+          remedy: add `targets = [{ name = "dr", pool = "dr", sr = "UUID" }]`
+        error: unknown section `storage`
+          where: vmferry.toml:4:2
+          remedy: did you mean `store`? known here: `pool`, `job`, `plugin`, `key`, `store`
+    "#]],
+    );
+}
+
+#[test]
+fn a_broken_file_is_told_with_its_place() {
+    check(
+        "[pool.prod]\nurl = \"https://xen1\n",
+        expect![[r#"
+        error: not TOML: invalid basic string, expected `"`
+          where: vmferry.toml:2:20
+    "#]],
+    );
+    check(
+        "[pool.prod]\n[pool.prod]\n",
+        expect![[r#"
+        error: not TOML: duplicate key
+          where: vmferry.toml:2:7
+    "#]],
+    );
+}
+
+#[test]
+fn a_missing_or_empty_secret_names_pool_file_and_remedy() {
+    check_with(
+        "secrets/prod",
+        "secrets/production",
+        expect![[r#"
+        error: pool.prod: password file secrets/production: No such file or directory (os error 2)
+          where: vmferry.toml:5:17
+          remedy: write the password into that file (mode 0600), or correct `password_file`
+    "#]],
+    );
+    let folder = Folder::with(GOOD);
+    folder.write("secrets/prod", "\n");
+    expect![[r#"
+        error: pool.prod: password file secrets/prod is empty
+          where: vmferry.toml:5:17
+          remedy: write the password into it
+    "#]]
+    .assert_eq(&folder.text(folder.load().unwrap_err()));
+    check_with(
+        "HOOK_KEY",
+        "HOOK_KEX",
+        expect![[r#"
+        error: key.hook.secret_env: the environment variable HOOK_KEX is not set
+          where: vmferry.toml:26:14
+          remedy: set it to the key before the program starts
+    "#]],
+    );
+    check_with(
+        "password_file = \"secrets/prod\"",
+        "",
+        expect![[r#"
+        error: pool.prod: `password_file` is missing
+          where: vmferry.toml:2:7
+          remedy: add `password_file = "secrets/pool"`
+    "#]],
+    );
+    check_with(
+        "password_file =",
+        "password = \"a\"\npassword_file =",
+        expect![[r#"
+        error: pool.prod: the password is given more than once
+          where: vmferry.toml:2:7
+          remedy: keep one of `password`, `password_file` and `password_env`
+    "#]],
+    );
+}
+
+#[test]
+fn a_file_with_a_secret_that_others_may_read_is_a_warning() {
+    let folder = Folder::with(GOOD);
+    folder.mode("secrets/prod", 0o640);
+    folder.mode("vmferry.toml", 0o644);
+    let config = folder.load().unwrap();
+    expect![[r#"
+        warning: pool.dr: the password stands in vmferry.toml, which others may read (mode 0644)
+          where: vmferry.toml:8:7
+          remedy: chmod 600 vmferry.toml
+        warning: pool.prod: the password stands in secrets/prod, which others may read (mode 0640)
+          where: vmferry.toml:2:7
+          remedy: chmod 600 secrets/prod
+    "#]]
+    .assert_eq(&folder.text(config.warnings.iter().map(Problem::as_warning)));
+}
+
+#[test]
+fn plain_http_is_accepted_with_a_warning() {
+    let folder = Folder::with(&GOOD.replace("https://xen1", "http://xen1"));
+    let config = folder.load().unwrap();
+    expect![[r#"
+        warning: pool.prod: http://xen1.example.org is not encrypted: password and disks travel readable, and no certificate is checked
+          where: vmferry.toml:2:7
+          remedy: use https:// unless the network is trusted
+    "#]].assert_eq(&folder.text(config.warnings.iter().map(Problem::as_warning)));
+}
+
+#[test]
+fn a_missing_file_is_told() {
+    let folder = Folder::with(GOOD);
+    std::fs::remove_file(folder.0.path().join("vmferry.toml")).unwrap();
+    expect![[r#"
+        error: the configuration cannot be read: No such file or directory (os error 2)
+          where: vmferry.toml
+          remedy: name the right file with `--config FILE`; `vmferry demo --keep` writes one to look at
+    "#]]
+    .assert_eq(&folder.text(folder.load().unwrap_err()));
+}
+
+#[test]
+fn files_of_conf_d_add_to_the_main_file_and_do_not_override_it() {
+    let folder = Folder::with(GOOD);
+    folder.write(
+        "conf.d/10-web.toml",
+        &GOOD[GOOD.find("[job.erp]").unwrap()..GOOD.find("[plugin").unwrap()].replace("erp", "web"),
+    );
+    folder.write("conf.d/notes.txt", "not read");
+    let config = folder.load().unwrap();
+    assert_eq!(config.jobs.keys().collect::<Vec<_>>(), ["erp", "web"]);
+    assert_eq!(config.files.len(), 2);
+
+    folder.write("conf.d/20-again.toml", "[pool.dr]\nurl = \"https://other\"\n[store]\npath = \"/elsewhere\"\n");
+    expect![[r#"
+        error: pool.dr is given twice
+          where: conf.d/20-again.toml:1:7
+          remedy: keep this one or the one at vmferry.toml:8:7
+        error: store.path is given twice
+          where: conf.d/20-again.toml:4:8
+          remedy: keep this one or the one at vmferry.toml:12:8
+    "#]]
+    .assert_eq(&folder.text(folder.load().unwrap_err()));
+}
+
+#[test]
+fn an_unknown_job_is_answered_with_the_nearest_and_the_list() {
+    let folder = Folder::with(GOOD);
+    let problem = folder.load().unwrap().job("epr").unwrap_err();
+    expect![[r#"
+        error: there is no job `epr`
+          where: vmferry.toml
+          remedy: did you mean `erp`? known here: `erp`
+    "#]]
+    .assert_eq(&folder.text([problem]));
+}

@@ -1,0 +1,9 @@
+//! The program as its users meet it: processes, a configuration file, exit codes, output.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod bad_input;
+mod files;
+mod plugins;
+mod runs;
+mod stage;

@@ -1,0 +1,20 @@
+//! Ways to say that something failed.
+
+use crate::{Error, ErrorCode};
+
+impl Error {
+    /// The settings are wrong. The message names the key and says what is expected.
+    pub fn config(message: impl Into<String>) -> Self {
+        Self::with_code(ErrorCode::Config, message)
+    }
+
+    /// Something outside failed that may work later; the host may ask again after so many seconds.
+    pub fn unavailable(message: impl Into<String>, retry_after_seconds: u64) -> Self {
+        Self { retry_after: Some(retry_after_seconds), ..Self::with_code(ErrorCode::Unavailable, message) }
+    }
+
+    /// A failure that asking again would not cure.
+    pub fn with_code(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), retry_after: None, extensions: Vec::new() }
+    }
+}

@@ -1,0 +1,1 @@
+//! Nothing of its own: every program is an example, so that one crate can hold many components.
