@@ -90,3 +90,147 @@ pub(crate) fn divergence(replica: &Replica) -> Option<String> {
     let whole = point.disks.len() == replica.disks.len() && point.disks.iter().all(|d| replica.live_disk(d).is_some());
     (!whole).then(|| "its disks are not those of its newest recovery point".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::{self, Keys};
+    use crate::view::{BaseDisk, Origin, SourceSnapshot};
+    use jiff::Timestamp;
+    use std::collections::BTreeMap;
+    use vmferry_xapi::records::{Vbd, Vm};
+
+    const MIB: u64 = 1 << 20;
+    const SR: &str = "sr";
+
+    /// The source disk `disk`, on device 0.
+    fn disk(size: u64) -> AttachedDisk {
+        attached("disk", size, "0", Keys::new())
+    }
+
+    fn attached(uuid: &str, size: u64, userdevice: &str, other_config: Keys) -> AttachedDisk {
+        AttachedDisk {
+            vbd: Ref::new(format!("vbd of {uuid}")),
+            vbd_record: Vbd { userdevice: userdevice.to_owned(), ..Vbd::default() },
+            vdi: Ref::new(uuid),
+            record: Vdi { uuid: uuid.to_owned(), virtual_size: size, other_config, ..Vdi::default() },
+        }
+    }
+
+    /// A source with this disk and these snapshot disks of it; `exported`: a snapshot for the target is kept.
+    fn source(disk: AttachedDisk, snapshot_disks: &[&str], exported: bool) -> SourceVm {
+        let of = disk.vdi.clone();
+        let bases = snapshot_disks
+            .iter()
+            .map(|uuid| ((*uuid).to_owned(), BaseDisk { vdi: Ref::new(*uuid), of: of.clone() }))
+            .collect::<BTreeMap<_, _>>();
+        let kept = SourceSnapshot {
+            reference: Ref::new("kept"),
+            uuid: "kept".to_owned(),
+            taken_at: Timestamp::UNIX_EPOCH,
+            exported_to: vec![SR.to_owned()],
+        };
+        SourceVm {
+            reference: Ref::new("vm"),
+            record: Vm::default(),
+            disks: vec![disk],
+            ignored: Vec::new(),
+            snapshots: exported.then_some(kept).into_iter().collect(),
+            untagged: Vec::new(),
+            pruning: crate::view::Pruning::default(),
+            bases,
+        }
+    }
+
+    /// A target whose recovery points, oldest first, hold a copy of (source disk, content, size) each.
+    fn target(points: &[(&str, &str, u64)]) -> TargetView {
+        let point = |(age, (of, content, size)): (usize, &(&str, &str, u64))| Point {
+            reference: Ref::new(format!("point {age}")),
+            uuid: format!("point {age}"),
+            taken_at: Timestamp::from_second(1 + age as i64).unwrap(),
+            source_snapshot: String::new(),
+            held: false,
+            origin: Origin::Vmferry,
+            disks: vec![PointDisk {
+                attached: attached(&format!("copy {age}"), *size, "0", Keys::new()),
+                content_key: (*content).to_owned(),
+                source_disk: Some((*of).to_owned()),
+                digest: None,
+            }],
+        };
+        let mut points: Vec<Point> = points.iter().enumerate().map(point).collect();
+        points.reverse();
+        let replica = Replica {
+            reference: Ref::new("replica"),
+            record: Vm { power_state: PowerState::Halted, ..Vm::default() },
+            disks: Vec::new(),
+            points,
+            half_written: false,
+            untidy: false,
+        };
+        TargetView { replicas: if replica.points.is_empty() { vec![] } else { vec![replica] }, ..TargetView::default() }
+    }
+
+    fn delta(from: &str, copy: &str, newest: bool) -> Transfer {
+        let base = Base { source_snapshot_disk: from.to_owned(), target_snapshot_disk: copy.to_owned(), newest };
+        Transfer::Delta { base }
+    }
+
+    #[test]
+    fn the_newest_content_that_both_sides_hold_is_the_base() {
+        let full = |reason| Transfer::Full { reason };
+        let check = |what: &str, snapshots: &[&str], exported, points: &[(&str, &str, u64)], expected: Transfer| {
+            let disk = disk(64 * MIB);
+            let source = source(disk.clone(), snapshots, exported);
+            assert_eq!(transfer(&source, &disk, &target(points), SR), expected, "{what}");
+        };
+        let size = 64 * MIB;
+        let both = &[("disk", "a", size), ("disk", "b", size)][..];
+        check("nothing anywhere", &[], false, &[], full(FullReason::FirstRun));
+        check("both hold the newest", &["a", "b"], true, both, delta("b", "copy 1", true));
+        check("the source lost the newest", &["a"], true, both, delta("a", "copy 0", false));
+        check("the source lost all", &[], false, both, full(FullReason::BaseGoneOnSource));
+        check("the target lost all", &["a", "b"], true, &[], full(FullReason::BaseGoneOnTarget));
+        check("each keeps what the other lost", &["c"], true, both, full(FullReason::BaseGoneOnTarget));
+        check("another disk was replicated", &[], true, &[("other", "a", size)], full(FullReason::NewDisk));
+        check("the disk grew", &["a"], true, &[("disk", "a", 32 * MIB)], delta("a", "copy 0", true));
+        check("the disk shrank", &["a"], true, &[("disk", "a", 96 * MIB)], full(FullReason::DiskShrunk));
+        check("the target's SR rounded up", &["a"], true, &[("disk", "a", size)], delta("a", "copy 0", true));
+    }
+
+    #[test]
+    fn a_snapshot_of_another_disk_is_no_base() {
+        let disk = disk(64 * MIB);
+        let mut source = source(disk.clone(), &["a"], true);
+        source.bases.insert("a".to_owned(), BaseDisk { vdi: Ref::new("a"), of: Ref::new("another disk") });
+        let planned = transfer(&source, &disk, &target(&[("disk", "a", 64 * MIB)]), SR);
+        assert_eq!(planned.kind(), vmferry_model::plan::Kind::Full);
+    }
+
+    #[test]
+    fn a_delta_lands_in_place_only_on_the_disk_that_equals_its_base() {
+        let size = 64 * MIB;
+        let mut view = target(&[("disk", "a", size), ("disk", "b", size)]);
+        let live = |content: &str| {
+            Keys::from([(keys::CONTENT.to_owned(), content.to_owned()), (keys::SELF.to_owned(), "live".to_owned())])
+        };
+        view.replicas[0].disks = vec![attached("live", size, "0", live("b"))];
+        let replica = view.replicas[0].clone();
+        assert_eq!(divergence(&replica), None);
+        let newest = delta("b", "copy 1", true);
+        let older = delta("a", "copy 0", false);
+        let full = Transfer::Full { reason: FullReason::Requested };
+
+        assert!(matches!(landing(&newest, &view, Some(&replica)), Landing::InPlace(vdi) if vdi == Ref::new("live")));
+        assert!(matches!(landing(&newest, &view, None), Landing::Clone(held) if held.uuid() == "copy 1"));
+        assert!(matches!(landing(&older, &view, Some(&replica)), Landing::Clone(held) if held.uuid() == "copy 0"));
+        assert!(matches!(landing(&full, &view, Some(&replica)), Landing::Fresh));
+
+        let copied =
+            Keys::from([(keys::SELF.to_owned(), "another".to_owned()), (keys::CONTENT.to_owned(), "b".to_owned())]);
+        let swapped = Replica { disks: vec![attached("live", size, "0", copied)], ..replica.clone() };
+        assert!(divergence(&swapped).is_some(), "a copy of the live disk is not the live disk");
+        let running = Replica { record: Vm { power_state: PowerState::Running, ..Vm::default() }, ..replica };
+        assert!(divergence(&running).is_some_and(|why| why.contains("running")));
+    }
+}

@@ -193,3 +193,28 @@ pub(crate) fn delta_chain_length(inventory: &Inventory, base_disk: &str) -> Opti
     let disk = inventory.vdis.values().find(|vdi| vdi.uuid == base_disk)?;
     disk.other_config.get(keys::XO_DELTA_CHAIN_LENGTH)?.parse().ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_goes_only_when_it_is_nobodys_base() {
+        let snapshot = |second: i64, exported_to: &[&str]| SourceSnapshot {
+            reference: Ref::new(second.to_string()),
+            uuid: second.to_string(),
+            taken_at: Timestamp::from_second(second).unwrap(),
+            exported_to: exported_to.iter().map(|sr| (*sr).to_owned()).collect(),
+        };
+        let snapshots = [snapshot(1, &["a", "b"]), snapshot(2, &["b"]), snapshot(3, &["a"]), snapshot(4, &["gone"])];
+        let kept = |targets: &[&str]| {
+            let targets: Vec<String> = targets.iter().map(|sr| (*sr).to_owned()).collect();
+            let drop: Vec<&str> = superfluous(&snapshots, &targets).iter().map(|s| s.uuid.as_str()).collect();
+            snapshots.iter().map(|s| s.uuid.as_str()).filter(|uuid| !drop.contains(uuid)).collect::<Vec<_>>()
+        };
+        assert_eq!(kept(&["a", "b"]), ["2", "3"]);
+        assert_eq!(kept(&["a"]), ["3"]);
+        assert_eq!(kept(&["a", "never reached"]), ["3"]);
+        assert_eq!(kept(&[]), Vec::<&str>::new());
+    }
+}

@@ -90,7 +90,10 @@ fn what_is_not_a_component_of_the_right_world_never_runs() {
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join("plugin.toml"), vmferry_test_guests::manifest("retention", "")).unwrap();
         std::fs::write(folder.join("plugin.wasm"), component).unwrap();
-        stage.configure(&format!("retention = {{ plugin = 'misbehaving-guests' }}\n\n[plugin.misbehaving-guests]\npath = '{}'", folder.display()));
+        stage.configure(&format!(
+            "retention = {{ plugin = 'misbehaving-guests' }}\n\n[plugin.misbehaving-guests]\npath = '{}'",
+            folder.display()
+        ));
         refused(&stage, &["run", "erp"], 2, words);
     }
 }

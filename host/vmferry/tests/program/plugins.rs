@@ -24,7 +24,13 @@ fn a_retention_component_that_misbehaves_prunes_nothing() {
     for (guest, word) in
         [("traps", "trapped"), ("spins", "limits.cpu"), ("eats_memory", "memory"), ("answers_nonsense", "nonsense")]
     {
-        install(&stage, "retention", vmferry_test_guests::get(guest), "retention = { plugin = 'misbehaving-guests' }", limits);
+        install(
+            &stage,
+            "retention",
+            vmferry_test_guests::get(guest),
+            "retention = { plugin = 'misbehaving-guests' }",
+            limits,
+        );
         let report = stage.json(&["run", "erp"], 0);
         assert_eq!(target(&report)["pruned"].as_array().map(Vec::len), Some(0), "{guest}: {report:#}");
         let warnings = target(&report)["warnings"].to_string();

@@ -1,0 +1,36 @@
+//! `vmferry daemon`: runs when the schedule component says so, and ends cleanly.
+
+use crate::stage::{MIB, Stage, text};
+use serde_json::{Value, json};
+use std::process::{Command, Stdio};
+
+#[test]
+fn the_daemon_runs_the_job_again_and_again_and_ends_on_sigterm() {
+    let stage = Stage::new();
+    stage.configure("schedule = { plugin = 'schedule-interval', with = { every = '1s' } }");
+    // A run takes one snapshot of its source, so the second one stalled there is a second run.
+    let at_snapshot = json!({ "at": { "call": "VM.snapshot" }, "kind": { "stall_after": 0 } });
+    let stall = || stage.source.admin("POST", "/fault", &at_snapshot);
+    let stalled = || stage.source.admin("POST", "/wait-stalled", &Value::Null);
+    let go_on = || stage.source.admin("DELETE", "/faults", &Value::Null);
+
+    stall();
+    let daemon = stage.command(&["daemon"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    stalled();
+    go_on();
+    for disk in stage.source.disks(&stage.vm) {
+        stage.source.write(&disk, 20 * MIB, b"a change for the second run");
+    }
+    stall();
+    stalled();
+    go_on();
+    let ended = Command::new("kill").args(["-TERM", &daemon.id().to_string()]).status().unwrap();
+    assert!(ended.success());
+    let output = daemon.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+
+    // Whatever it was doing, the next run finds everything in order.
+    let report = stage.json(&["run", "erp"], 0);
+    let point = report["vms"][0]["targets"][0]["recovery_point"].as_str().unwrap();
+    assert_eq!(stage.target.content(point), stage.source.content(&stage.vm));
+}
