@@ -10,7 +10,7 @@ use crate::points::Survivor;
 use crate::view::Point;
 use jiff::Timestamp;
 use serde::Serialize;
-use vmferry_xapi::records::{Network, Vbd, Vdi, Vif, Vm};
+use vmferry_xapi::records::{Network, Vbd, VbdType, Vdi, Vif, Vm};
 use vmferry_xapi::{Ref, Session, params};
 
 /// What to clone, and how the clone is connected.
@@ -187,7 +187,7 @@ async fn disks_of(session: &Session, vm: &Vm) -> Result<Vec<AttachedDisk>, RunEr
     let mut disks = Vec::new();
     for reference in &vm.vbds {
         let vbd: Vbd = session.get_record(reference).await?;
-        if vbd.empty || vbd.vdi.is_null() {
+        if vbd.kind != VbdType::Disk || vbd.empty || vbd.vdi.is_null() {
             continue;
         }
         let record: Vdi = session.get_record(&vbd.vdi).await?;

@@ -49,16 +49,26 @@ pub(crate) async fn commit(lane: &mut Lane<'_>, this: &Committing<'_>) -> Result
     replica::sync_interfaces(&session, &live, &record, &lane.interfaces).await?;
 
     put_keys(lane, this, &live, &record).await?;
-    if let Some(lease) = &lane.lease {
-        lease.check().await?;
-    }
     let name = format!(
         "{} - {} {}",
         this.source.record.name_label,
         this.job.name,
         keys::compact_datetime(this.taken.taken_at)
     );
-    let point: Ref<Vm> = session.call_async("VM.snapshot", params![&live, name]).await?;
+    lane.commit_begun = true;
+    let point: Ref<Vm> = match session.call_async("VM.snapshot", params![&live, name]).await {
+        Ok(point) => point,
+        Err(error) => {
+            // The keys of a point must not wait on the live VM for the next snapshot that somebody takes of it.
+            let importing = |keys: &mut Keys| {
+                keys.insert(keys::STATE.to_owned(), State::Importing.to_string());
+            };
+            if let Err(left) = lane.change_live_keys(&live, importing).await {
+                tracing::warn!(replica = record.uuid, error = %left, "the replica still carries the keys of a recovery point");
+            }
+            return Err(error.into());
+        }
+    };
     let point_uuid: String = session.call("VM.get_uuid", params![&point]).await?;
     set_keys(&session, &point, &[], &[keys::LEASE, keys::SELF]).await?;
 
@@ -113,17 +123,14 @@ async fn put_keys(lane: &Lane<'_>, this: &Committing<'_>, live: &Ref<Vm>, record
         let name = disk.of.record.name_label.as_str();
         let () = lane.session.call("VDI.set_name_label", params![vdi, name]).await?;
     }
+    let state = State::Committed { live: record.uuid.clone(), source_snapshot: this.taken.record.uuid.clone() };
     let mut keys = replica::inherited_keys(&this.taken.record);
     keys.extend(live_keys(this.job, this.identity, &lane.target.sr, &record.uuid));
     keys.extend(point);
-    let state = State::Committed { live: record.uuid.clone(), source_snapshot: this.taken.record.uuid.clone() };
     keys.insert(keys::STATE.to_owned(), state.to_string());
     keys.insert(keys::XO_COPY_OF.to_owned(), this.taken.record.uuid.clone());
     keys.insert(keys::DISKS.to_owned(), this.taken.disks.len().to_string());
-    if let Some(lease) = lane.lease.as_ref().filter(|_| lane.continued().is_some()) {
-        keys.insert(keys::LEASE.to_owned(), lease.text().await);
-    }
-    Ok(replace_keys(&lane.session, live, &keys).await?)
+    lane.change_live_keys(live, |found| *found = keys).await
 }
 
 /// Takes the recovery point's keys off the live objects again and says that the replica is whole.
@@ -152,7 +159,11 @@ pub(crate) async fn tidy(lane: &Lane<'_>, job: &Job, identity: &Identity, live: 
             set_keys(session, &vdi, &[], &OF_A_POINT).await?;
         }
     }
-    set_keys(session, live, &[(keys::VM, identity.vm.clone())], &OF_A_POINT).await?;
+    let off = |keys: &mut Keys| {
+        keys.retain(|key, _| !OF_A_POINT.contains(&key.as_str()));
+        keys.insert(keys::VM.to_owned(), identity.vm.clone());
+    };
+    lane.change_live_keys(live, off).await?;
     Ok(replica::block_start(session, live, StartBlock::Standby { job: &job.name }).await?)
 }
 

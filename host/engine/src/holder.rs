@@ -1,5 +1,7 @@
 //! Who holds a lease: this process, in a form that another process on the same machine can check.
 
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 use std::path::Path;
 
 /// A process that may hold leases: `<boot>.<namespace>.<pid>.<start>`.
@@ -50,9 +52,10 @@ impl Holder {
         if place != here {
             return Liveness::Unknown;
         }
-        match start_time(pid) {
-            Some(now_running) if now_running == start => Liveness::Unknown,
-            _ => Liveness::Dead,
+        match process(pid) {
+            Process::Gone => Liveness::Dead,
+            Process::Started(at) if at != start => Liveness::Dead,
+            Process::Started(_) | Process::Hidden => Liveness::Unknown,
         }
     }
 
@@ -71,12 +74,40 @@ fn place() -> Option<String> {
     Some(format!("{}.{digits}", boot.trim().replace('-', "")))
 }
 
-/// Clock ticks from boot to the start of a process: field 22 of `/proc/<pid>/stat`, counted after the command's
-/// closing parenthesis because a command may hold spaces. A zombie has ended already.
-fn start_time(pid: u32) -> Option<u64> {
+/// What there is to know of a process.
+enum Process {
+    /// It runs since then.
+    Started(u64),
+    /// There is no such process, or it has ended and only waits to be reaped.
+    Gone,
+    /// It runs, and more is not shown: `/proc` may be mounted with `hidepid`.
+    Hidden,
+}
+
+fn process(pid: u32) -> Process {
+    let Some(id) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Process::Gone };
+    match (test_kill_process(id), start_time(pid)) {
+        (Err(Errno::SRCH), _) => Process::Gone,
+        (_, Some(start)) => Process::Started(start),
+        (_, None) if is_zombie(pid) => Process::Gone,
+        (_, None) => Process::Hidden,
+    }
+}
+
+fn is_zombie(pid: u32) -> bool {
+    stat(pid).is_some_and(|stat| matches!(stat.split_whitespace().next(), Some("Z" | "X")))
+}
+
+/// `/proc/<pid>/stat` behind the closing parenthesis of the command, which may hold spaces.
+fn stat(pid: u32) -> Option<String> {
     let stat = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).ok()?;
-    let (_, fields) = stat.rsplit_once(')')?;
-    let mut fields = fields.split_whitespace();
+    Some(stat.rsplit_once(')')?.1.to_owned())
+}
+
+/// Clock ticks from boot to the start of a running process: field 22 of `/proc/<pid>/stat`.
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = stat(pid)?;
+    let mut fields = stat.split_whitespace();
     if matches!(fields.next()?, "Z" | "X") {
         return None;
     }

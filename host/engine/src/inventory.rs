@@ -66,12 +66,11 @@ impl Inventory {
         disks
     }
 
-    /// The VMs that a disk hangs on, the control domain left out: XAPI attaches disks there while it streams them.
-    pub(crate) fn users_of<'a>(&'a self, vdi: &'a Vdi) -> impl Iterator<Item = &'a Ref<Vm>> {
-        vdi.vbds.iter().filter_map(|vbd| {
-            let vm = &self.vbds.get(vbd)?.vm;
-            (!self.vms.get(vm)?.is_control_domain).then_some(vm)
-        })
+    /// Whether a disk hangs on a VM, the control domain left out: XAPI attaches disks there while it streams them. An
+    /// attachment that was made after the attachments were read counts.
+    pub(crate) fn is_used(&self, vdi: &Vdi) -> bool {
+        let is_control_domain = |vbd| Some(self.vms.get(&self.vbds.get(vbd)?.vm)?.is_control_domain);
+        vdi.vbds.iter().any(|vbd| is_control_domain(vbd) != Some(true))
     }
 
     /// Links of the chain that ends in this disk, itself included: `sm_config:vhd-parent` names the next one.

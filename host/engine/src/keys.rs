@@ -28,7 +28,7 @@ pub(crate) const XO_COPY_OF: &str = "xo:copy_of";
 /// Without it Xen Orchestra 6.7 and later suspects an old defect of its own and may force a full copy.
 pub(crate) const XO_QCOW2_FIX: &str = "xo:backup:includeNonNbdQcow2Fix";
 
-/// `importing`, `committed:<live VM uuid>:<source snapshot uuid>` or `pruning`: see [`State`].
+/// `importing`, `committed:<live VM uuid>:<source snapshot uuid>` or `pruning:<own uuid>`: see [`State`].
 pub(crate) const STATE: &str = "vmferry:state";
 /// See `lease`.
 pub(crate) const LEASE: &str = "vmferry:lease";
@@ -41,9 +41,11 @@ pub(crate) const JOB: &str = "vmferry:job";
 pub(crate) const VM: &str = "vmferry:vm";
 /// On a recovery point: how many disks it has, so that one that lost a disk is told from a whole one.
 pub(crate) const DISKS: &str = "vmferry:disks";
-/// On a recovery point's disk while it is cloned: the clone inherits it, so that one whose maker died is told from a user's.
+/// On a recovery point's disk while it is cloned: a random text. The clone inherits it, so that one whose maker died is told
+/// from a user's as long as the original carries the same text.
 pub(crate) const CLONING: &str = "vmferry:cloning";
-/// On a live replica and its disks: the object's own uuid. A copy inherits it, and is told from the original by it.
+/// On source snapshots, live replicas and their disks: the object's own uuid. A copy inherits it, and is told from the
+/// original by it.
 pub(crate) const SELF: &str = "vmferry:self";
 /// The tenant that owns it.
 pub(crate) const TENANT: &str = "vmferry:tenant";
@@ -85,18 +87,19 @@ pub(crate) enum State {
     Importing,
     /// On a snapshot of the live VM it names: a complete recovery point.
     Committed { live: String, source_snapshot: String },
-    /// On a snapshot and its disks: being destroyed, and whoever finds it should finish the work.
-    Pruning,
+    /// On a snapshot and its disks, each naming itself: being destroyed, and whoever finds it should finish the work.
+    Pruning { object: String },
 }
 
 impl State {
     /// `None` when the key is absent or says nothing known.
     pub(crate) fn of(keys: &Keys) -> Option<Self> {
         let text = keys.get(STATE)?;
-        match text.as_str() {
-            "importing" => return Some(Self::Importing),
-            "pruning" => return Some(Self::Pruning),
-            _ => {}
+        if text == "importing" {
+            return Some(Self::Importing);
+        }
+        if let Some(object) = text.strip_prefix("pruning:") {
+            return Some(Self::Pruning { object: object.to_owned() });
         }
         let (live, source_snapshot) = text.strip_prefix("committed:")?.split_once(':')?;
         Some(Self::Committed { live: live.to_owned(), source_snapshot: source_snapshot.to_owned() })
@@ -107,7 +110,7 @@ impl std::fmt::Display for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Importing => f.write_str("importing"),
-            Self::Pruning => f.write_str("pruning"),
+            Self::Pruning { object } => write!(f, "pruning:{object}"),
             Self::Committed { live, source_snapshot } => write!(f, "committed:{live}:{source_snapshot}"),
         }
     }
@@ -166,9 +169,11 @@ mod tests {
 
     #[test]
     fn a_state_reads_back_as_it_was_written() {
-        for state in
-            [State::Importing, State::Pruning, State::Committed { live: "a-b".into(), source_snapshot: "c-d".into() }]
-        {
+        for state in [
+            State::Importing,
+            State::Pruning { object: "e-f".into() },
+            State::Committed { live: "a-b".into(), source_snapshot: "c-d".into() },
+        ] {
             let keys = Keys::from([(STATE.to_owned(), state.to_string())]);
             assert_eq!(State::of(&keys), Some(state));
         }

@@ -3,7 +3,7 @@
 use crate::error::RunError;
 use crate::inventory::AttachedDisk;
 use crate::job::Job;
-use crate::keys::{self, State};
+use crate::keys::{self, Keys, State};
 use crate::lane::Lane;
 use crate::objects::set_keys;
 use crate::plan::{self, Landing};
@@ -21,8 +21,13 @@ pub(crate) async fn prepare(
     identity: &Identity,
     disks: &[&AttachedDisk],
 ) -> Result<(), RunError> {
+    // Whoever held the lease before may still write to the live disks.
+    let in_place = lane.continued().filter(|_| !lane.lease.as_ref().is_some_and(|lease| lease.taken_over));
     let landings: Vec<Landing> =
-        lane.transfers.iter().map(|transfer| plan::landing(transfer, &lane.view, lane.continued())).collect();
+        lane.transfers.iter().map(|transfer| plan::landing(transfer, &lane.view, in_place)).collect();
+    if let Some(lease) = &lane.lease {
+        lease.check().await?;
+    }
     if let Some(replica) = lane.continued() {
         let half_written = StartBlock::HalfWritten { last_point: Some(&replica.newest().uuid) };
         replica::block_start(&lane.session, &replica.reference, half_written).await?;
@@ -32,7 +37,8 @@ pub(crate) async fn prepare(
             (keys::VM, identity.vm.clone()),
             (keys::SELF, replica.record.uuid.clone()),
         ];
-        set_keys(&lane.session, &replica.reference, &state, &[]).await?;
+        let set = |keys: &mut Keys| keys.extend(state.map(|(key, value)| (key.to_owned(), value)));
+        lane.change_live_keys(&replica.reference, set).await?;
     }
     for (disk, landing) in disks.iter().zip(landings) {
         let vdi = match landing {

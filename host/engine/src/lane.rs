@@ -4,8 +4,9 @@ use crate::error::{RunError, chain};
 use crate::forecast;
 use crate::inventory::Inventory;
 use crate::job::{Job, Target};
+use crate::keys::Keys;
 use crate::lease::Lease;
-use crate::objects::wait_until_detached;
+use crate::objects::{replace_keys, wait_until_detached};
 use crate::plan;
 use crate::reconcile;
 use crate::replica::MappedInterface;
@@ -15,8 +16,8 @@ use std::time::Duration;
 use vmferry_disk::vhd::Head;
 use vmferry_model::plan::{DiskPlan, TargetPlan, Transfer};
 use vmferry_model::report::{DiskReport, Outcome, TargetReport};
-use vmferry_xapi::records::{Sr, Vdi};
-use vmferry_xapi::{Ref, Session};
+use vmferry_xapi::records::{Sr, Vdi, Vm};
+use vmferry_xapi::{Ref, Session, params};
 
 /// A target that is reached, leased and tidy.
 pub(crate) struct Lane<'j> {
@@ -40,6 +41,8 @@ pub(crate) struct Lane<'j> {
     pub(crate) disks: Vec<DiskReport>,
     pub(crate) pruned: Vec<String>,
     pub(crate) warnings: Vec<String>,
+    /// Whether the snapshot that makes the recovery point was asked for: it may exist even if this run does not get to know.
+    pub(crate) commit_begun: bool,
     /// uuids of the replica and its new recovery point, once committed.
     pub(crate) committed: Option<(String, String)>,
     pub(crate) failed: Option<RunError>,
@@ -68,6 +71,7 @@ impl<'j> Lane<'j> {
             disks: Vec::new(),
             pruned: Vec::new(),
             warnings: Vec::new(),
+            commit_begun: false,
             committed: None,
             failed: None,
         })
@@ -148,6 +152,23 @@ impl<'j> Lane<'j> {
     /// The replica that goes on.
     pub(crate) fn continued(&self) -> Option<&Replica> {
         self.view.current().filter(|_| self.untouched)
+    }
+
+    /// Changes the keys of a live replica: under its lease, where it has one. A replica that this run made has none; the
+    /// lease of its source keeps others away.
+    pub(crate) async fn change_live_keys(
+        &self,
+        live: &Ref<Vm>,
+        change: impl FnOnce(&mut Keys) + Send,
+    ) -> Result<(), RunError> {
+        match &self.lease {
+            Some(lease) if lease.is_of(live) => lease.change_keys(change).await,
+            _ => {
+                let mut keys: Keys = self.session.call("VM.get_other_config", params![live]).await?;
+                change(&mut keys);
+                Ok(replace_keys(&self.session, live, &keys).await?)
+            }
+        }
     }
 
     /// Ends the lane's part in the run.

@@ -8,6 +8,7 @@
 use crate::error::RunError;
 use crate::holder::{Holder, Liveness};
 use crate::keys::{self, Keys};
+use crate::objects::replace_keys;
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
@@ -87,8 +88,13 @@ pub(crate) struct LeaseTerms {
 pub(crate) struct Lease {
     held: Arc<Held>,
     renewing: JoinHandle<()>,
+    /// Whether somebody else held it before, who may still be writing.
+    pub(crate) taken_over: bool,
     _entry: Entry,
 }
+
+/// Whose turn it is to take a lease in this process.
+static ACQUIRING: Mutex<()> = Mutex::const_new(());
 
 /// The leases that runs of this process hold now: pool address, VM and epoch.
 static HELD_HERE: std::sync::Mutex<BTreeSet<(String, String, u64)>> = std::sync::Mutex::new(BTreeSet::new());
@@ -137,6 +143,8 @@ impl Lease {
         this: &Holder,
         terms: LeaseTerms,
     ) -> Result<Self, RunError> {
+        // Runs of this process take turns, so that none sees a lease of another that is not in the book yet.
+        let turn = ACQUIRING.lock().await;
         let now = session.server_time().await?;
         let found: Keys = session.call("VM.get_other_config", params![vm]).await?;
         let held_here = |epoch| Entry::exists(session, vm_uuid, epoch);
@@ -148,7 +156,6 @@ impl Lease {
             }
         };
         let value = LeaseValue { holder: this.clone(), epoch, expires: now + terms.ttl };
-        let entry = Entry::new(session, vm_uuid, epoch);
         let held = Held {
             session: session.clone(),
             vm: vm.clone(),
@@ -161,13 +168,30 @@ impl Lease {
             session.remove_from_other_config(vm, keys::LEASE).await?;
         }
         held.add(&value).await?;
+        let entry = Entry::new(session, vm_uuid, epoch);
+        drop(turn);
         if taken_over {
             tokio::time::sleep(terms.settle).await;
             held.check().await?;
         }
         let held = Arc::new(held);
         let renewing = tokio::spawn(keep(Arc::clone(&held)));
-        Ok(Self { held, renewing, _entry: entry })
+        Ok(Self { held, renewing, taken_over, _entry: entry })
+    }
+
+    /// Whether this is the lease of that VM.
+    pub(crate) fn is_of(&self, vm: &Ref<Vm>) -> bool {
+        self.held.vm == *vm
+    }
+
+    /// Changes the keys of the leased VM in one write, if the lease is still ours. Nothing renews it meanwhile, so the write
+    /// neither brings an old lease back nor overwrites somebody else's unseen.
+    pub(crate) async fn change_keys(&self, change: impl FnOnce(&mut Keys) + Send) -> Result<(), RunError> {
+        let value = self.held.value.lock().await;
+        let mut keys = self.held.compare(&value).await?;
+        change(&mut keys);
+        keys.insert(keys::LEASE.to_owned(), value.to_string());
+        Ok(replace_keys(&self.held.session, &self.held.vm, &keys).await?)
     }
 
     /// Whether the lease is still ours: asked right before anything that cannot be taken back.
@@ -187,11 +211,6 @@ impl Lease {
         self.renewing.abort();
         self.held.check().await?;
         Ok(self.held.session.remove_from_other_config(&self.held.vm, keys::LEASE).await?)
-    }
-
-    /// The value as it stands on the VM.
-    pub(crate) async fn text(&self) -> String {
-        self.held.value.lock().await.to_string()
     }
 }
 
@@ -235,13 +254,14 @@ impl Held {
 
     async fn check(&self) -> Result<(), RunError> {
         let value = self.value.lock().await;
-        self.compare(&value).await
+        self.compare(&value).await.map(drop)
     }
 
-    async fn compare(&self, value: &LeaseValue) -> Result<(), RunError> {
+    /// The VM's keys, if they hold this very lease.
+    async fn compare(&self, value: &LeaseValue) -> Result<Keys, RunError> {
         let keys: Keys = self.session.call("VM.get_other_config", params![&self.vm]).await?;
         match keys.get(keys::LEASE) {
-            Some(text) if *text == value.to_string() => Ok(()),
+            Some(text) if *text == value.to_string() => Ok(keys),
             found => Err(RunError::LeaseLost { vm: self.vm_uuid.clone(), found: found.cloned() }),
         }
     }

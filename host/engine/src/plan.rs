@@ -1,13 +1,13 @@
 //! Which disks travel whole and which as a delta, and where they land: pure functions from what exists.
 
 use crate::inventory::AttachedDisk;
-use crate::view::{Point, PointDisk, Replica, SourceVm, TargetView};
+use crate::view::{Condition, Point, PointDisk, Replica, SourceVm, TargetView};
 use vmferry_model::plan::{Base, FullReason, Transfer};
 use vmferry_xapi::Ref;
 use vmferry_xapi::records::{PowerState, Vdi};
 
 /// Storage repositories round disks up to this, so a replica may be larger than its source by less than this.
-const SR_GRANULARITY: u64 = 2 << 20;
+pub(crate) const SR_GRANULARITY: u64 = 2 << 20;
 
 /// How a disk travels to one target.
 ///
@@ -83,6 +83,9 @@ pub(crate) fn landing(transfer: &Transfer, target: &TargetView, untouched: Optio
 /// Why a replica's live disks cannot be what its newest recovery point says, as far as records tell. What records
 /// cannot tell (a write) is asked of the storage afterwards.
 pub(crate) fn divergence(replica: &Replica) -> Option<String> {
+    if replica.condition == Condition::Used {
+        return Some("somebody reverted or unblocked it".to_owned());
+    }
     if replica.record.power_state != PowerState::Halted {
         return Some(format!("it is {:?}", replica.record.power_state).to_lowercase());
     }
@@ -148,6 +151,7 @@ mod tests {
             reference: Ref::new(format!("point {age}")),
             uuid: format!("point {age}"),
             taken_at: Timestamp::from_second(1 + age as i64).unwrap(),
+            made_at: Timestamp::UNIX_EPOCH,
             source_snapshot: String::new(),
             held: false,
             origin: Origin::Vmferry,
@@ -165,8 +169,7 @@ mod tests {
             record: Vm { power_state: PowerState::Halted, ..Vm::default() },
             disks: Vec::new(),
             points,
-            half_written: false,
-            untidy: false,
+            condition: Condition::Tidy,
         };
         TargetView { replicas: if replica.points.is_empty() { vec![] } else { vec![replica] }, ..TargetView::default() }
     }

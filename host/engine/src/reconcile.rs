@@ -12,7 +12,8 @@ use crate::lane::Lane;
 use crate::objects::{destroy_disk, replace_keys, set_keys};
 use crate::replica::{StartBlock, attach_disks, block_start};
 use crate::snapshot;
-use crate::view::{Identity, PointDisk, Pruning, Replica, SourceVm, Unborn};
+use crate::view::{Condition, Identity, PointDisk, Pruning, Replica, SourceVm, Unborn, is_unused};
+use uuid::Uuid;
 use vmferry_xapi::records::Vdi;
 use vmferry_xapi::{Ref, Session, params};
 
@@ -24,21 +25,30 @@ pub(crate) async fn target(lane: &Lane<'_>, job: &Job, identity: &Identity) -> R
         destroy_disk(session, orphan).await?;
         done.push("removed a disk that an interrupted run left".to_owned());
     }
-    for unborn in &lane.view.unborn {
+    // Only now: the mark on the original is what told the clone.
+    for original in &lane.view.marked_for_cloning {
+        set_keys(session, original, &[], &[keys::CLONING]).await?;
+        done.push("took the mark of an interrupted clone off a recovery point".to_owned());
+    }
+    for unborn in lane.view.unborn.iter().filter(|unborn| is_unused(&unborn.record) || unborn.disks.is_empty()) {
         remove_unborn(session, unborn).await?;
         done.push(format!("removed {}, which an interrupted first run left", unborn.record.name_label));
     }
     for replica in &lane.view.replicas {
-        if replica.half_written {
-            roll_back(lane, job, identity, replica).await?;
-            done.push(format!(
-                "rolled replica {} back to recovery point {} after an interrupted run",
-                replica.record.uuid,
-                replica.newest().uuid
-            ));
-        } else if replica.untidy {
-            commit::tidy(lane, job, identity, &replica.reference).await?;
-            done.push(format!("finished the commit of recovery point {}", replica.newest().uuid));
+        match replica.condition {
+            Condition::HalfWritten => {
+                roll_back(lane, job, identity, replica).await?;
+                done.push(format!(
+                    "rolled replica {} back to recovery point {} after an interrupted run",
+                    replica.record.uuid,
+                    replica.newest().uuid
+                ));
+            }
+            Condition::Untidy => {
+                commit::tidy(lane, job, identity, &replica.reference).await?;
+                done.push(format!("finished the commit of recovery point {}", replica.newest().uuid));
+            }
+            Condition::Tidy | Condition::Used => {}
         }
     }
     Ok(done)
@@ -121,7 +131,7 @@ pub(crate) async fn clone_disk(
         session,
         original,
         &[
-            (keys::CLONING, job.ids.job.to_string()),
+            (keys::CLONING, Uuid::new_v4().to_string()),
             (keys::JOB, job.ids.job.to_string()),
             (keys::VM, identity.vm.clone()),
         ],

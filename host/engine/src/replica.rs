@@ -4,6 +4,7 @@ use crate::error::RunError;
 use crate::inventory::AttachedDisk;
 use crate::job::{Job, Target};
 use crate::keys::{self, Keys};
+use crate::objects::set_keys;
 use crate::snapshot::Taken;
 use std::collections::BTreeMap;
 use vmferry_xapi::records::{Network, Vbd, Vdi, Vif, Vm};
@@ -249,8 +250,14 @@ pub(crate) async fn attach_disks(
     };
     let mut detached = Vec::new();
     for disk in found.iter().filter(|disk| !stays(disk)) {
+        let goes = !wanted.iter().any(|(_, vdi)| **vdi == disk.vdi);
+        if goes && disk.record.other_config.contains_key(keys::JOB) {
+            // Once it hangs on nothing, only this tells whose leftover it is.
+            let mark = [(keys::STATE, keys::State::Importing.to_string()), (keys::SELF, disk.record.uuid.clone())];
+            set_keys(session, &disk.vdi, &mark, &[]).await?;
+        }
         let () = session.call("VBD.destroy", params![&disk.vbd]).await?;
-        if !wanted.iter().any(|(_, vdi)| **vdi == disk.vdi) {
+        if goes {
             detached.push(disk.vdi.clone());
         }
     }

@@ -1,11 +1,13 @@
 //! Which recovery points go: the retention plugin's choice, minus what the host vetoes.
 
 use crate::error::RunError;
+use crate::keys::{self, Keys};
 use crate::lane::Lane;
 use crate::snapshot;
 use crate::view::{Identity, Point};
 use jiff::Timestamp;
 use vmferry_model::plugin::{Judgement, PluginError, PluginFailure, PluginId, PointView, Retention};
+use vmferry_xapi::params;
 
 /// Asks the plugin and destroys what it drops. A plugin that fails, or answers nonsense, drops nothing.
 pub(crate) async fn retain(
@@ -28,6 +30,11 @@ pub(crate) async fn retain(
         }
     };
     for point in droppable(&points, &judgements) {
+        // Somebody may have held it while the plugin was deciding.
+        let keys: Keys = lane.session.call("VM.get_other_config", params![&point.reference]).await?;
+        if keys.contains_key(keys::HOLD) {
+            continue;
+        }
         snapshot::destroy(&lane.session, &point.reference).await?;
         lane.pruned.push(point.uuid.clone());
     }

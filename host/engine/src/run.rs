@@ -101,7 +101,7 @@ impl Work<'_> {
         self.step("taking a snapshot");
         let taken = snapshot::take(self.session, &source, self.run.job, self.newest(&source)).await?;
         let outcome = self.after_snapshot(lease, vm, &taken).await;
-        if self.lanes.iter().all(|lane| lane.committed.is_none()) {
+        if !self.lanes.iter().any(|lane| lane.commit_begun) {
             self.discard(&taken).await;
         }
         outcome

@@ -33,7 +33,7 @@ pub(crate) fn select<'a>(inventory: &'a Inventory, job: &Job, only: Option<&str>
 fn by_uuid<'a>(inventory: &'a Inventory, job: &Job, uuid: &str) -> Result<(&'a Ref<Vm>, &'a Vm), RunError> {
     let found = inventory.vm_by_uuid(uuid).filter(|(_, vm)| is_user_vm(vm));
     let (reference, vm) = found.ok_or_else(|| not_found(job, uuid, "check the uuid in the job's `select`"))?;
-    if vm.other_config.get(keys::JOB) == Some(&job.ids.job.to_string()) {
+    if is_our_replica(vm) && vm.other_config.get(keys::JOB) == Some(&job.ids.job.to_string()) {
         return Err(RunError::OwnReplica { vm: uuid.to_owned() });
     }
     Ok((reference, vm))
@@ -60,5 +60,10 @@ fn matches(rules: &Selection, vm: &Vm) -> bool {
 
 /// Whether some replication made this VM: ours, or Xen Orchestra's, which leaves the target's SR on the live replica.
 fn is_replica(vm: &Vm) -> bool {
-    vm.other_config.contains_key(keys::JOB) || vm.other_config.contains_key(keys::XO_SR)
+    is_our_replica(vm) || vm.other_config.contains_key(keys::XO_SR)
+}
+
+/// Whether this is a replica that we keep. A source that was reverted to one of our snapshots carries our keys as well.
+fn is_our_replica(vm: &Vm) -> bool {
+    vm.other_config.contains_key(keys::JOB) && vm.other_config.get(keys::SELF) == Some(&vm.uuid)
 }

@@ -3,8 +3,8 @@
 use crate::error::RunError;
 use crate::inventory::{AttachedDisk, Inventory};
 use crate::job::Job;
-use crate::keys::{self, State};
-use crate::objects::{destroy_disk, set_keys};
+use crate::keys::{self, Keys, State};
+use crate::objects::{destroy_disk, replace_keys, set_keys};
 use crate::view::{SourceSnapshot, SourceVm, TEMPORARY_SNAPSHOT};
 use jiff::Timestamp;
 use std::time::Duration;
@@ -31,6 +31,8 @@ pub(crate) struct TakenDisk {
     pub(crate) vdi: Ref<Vdi>,
     /// Its uuid: the content key of what will be sent.
     pub(crate) uuid: String,
+    /// The keys that it inherited.
+    inherited: Keys,
 }
 
 /// Takes a snapshot of the VM, tags it as Xen Orchestra would, and gives it its name.
@@ -77,7 +79,10 @@ async fn tag(
         }
         let vdi: Vdi = session.get_record(&vbd.vdi).await?;
         if let Some(of) = source.disks.iter().find(|disk| disk.vdi == vdi.snapshot_of) {
-            disks.push(TakenDisk { of: of.clone(), vdi: vbd.vdi.clone(), uuid: vdi.uuid });
+            let mut of = of.clone();
+            // The disk may have grown since it was looked at.
+            of.record.virtual_size = vdi.virtual_size;
+            disks.push(TakenDisk { of, vdi: vbd.vdi.clone(), uuid: vdi.uuid, inherited: vdi.other_config });
         }
     }
     disks.sort_by_key(|disk| source.disks.iter().position(|of| of.vdi == disk.of.vdi));
@@ -94,11 +99,11 @@ async fn tag(
     }
     let keys = source_keys(job, &source.record.uuid, taken_at);
     for disk in &disks {
-        let mut keys = keys.clone();
-        keys.push((keys::XO_CONTENT_KEY, disk.uuid.clone()));
-        set_keys(session, &disk.vdi, &keys, &[]).await?;
+        let mut own = own_keys(&disk.inherited, &keys, &disk.uuid);
+        own.insert(keys::XO_CONTENT_KEY.to_owned(), disk.uuid.clone());
+        replace_keys(session, &disk.vdi, &own).await?;
     }
-    set_keys(session, reference, &keys, &[keys::LEASE]).await?;
+    replace_keys(session, reference, &own_keys(&record.other_config, &keys, &record.uuid)).await?;
     let () = session
         .call("VM.set_name_label", params![reference, format!("[vmferry {}] {}", job.name, source.record.name_label)])
         .await?;
@@ -117,6 +122,15 @@ fn source_keys(job: &Job, vm: &str, taken_at: Timestamp) -> Vec<(&'static str, S
         (keys::TENANT, job.tenant.clone()),
         (keys::VM, vm.to_owned()),
     ]
+}
+
+/// The keys of a snapshot: what it inherited from its owner, without replication's. A VM that was reverted to one of our
+/// snapshots carries that one's keys, and would hand them to every later one.
+fn own_keys(inherited: &Keys, ours: &[(&'static str, String)], uuid: &str) -> Keys {
+    let mut keys = keys::inheritable(inherited);
+    keys.extend(ours.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
+    keys.insert(keys::SELF.to_owned(), uuid.to_owned());
+    keys
 }
 
 /// Marks a snapshot as exported to `srs`, on the VM and its disks, with the number of deltas since the last full.
@@ -162,16 +176,16 @@ pub(crate) async fn destroy(session: &Session, snapshot: &Ref<Vm>) -> Result<(),
         }
         let disk: Vdi = session.get_record(&vbd.vdi).await?;
         if disk.is_a_snapshot && !hangs_elsewhere(session, &disk, snapshot).await? {
-            disks.push(vbd.vdi.clone());
+            disks.push((vbd.vdi.clone(), disk.uuid));
         }
     }
-    let mark = [(keys::STATE, State::Pruning.to_string())];
-    set_keys(session, snapshot, &mark, &[]).await?;
-    for disk in &disks {
-        set_keys(session, disk, &mark, &[]).await?;
+    let mark = |uuid: &str| [(keys::STATE, State::Pruning { object: uuid.to_owned() }.to_string())];
+    set_keys(session, snapshot, &mark(&record.uuid), &[]).await?;
+    for (disk, uuid) in &disks {
+        set_keys(session, disk, &mark(uuid), &[]).await?;
     }
     let () = session.call_async("VM.destroy", params![snapshot]).await?;
-    for disk in &disks {
+    for (disk, _) in &disks {
         destroy_disk(session, disk).await?;
     }
     Ok(())

@@ -2,6 +2,7 @@
 
 use crate::error::{RunError, chain};
 use crate::moving::blocking;
+use crate::plan::SR_GRANULARITY;
 use crate::progress::{DiskLabel, Progress};
 use crate::run::Run;
 use crate::snapshot::TakenDisk;
@@ -161,6 +162,13 @@ async fn read_head(export: &mut Export, stream: &Stream<'_>, patience: Duration)
             message: format!("the source did not send the first byte within {patience:?}"),
         })?
         .map_err(|source| RunError::Head { disk: disk.clone(), source })?;
+    let size = stream.disk.of.record.virtual_size;
+    if head.virtual_size() != size && head.virtual_size() != size.next_multiple_of(SR_GRANULARITY) {
+        return Err(RunError::Transfer {
+            disk: disk.clone(),
+            message: format!("the disk has {size} bytes, the source sends one of {}", head.virtual_size()),
+        });
+    }
     let wanted = if stream.base.is_some() { DiskType::Differencing } else { DiskType::Dynamic };
     if head.disk_type() != wanted {
         return Err(RunError::Transfer {

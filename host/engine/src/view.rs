@@ -10,7 +10,7 @@ use crate::keys::{self, Keys, State};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use vmferry_xapi::Ref;
-use vmferry_xapi::records::{Vdi, VdiType, Vm};
+use vmferry_xapi::records::{PowerState, Vdi, VdiType, Vm};
 
 /// Disks whose name contains this are not replicated: Xen Orchestra's convention.
 const NO_BACKUP_MARK: &str = "[NOBAK]";
@@ -79,7 +79,8 @@ impl SourceVm {
         let mut snapshots: Vec<SourceSnapshot> = taken
             .iter()
             .filter(|(_, vm)| identity.owns(&vm.other_config) && !vm.other_config.contains_key(keys::XO_COPY_OF))
-            .filter(|(_, vm)| State::of(&vm.other_config) != Some(State::Pruning))
+            .filter(|(_, vm)| vm.other_config.get(keys::SELF) == Some(&vm.uuid))
+            .filter(|(_, vm)| !matches!(State::of(&vm.other_config), Some(State::Pruning { .. })))
             .map(|(snapshot, vm)| SourceSnapshot {
                 reference: (*snapshot).clone(),
                 uuid: vm.uuid.clone(),
@@ -130,6 +131,8 @@ pub(crate) struct TargetView {
     pub(crate) unborn: Vec<Unborn>,
     /// Disks of interrupted runs that hang on no VM.
     pub(crate) orphans: Vec<Ref<Vdi>>,
+    /// Disks of recovery points that were being cloned when a run died.
+    pub(crate) marked_for_cloning: Vec<Ref<Vdi>>,
     /// Recovery points whose destruction was interrupted.
     pub(crate) pruning: Pruning,
 }
@@ -143,13 +146,15 @@ pub(crate) struct Pruning {
 
 impl Pruning {
     fn new(inventory: &Inventory, identity: &Identity) -> Self {
-        let marked = |keys: &Keys| identity.owns(keys) && State::of(keys) == Some(State::Pruning);
-        let snapshots = inventory.vms.iter().filter(|(_, vm)| vm.is_a_snapshot && marked(&vm.other_config));
+        let marked = |keys: &Keys, uuid: &str| {
+            identity.owns(keys) && State::of(keys) == Some(State::Pruning { object: uuid.to_owned() })
+        };
+        let snapshots = inventory.vms.iter().filter(|(_, vm)| vm.is_a_snapshot && marked(&vm.other_config, &vm.uuid));
         let disks = inventory
             .vdis
             .iter()
-            .filter(|(_, vdi)| vdi.is_a_snapshot && vdi.managed && marked(&vdi.other_config))
-            .filter(|(_, vdi)| inventory.users_of(vdi).next().is_none());
+            .filter(|(_, vdi)| vdi.is_a_snapshot && vdi.managed && marked(&vdi.other_config, &vdi.uuid))
+            .filter(|(_, vdi)| !inventory.is_used(vdi));
         Self {
             snapshots: snapshots.map(|(reference, _)| reference.clone()).collect(),
             disks: disks.map(|(reference, _)| reference.clone()).collect(),
@@ -165,10 +170,20 @@ pub(crate) struct Replica {
     pub(crate) disks: Vec<AttachedDisk>,
     /// Its recovery points, newest first; never empty.
     pub(crate) points: Vec<Point>,
-    /// Whether a run was interrupted while it wrote to the live disks.
-    pub(crate) half_written: bool,
-    /// Whether a run was interrupted after its commit, before it tidied the live objects.
-    pub(crate) untidy: bool,
+    pub(crate) condition: Condition,
+}
+
+/// What the live objects of a replica say about the last run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Condition {
+    /// It ended as it should.
+    Tidy,
+    /// It was interrupted while it wrote to the live disks, and nobody has used them since.
+    HalfWritten,
+    /// It was interrupted after its commit, before it tidied the live objects.
+    Untidy,
+    /// Somebody reverted the replica to an older recovery point, or unblocked a half-written one to use it.
+    Used,
 }
 
 /// A half-made replica without any recovery point.
@@ -186,6 +201,8 @@ pub(crate) struct Point {
     /// uuid of the snapshot VM.
     pub(crate) uuid: String,
     pub(crate) taken_at: Timestamp,
+    /// When the target took the snapshot.
+    pub(crate) made_at: Timestamp,
     /// uuid of the source snapshot VM.
     pub(crate) source_snapshot: String,
     pub(crate) held: bool,
@@ -256,15 +273,16 @@ impl TargetView {
             let here = record.other_config.get(keys::XO_SR).is_some_and(|on| on == sr);
             match points.remove(reference) {
                 Some(mut points) => {
-                    points.sort_by_key(|point| std::cmp::Reverse(point.taken_at));
-                    let untidy = importing && finished(record, &points);
+                    points.sort_by_key(|point| (std::cmp::Reverse(point.taken_at), point.made_at));
+                    // A snapshot that somebody took between our commit and our tidying is a copy of the point, or later.
+                    points.dedup_by(|later, first| later.source_snapshot == first.source_snapshot);
+                    let condition = if importing { condition(record, &points) } else { Condition::Tidy };
                     view.replicas.push(Replica {
                         reference: reference.clone(),
                         record: record.clone(),
                         disks: inventory.disks_of(record),
                         points,
-                        half_written: importing && !untidy,
-                        untidy,
+                        condition,
                     });
                 }
                 None if importing && here => view.unborn.push(Unborn {
@@ -277,6 +295,7 @@ impl TargetView {
         }
         view.replicas.sort_by_key(|replica| std::cmp::Reverse(replica.points[0].taken_at));
         view.orphans = orphans(inventory, identity, sr);
+        view.marked_for_cloning = marked_for_cloning(inventory, identity);
         view.pruning = Pruning::new(inventory, identity);
         view
     }
@@ -312,16 +331,29 @@ fn is_importing(identity: &Identity, vm: &Vm) -> bool {
         && match State::of(keys) {
             Some(State::Importing) => true,
             Some(State::Committed { live, .. }) => live == vm.uuid,
-            Some(State::Pruning) | None => false,
+            Some(State::Pruning { .. }) | None => false,
         }
 }
 
-/// Whether the live VM still carries the keys of a commit that has happened: its snapshot exists.
-fn finished(live: &Vm, points: &[Point]) -> bool {
-    match State::of(&live.other_config) {
-        Some(State::Committed { source_snapshot, .. }) => points[0].source_snapshot == source_snapshot,
-        _ => false,
+/// What became of a replica whose live VM carries the keys of a run that has not tidied up after itself.
+fn condition(live: &Vm, points: &[Point]) -> Condition {
+    let committed = match State::of(&live.other_config) {
+        Some(State::Committed { source_snapshot, .. }) => {
+            points.iter().position(|point| point.source_snapshot == source_snapshot)
+        }
+        _ => None,
+    };
+    match committed {
+        Some(0) => Condition::Untidy,
+        Some(_) => Condition::Used,
+        None if is_unused(live) => Condition::HalfWritten,
+        None => Condition::Used,
     }
+}
+
+/// Whether nobody can have started a half-written VM: it is off, and its start is blocked as we left it.
+pub(crate) fn is_unused(vm: &Vm) -> bool {
+    vm.power_state == PowerState::Halted && vm.blocked_operations.contains_key("start")
 }
 
 /// The recovery point that a VM record is, with the live VM it belongs to; `None` for everything else.
@@ -357,6 +389,7 @@ fn point(
         reference: reference.clone(),
         uuid: vm.uuid.clone(),
         taken_at: keys::parse_datetime(keys.get(keys::XO_DATETIME)?)?,
+        made_at: vm.snapshot_time,
         source_snapshot,
         held: keys.contains_key(keys::HOLD),
         origin,
@@ -378,10 +411,16 @@ fn point_disk(disk: &AttachedDisk) -> Option<PointDisk> {
 
 /// Disks that an interrupted run left: marked as importing, or as being cloned, and on no VM.
 fn orphans(inventory: &Inventory, identity: &Identity, sr: &str) -> Vec<Ref<Vdi>> {
+    let being_cloned: Vec<&String> = inventory
+        .vdis
+        .values()
+        .filter(|vdi| vdi.is_a_snapshot)
+        .filter_map(|vdi| vdi.other_config.get(keys::CLONING))
+        .collect();
     let on_sr = |vdi: &Vdi| inventory.srs.get(&vdi.sr).is_some_and(|record| record.uuid == sr);
     let unfinished = |vdi: &Vdi| {
         let keys = &vdi.other_config;
-        keys.contains_key(keys::CLONING)
+        keys.get(keys::CLONING).is_some_and(|nonce| being_cloned.contains(&nonce))
             || State::of(keys) == Some(State::Importing) && keys::is_original(keys, &vdi.uuid)
     };
     inventory
@@ -389,7 +428,14 @@ fn orphans(inventory: &Inventory, identity: &Identity, sr: &str) -> Vec<Ref<Vdi>
         .iter()
         .filter(|(_, vdi)| vdi.managed && !vdi.is_a_snapshot && on_sr(vdi))
         .filter(|(_, vdi)| identity.owns(&vdi.other_config) && unfinished(vdi))
-        .filter(|(_, vdi)| inventory.users_of(vdi).next().is_none())
+        .filter(|(_, vdi)| !inventory.is_used(vdi))
         .map(|(reference, _)| reference.clone())
         .collect()
+}
+
+/// Recovery points' disks that still carry the mark of a clone whose maker died.
+fn marked_for_cloning(inventory: &Inventory, identity: &Identity) -> Vec<Ref<Vdi>> {
+    let marked = |vdi: &Vdi| vdi.is_a_snapshot && vdi.other_config.contains_key(keys::CLONING);
+    let ours = inventory.vdis.iter().filter(|(_, vdi)| marked(vdi) && identity.owns(&vdi.other_config));
+    ours.map(|(reference, _)| reference.clone()).collect()
 }

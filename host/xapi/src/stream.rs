@@ -68,6 +68,11 @@ async fn settle(
     let end_of_task = task.session().wait_task(task.reference());
     tokio::pin!(end_of_stream, end_of_task);
     tokio::select! {
+        () = tokio::time::sleep(TASK_AFTER_SUCCESS) => Err(Error::Timeout {
+            address: address.to_owned(),
+            during: "the end of the stream or of its task".to_owned(),
+            seconds: TASK_AFTER_SUCCESS.as_secs(),
+        }),
         stream = &mut end_of_stream => {
             let bound = if stream.is_ok() { TASK_AFTER_SUCCESS } else { TASK_AFTER_FAILURE };
             verdict(stream, task.wait(bound).await)

@@ -22,6 +22,10 @@ const EVENT_WAIT: Duration = Duration::from_secs(30);
 /// An empty batch that comes sooner than this was not waited for: the host does not follow single tasks.
 const EVENT_TOO_SOON: Duration = Duration::from_secs(1);
 
+/// How long the task of a call may go on. Snapshots, clones and the like take seconds, on a bad day minutes; a task whose
+/// toolstack was restarted stays pending for a day.
+const CALL_LIMIT: Duration = Duration::from_secs(3600);
+
 /// First and longest pause between looks at a task where events do not work.
 const POLL_FIRST: Duration = Duration::from_millis(250);
 const POLL_LONGEST: Duration = Duration::from_secs(5);
@@ -33,7 +37,7 @@ impl Session {
     pub async fn call_async<T: DeserializeOwned>(&self, method: &str, params: Vec<Value>) -> Result<T, Error> {
         let task: Ref<Task> = self.call(&format!("Async.{method}"), params).await?;
         let task = OwnedTask::new(self.clone(), task);
-        let outcome = self.wait_task(task.reference()).await;
+        let outcome = task.wait(CALL_LIMIT).await;
         task.destroy().await;
         decode::from_value(&outcome?).map_err(|e| Error::decode(method, e))
     }

@@ -66,11 +66,13 @@ async fn both_sides_carry_the_keys_by_which_xen_orchestra_and_we_go_on() {
 
     let mut expected = of_a_source_snapshot.to_vec();
     expected.push(("vmferry:exported-to", &sr));
+    expected.push(("vmferry:self", &source_snapshot_uuid));
     assert_keys(&source_snapshot["other_config"], &expected);
     let source_disks = world.source.vm_disks(&source_snapshot_uuid);
     for disk in &source_disks {
         let mut expected = of_a_source_snapshot.to_vec();
         expected.push(("xo:backup:contentKey", disk));
+        expected.push(("vmferry:self", disk));
         assert_keys(&keys(&world.source, "VDI", disk), &expected);
     }
 

@@ -131,3 +131,34 @@ async fn a_run_may_die_in_the_middle_of_a_stream() {
         assert_objects(&world, &format!("{at:?}"), 1);
     }
 }
+
+#[tokio::test]
+async fn a_run_that_rolls_back_may_itself_die_after_any_call_on_the_target() {
+    // Rolling back is over by then; what follows is a delta run like any other.
+    const CALLS_UNTIL_ROLLED_BACK: u32 = 80;
+    for nth in 1..=CALLS_UNTIL_ROLLED_BACK {
+        let world = World::new().await;
+        let first = world.run().await;
+        let content = world.source_content();
+        for disk in world.source.vm_disks(&world.vm) {
+            world.source.write(&disk, 10 * MIB, &[9; 6 << 20]);
+        }
+        world.target.inject(Fault { at: FaultPoint::Import, nth: 1, kind: FaultKind::StallAfter(3 * MIB) });
+        tokio::select! {
+            report = world.run() => panic!("the run did not stall: {report:#?}"),
+            () = world.target.wait_until_stalled() => {}
+        }
+        world.target.clear_faults();
+
+        let name = format!("rolling back, killed after call {nth}");
+        let died = die_after_call(&world, &world.target, nth).await;
+        assert_eq!(world.target_content(&point_of(&first)), content, "{name}");
+        let points_before = points(&world);
+        let healed = world.run().await;
+        assert_eq!(healed.outcome, Outcome::Succeeded, "{name}: {healed:#?}");
+        assert!(disks(&healed).iter().all(|disk| disk.kind == Kind::Delta), "{name}: {healed:#?}");
+        assert_eq!(world.target_content(&point_of(&healed)), world.source_content(), "{name}");
+        assert_objects(&world, &name, points_before);
+        assert!(died, "{name}: a run that rolls back has more calls");
+    }
+}
