@@ -58,7 +58,12 @@ fn v6(address: Ipv6Addr) -> Option<&'static str> {
         [first, ..] if first & 0xffc0 == 0xfe80 => Some("a link-local"),
         [first, ..] if first & 0xffc0 == 0xfec0 => Some("a private"),
         [first, ..] if first & 0xff00 == 0xff00 => Some("a multicast"),
+        // Only 2000::/3 has been given out; the rest is translators, site prefixes and whatever comes next.
+        [first, ..] if first & 0xe000 != 0x2000 => Some("a reserved"),
+        // Special protocol assignments; Teredo, a tunnel to any IPv4 address, is one of them.
+        [0x2001, second, ..] if second < 0x200 => Some("a reserved"),
         [0x2001, 0xdb8, ..] => Some("a documentation"),
+        [0x3fff, second, ..] if second < 0x1000 => Some("a documentation"),
         _ => None,
     }
 }
@@ -74,6 +79,8 @@ fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
         [0, 0, 0, 0, 0, 0xffff, high, low] => Some(join(high, low)),
         // `::a.b.c.d`, the deprecated compatible form
         [0, 0, 0, 0, 0, 0, high, low] if high != 0 => Some(join(high, low)),
+        // `::ffff:0:a.b.c.d`, SIIT
+        [0, 0, 0, 0, 0xffff, 0, high, low] => Some(join(high, low)),
         // `64:ff9b::a.b.c.d`, NAT64
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] => Some(join(high, low)),
         // `2002:a.b.c.d::`, 6to4
@@ -114,6 +121,24 @@ mod tests {
             ("::127.0.0.1", Some("a loopback")),
             ("64:ff9b::10.0.0.1", Some("a private")),
             ("2002:7f00:1::", Some("a loopback")),
+            ("::ffff:0:127.0.0.1", Some("a loopback")),
+            ("::ffff:0:10.0.0.1", Some("a private")),
+            ("2002:a00:1::", Some("a private")),
+            ("2002:808:808::", None),
+            ("::5", Some("a reserved")),
+            ("64:ff9b:1::a00:1", Some("a reserved")),
+            ("100::1", Some("a reserved")),
+            ("1fff:ffff::1", Some("a reserved")),
+            ("4000::1", Some("a reserved")),
+            ("5f00::1", Some("a reserved")),
+            ("2001::1", Some("a reserved")),
+            ("2001:0:7f00:1::", Some("a reserved")),
+            ("2001:1ff::1", Some("a reserved")),
+            ("2001:200::1", None),
+            ("2001:db8::1", Some("a documentation")),
+            ("2001:4860:4860::8888", None),
+            ("3fff:fff::1", Some("a documentation")),
+            ("3fff:1000::1", None),
             ("2606:4700::1111", None),
             ("::ffff:8.8.8.8", None),
         ];

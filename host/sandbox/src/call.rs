@@ -6,14 +6,14 @@ use crate::convert;
 use crate::egress::Egress;
 use crate::engines::{Lane, TICK};
 use crate::guest_log::{CallLog, LineRate, Speaker, StdioToLog};
-use crate::limits::{Budget, CALLS_AT_A_TIME, HOSTCALL_BYTES, HTTP_HEADERS};
+use crate::limits::{Budget, CALLS_AT_A_TIME, HOSTCALL_BYTES, HTTP_HEADERS, RANDOM_BYTES};
 use crate::memory::{Exceeded, Limiter};
 use crate::state::{Lent, Refusals, State};
 use crate::sterile::{Replay, sterilise};
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use vmferry_model::plugin::{PluginError, PluginFailure, PluginId};
 use wasmtime::component::{ResourceTable, ResourceTableError};
 use wasmtime::{Store, Trap, UpdateDeadline, WasmBacktrace};
@@ -83,8 +83,24 @@ impl Caller {
         surroundings: Surroundings,
         guest: impl FnOnce(Store<State>) -> F + Send,
     ) -> Result<T, Refused> {
+        self.call_by(self.deadline(), name, surroundings, guest).await
+    }
+
+    /// When a call that begins now has ended: it waits for its turn as long as it may run.
+    pub(crate) fn deadline(&self) -> Instant {
+        Instant::now() + self.budget.timeout * 2
+    }
+
+    /// The same, with a deadline that several calls may share; neither waiting nor running goes beyond it.
+    pub(crate) async fn call_by<T, F: Future<Output = Called<T>> + Send>(
+        &self,
+        deadline: Instant,
+        name: &'static str,
+        surroundings: Surroundings,
+        guest: impl FnOnce(Store<State>) -> F + Send,
+    ) -> Result<T, Refused> {
         let started = Instant::now();
-        let outcome = self.attempt(name, surroundings, guest).await;
+        let outcome = self.attempt(deadline, name, surroundings, guest).await;
         let (failure, retry_after) = match outcome {
             Ok(Ok(answer)) => {
                 tracing::debug!(plugin = %self.id, call = name, seconds = started.elapsed().as_secs_f64(), "answered");
@@ -108,6 +124,7 @@ impl Caller {
 
     async fn attempt<T, F: Future<Output = Called<T>> + Send>(
         &self,
+        deadline: Instant,
         name: &'static str,
         surroundings: Surroundings,
         guest: impl FnOnce(Store<State>) -> F + Send,
@@ -117,16 +134,36 @@ impl Caller {
             PluginFailure::Denied(format!("broke down five times within ten minutes; it is asked again in {seconds} s"))
         })?;
         // Waiting for a turn is not the plugin's time, so the clock starts behind it.
-        let closed = |_| PluginFailure::Host("the sandbox is shutting down".to_owned());
-        let _turn = self.turns.acquire().await.map_err(closed)?;
-        let _slot = self.lane.slots.acquire().await.map_err(closed)?;
-        let called = tokio::time::timeout(self.budget.timeout, guest(self.store(name, surroundings))).await;
+        let _turn = tokio::time::timeout(self.time_until(deadline), self.turn()).await.map_err(|_| self.busy())??;
+        let time = self.time_until(deadline);
+        let called = tokio::time::timeout(time, guest(self.store(name, surroundings))).await;
         match called {
-            Err(_) => Err(PluginFailure::Timeout(self.budget.timeout)),
+            Err(_) => Err(PluginFailure::Timeout(time)),
             Ok((store, Err(error))) => Err(self.judge(&error, store.data())),
             Ok((store, Ok(Err(error)))) => Ok(Err(refused(&error, store.data()))),
             Ok((_, Ok(Ok(answer)))) => Ok(Ok(answer)),
         }
+    }
+
+    /// What is left until a deadline, as far as one call may have it; in milliseconds, as people read them.
+    fn time_until(&self, deadline: Instant) -> Duration {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left < self.budget.timeout { Duration::from_millis(left.as_millis() as u64) } else { self.budget.timeout }
+    }
+
+    /// A turn of this use and a slot of the engine.
+    async fn turn(&self) -> Result<(SemaphorePermit<'_>, SemaphorePermit<'_>), PluginFailure> {
+        let closed = |_| PluginFailure::Host("the sandbox is shutting down".to_owned());
+        let turn = self.turns.acquire().await.map_err(closed)?;
+        Ok((turn, self.lane.slots.acquire().await.map_err(closed)?))
+    }
+
+    fn busy(&self) -> PluginFailure {
+        let what = match self.turns.available_permits() {
+            0 => format!("{CALLS_AT_A_TIME} calls of this plugin are under way"),
+            _ => "other plugins are using every slot".to_owned(),
+        };
+        PluginFailure::Host(format!("busy: {what}, and none ended in time"))
     }
 
     /// A store for one call, with every limit armed before any guest code runs: instantiating runs guest code, too.
@@ -135,6 +172,7 @@ impl Caller {
         let log = CallLog::new(speaker, self.rate.clone(), self.budget.log);
         let mut wasi = WasiCtxBuilder::new();
         wasi.stdout(StdioToLog::output(log.clone())).stderr(StdioToLog::errors(log.clone()));
+        wasi.max_random_size(RANDOM_BYTES);
         match surroundings {
             Surroundings::Sterile(replay) => sterilise(&mut wasi, &replay),
             Surroundings::Open => {}
@@ -153,6 +191,7 @@ impl Caller {
             log,
             lent: self.lent.clone(),
             refusals,
+            store_operations: 0,
         };
         let mut store = Store::new(&self.lane.engine, state);
         store.limiter(|state| &mut state.limiter);
@@ -195,7 +234,7 @@ fn limit(what: &str, limit: String, setting: &str) -> PluginFailure {
 /// The plugin's own no; where the host denied it something before, that is the reason worth reading.
 fn refused(error: &GuestError, state: &State) -> (PluginFailure, Option<Duration>) {
     match state.refusals.first() {
-        Some(refusal) => (PluginFailure::Denied(refusal.to_string()), None),
+        Some(refusal) => (PluginFailure::Denied(convert::text(&refusal.to_string())), None),
         None => (convert::refusal(error), error.retry_after.map(Duration::from_secs)),
     }
 }
@@ -221,4 +260,37 @@ fn last_words(error: &wasmtime::Error, state: &State) -> String {
         words.push_str(&format!("; it said: {said}"));
     }
     words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engines::Engines;
+    use crate::grants::{Grants, Rights};
+    use crate::lent::HostServices;
+    use crate::lookup::Lookups;
+    use crate::manifest::Kind;
+    use wasmtime_wasi::p2::bindings::random::random::Host;
+
+    #[test]
+    fn nobody_is_given_more_random_bytes_than_a_guest_can_need() {
+        let engines = Engines::start().expect("engines");
+        let lent = Lent {
+            tenant: String::new(),
+            plugin: "any".to_owned(),
+            rights: Rights::new("any", None, Grants::default()),
+            store_quota: 0,
+            services: HostServices::default(),
+            lookups: Lookups::default(),
+        };
+        let id = PluginId { name: "any".to_owned(), version: "1".to_owned() };
+        let caller = Caller::new(id, engines.notifier, Budget::default_for(Kind::Notifier), lent);
+        let replay = Replay { now: jiff::Timestamp::UNIX_EPOCH, input: blake3::hash(b"input") };
+        for surroundings in [Surroundings::Open, Surroundings::Sterile(replay)] {
+            let mut store = caller.store("handle", surroundings);
+            let random = store.data_mut().wasi.random();
+            assert_eq!(random.get_random_bytes(RANDOM_BYTES).expect("as many as allowed").len(), RANDOM_BYTES as usize);
+            assert!(random.get_random_bytes(RANDOM_BYTES + 1).is_err());
+        }
+    }
 }

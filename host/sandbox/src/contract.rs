@@ -1,5 +1,6 @@
 //! Does a component fit the world it claims? Asked before it is linked, so that the answer can name the difference.
 
+use crate::convert;
 use crate::manifest::Kind;
 use wasmtime::component::Component;
 
@@ -76,7 +77,7 @@ pub(crate) fn kind_of(component: &Component) -> Result<Kind, Misfit> {
                 if version == VERSION {
                     return Ok(kind);
                 }
-                other_version = Some(name.to_owned());
+                other_version = Some(convert::text(name));
             }
         }
     }
@@ -93,7 +94,7 @@ pub(crate) fn check(component: &Component, kind: Kind) -> Result<(), Misfit> {
 }
 
 fn check_import(import: &str, kind: Kind) -> Result<(), Misfit> {
-    let own = || import.to_owned();
+    let own = || convert::text(import);
     if let Some(rest) = import.strip_prefix("vmferry:plugin/") {
         let (name, version) = rest.split_once('@').unwrap_or((rest, ""));
         if version != VERSION {
@@ -151,6 +152,12 @@ mod tests {
             let misfit = check_import(import, Kind::Retention).expect_err(import);
             assert!(misfit.to_string().contains(import), "{misfit}");
         }
+    }
+
+    #[test]
+    fn a_long_name_is_cut() {
+        let misfit = check_import(&"a".repeat(100_000), Kind::Notifier).expect_err("unknown");
+        assert!(misfit.to_string().len() < 5_000);
     }
 
     #[test]

@@ -28,17 +28,23 @@ fn unknown(what: &str, word: &str) -> PluginFailure {
     nonsense(format!("{what} `{}`, a word this host does not know", text(word)))
 }
 
-/// A plugin's text as it may stand in a report or a log: bounded, and on one line.
+/// A plugin's text as it may stand in a report or a log: bounded, on one line, and shown in the order it is written.
 pub(crate) fn text(text: &str) -> String {
     let end = if text.len() <= MAX_TEXT { text.len() } else { text.floor_char_boundary(MAX_TEXT) };
     let mut clean: String = text[..end]
         .chars()
+        .filter(|c| !turns_text_around(*c))
         .map(|c| if c.is_control() || c == '\u{2028}' || c == '\u{2029}' { ' ' } else { c })
         .collect();
     if end < text.len() {
         clean.push('…');
     }
     clean
+}
+
+/// Unicode's bidirectional controls: with them a text can read differently from what it says.
+fn turns_text_around(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 pub(crate) fn refusal(error: &GuestError) -> PluginFailure {
@@ -216,6 +222,7 @@ mod tests {
     #[test]
     fn a_plugins_text_is_bounded_and_stays_on_its_line() {
         assert_eq!(text("a\nb\u{1b}[31mc"), "a b [31mc");
+        assert_eq!(text("\u{202e}ylno\u{2069} \u{200f}\u{61c}read\u{2066}"), "ylno read");
         let long = text(&"ä".repeat(MAX_TEXT));
         assert!(long.len() <= MAX_TEXT + '…'.len_utf8() && long.ends_with('…'));
     }

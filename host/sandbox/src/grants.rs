@@ -3,6 +3,7 @@
 //! Ask twice: the manifest requests, the operator grants, and a plugin has the intersection. [`Rights`] is that
 //! intersection; its methods are the only place that says yes or no, and a no names the line to add.
 
+use crate::convert;
 use std::fmt;
 use std::str::FromStr;
 use url::{Host, Url};
@@ -65,7 +66,7 @@ impl FromStr for HostPattern {
     type Err = PatternError;
 
     fn from_str(pattern: &str) -> Result<Self, PatternError> {
-        let wrong = |problem| PatternError { pattern: pattern.to_owned(), problem };
+        let wrong = |problem| PatternError { pattern: convert::text(pattern), problem };
         let (scheme, rest) = pattern.split_once("://").ok_or_else(|| wrong("the scheme is missing"))?;
         let scheme = match scheme {
             "http" => Scheme::Http,
@@ -180,6 +181,11 @@ pub(crate) struct Rights {
 pub(crate) enum Refusal {
     #[error("its plugin.toml does not request {what}; a plugin gets only what it requests and is granted")]
     NotRequested { what: String },
+    /// The name is the guest's own, and so not repeated.
+    #[error(
+        "it asked for a signing key by a name that no key has; names have 1 to 64 letters, digits, `.`, `_` and `-`"
+    )]
+    NoKeyName,
     #[error("{what} was not granted; to allow it, write under `[plugin.{plugin}]`: {line}")]
     NotGranted { plugin: String, what: String, line: String },
 }
@@ -213,6 +219,9 @@ impl Rights {
 
     /// May this key be used?
     pub(crate) fn sign(&self, key: &str) -> Result<(), Refusal> {
+        if !is_key_name(key) {
+            return Err(Refusal::NoKeyName);
+        }
         let named = |grants: &Grants| grants.sign.iter().any(|name| name == "*" || name == key);
         if self.requested.as_ref().is_some_and(|requested| !named(requested)) {
             return Err(Refusal::NotRequested { what: format!("the signing key `{key}`") });
@@ -237,6 +246,11 @@ impl Rights {
     fn not_granted(&self, what: String, line: String) -> Refusal {
         Refusal::NotGranted { plugin: self.plugin.clone(), what, line }
     }
+}
+
+/// Whether a key can have this name: one that can stand in a configuration and in a log line as it is.
+fn is_key_name(name: &str) -> bool {
+    (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 /// A URL's server as a grant would name it.
@@ -325,6 +339,31 @@ mod tests {
         assert!(rights.sign("other").expect_err("not granted").to_string().contains("grants.sign = [\"other\"]"));
         assert!(Rights::new("hook", Some(Grants::default()), all).sign("hooks").is_err());
         assert_eq!(Rights::new("hook", None, one).sign("hooks"), Ok(()));
+    }
+
+    #[test]
+    fn a_refusal_does_not_repeat_what_cannot_name_a_key() {
+        let all = Grants { sign: vec!["*".to_owned()], ..Grants::default() };
+        for rights in
+            [Rights::new("hook", Some(all.clone()), all.clone()), Rights::new("hook", Some(all), Grants::default())]
+        {
+            for name in [
+                "",
+                "a\n[plugin.other]",
+                "x\"]\ngrants.http = [\"https://*\"",
+                "\u{202e}x",
+                "ä",
+                "a b",
+                &"k".repeat(65),
+            ] {
+                assert_eq!(rights.sign(name), Err(Refusal::NoKeyName), "{name:?}");
+            }
+        }
+        let all = Grants { sign: vec!["*".to_owned()], ..Grants::default() };
+        let rights = Rights::new("hook", None, all);
+        for name in ["a", "Ops.hook_2-b", &"k".repeat(64)] {
+            assert_eq!(rights.sign(name), Ok(()), "{name}");
+        }
     }
 
     #[test]

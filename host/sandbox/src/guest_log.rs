@@ -1,6 +1,6 @@
 //! What guests say: the `log` interface and their standard output, into `tracing`, within bounds.
 
-use crate::limits::LOG_LINES_PER_MINUTE;
+use crate::limits::{LOG_FIELDS, LOG_LINES_PER_MINUTE, LOG_OVERHEAD};
 use bytes::Bytes;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -65,13 +65,13 @@ impl CallLog {
 
     /// Writes one line, or drops it when the call or the minute has used its share.
     pub(crate) fn write(&self, level: tracing::Level, message: &str, fields: &[(String, String)]) {
-        let size = message.len() + fields.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
-        if !self.take(size as u64) {
+        let fields = &fields[..fields.len().min(LOG_FIELDS)];
+        if !self.take(cost(message, fields)) {
             return;
         }
         // A guest must not be able to break a line of the host's log in two.
         let message = message.escape_debug().to_string();
-        let fields = fields.iter().map(|(name, value)| format!("{name}={value:?}")).collect::<Vec<_>>().join(" ");
+        let fields = named(fields);
         let Speaker { tenant, plugin, call } = &self.speaker;
         macro_rules! line {
             ($level:expr) => {
@@ -102,6 +102,7 @@ impl CallLog {
         }
     }
 
+    /// Takes a line's cost from what the call may still write. Once that is spent every line is too large.
     fn take(&self, size: u64) -> bool {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(rest) = left.checked_sub(size) else {
@@ -116,6 +117,24 @@ impl CallLog {
         }
         passed.is_some()
     }
+}
+
+/// What a line takes of its call's share. Nothing is free, or a guest could write it forever.
+fn cost(message: &str, fields: &[(String, String)]) -> u64 {
+    let fields = fields.iter().map(|(name, value)| LOG_OVERHEAD + name.len() + value.len());
+    (LOG_OVERHEAD + message.len() + fields.sum::<usize>()) as u64
+}
+
+/// Named values on one line: `disk="3" "two words"="a\nb"`. A name is quoted where it could pass for more than one.
+fn named(fields: &[(String, String)]) -> String {
+    let is_plain = |name: &str| {
+        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+    };
+    let one = |(name, value): &(String, String)| match is_plain(name) {
+        true => format!("{name}={value:?}"),
+        false => format!("{name:?}={value:?}"),
+    };
+    fields.iter().map(one).collect::<Vec<_>>().join(" ")
 }
 
 /// A guest's standard output or error: whole lines go to its log.
@@ -222,5 +241,43 @@ mod tests {
         }
         assert_eq!(rate.pass(start + Duration::from_secs(60)), Some(7));
         assert_eq!(rate.pass(start + Duration::from_secs(61)), Some(0));
+    }
+
+    fn field(name: &str, value: &str) -> (String, String) {
+        (name.to_owned(), value.to_owned())
+    }
+
+    fn call_log(bytes: u64) -> CallLog {
+        let speaker = Speaker { tenant: "".into(), plugin: "hook".into(), call: "handle" };
+        CallLog::new(speaker, Arc::new(Mutex::new(LineRate::new(Instant::now()))), bytes)
+    }
+
+    #[test]
+    fn nothing_is_free() {
+        let log = call_log(1_000);
+        let left = || *log.left.lock().expect("unpoisoned");
+        log.write(tracing::Level::INFO, "", &[]);
+        assert_eq!(left(), 984);
+        log.write(tracing::Level::INFO, "four", &[field("", ""), field("name", "value")]);
+        assert_eq!(left(), 984 - 16 - 4 - 16 - 16 - 9);
+        log.write(tracing::Level::INFO, &"m".repeat(1_000), &[]);
+        assert_eq!(left(), 0, "a line that does not fit spends the rest");
+        let lines = || log.rate.lock().expect("unpoisoned").lines;
+        let before = lines();
+        log.write(tracing::Level::INFO, "", &[]);
+        assert_eq!(lines(), before, "and nothing is written from then on");
+    }
+
+    #[test]
+    fn a_line_has_so_many_values_and_no_more() {
+        let log = call_log(10_000);
+        log.write(tracing::Level::INFO, "", &vec![field("", ""); 100_000]);
+        assert_eq!(*log.left.lock().expect("unpoisoned"), 10_000 - 16 * 33);
+    }
+
+    #[test]
+    fn a_name_cannot_pass_for_another_value_or_another_line() {
+        let fields = [field("disk.size", "3"), field("a\nERROR tenant=x b", "y\n"), field("", "")];
+        assert_eq!(named(&fields), r#"disk.size="3" "a\nERROR tenant=x b"="y\n" ""="""#);
     }
 }

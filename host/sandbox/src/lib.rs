@@ -18,7 +18,9 @@
 //!
 //! - A fresh store and a fresh instance. Nothing passes from one call to the next, and a trap ends nothing but its call.
 //! - Every [limit](Limits) is armed before guest code runs: wall time, CPU time, memory summed over all linear memories,
-//!   function tables, host objects, bytes handed to the host, log lines, and the length of answers.
+//!   function tables, host objects, bytes handed to the host, log lines, uses of the store, and the length of answers.
+//! - A call that gets no turn within its own wall time is answered as busy, and all attempts of a notifier together have
+//!   twice that time.
 //! - A plugin [may do](Grants) what its manifest requests and the operator grants, and a refusal names the line to add.
 //! - What comes back is an answer of the host's own types, or a [`PluginError`](vmferry_model::plugin::PluginError) that
 //!   names the plugin, its version, the call and what happened.
@@ -50,10 +52,12 @@ mod guest_log;
 mod lent;
 mod limits;
 mod load;
+mod lookup;
 mod manifest;
 mod memory;
 mod package;
 mod plugin;
+mod request_line;
 mod state;
 mod sterile;
 

@@ -12,7 +12,8 @@ use std::time::Duration;
 /// In an operator's hands these are grants; in a manifest they are requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Wall time of one call, waiting for the network included. Default: 2 s for policies, 15 s for notifiers.
+    /// Wall time of one call, waiting for the network included. Default: 2 s for policies, 15 s for notifiers. A call
+    /// waits for its turn at most as long again, and all attempts of a notifier together have twice this time.
     pub timeout: Option<Duration>,
     /// CPU time of one call, to within a tick of 10 ms. Default: 2 s.
     pub cpu: Option<Duration>,
@@ -72,6 +73,43 @@ pub(crate) const HTTP_BODY: usize = 1 << 20;
 
 /// The size of all headers of one message.
 pub(crate) const HTTP_HEADERS: usize = 16 << 10;
+
+/// The longest method of a request.
+pub(crate) const HTTP_METHOD: usize = 64;
+
+/// The longest authority of a request: a name has at most 253 bytes, and a user may stand before it.
+pub(crate) const HTTP_AUTHORITY: usize = 1 << 10;
+
+/// The longest path of a request with its query.
+pub(crate) const HTTP_PATH: usize = 16 << 10;
+
+/// The largest piece of a request body that a guest writes at once. Two of them wait in the host until the body is
+/// read, which for a request that is never sent is the end of the call.
+pub(crate) const HTTP_PIECE: usize = 64 << 10;
+
+/// Request bodies of one call that are taken in large pieces; a call that begins more writes in small ones.
+pub(crate) const HTTP_SWIFT_BODIES: usize = 16;
+
+/// A small piece: what `blocking-write-and-flush` takes at most, so that the usual way to write costs no more.
+pub(crate) const HTTP_SMALL_PIECE: usize = 4 << 10;
+
+/// Name lookups under way for one use of a plugin.
+pub(crate) const LOOKUPS: usize = 4;
+
+/// Name lookups under way for all plugins. Each keeps one of the threads that the process has for whatever blocks.
+pub(crate) const ALL_LOOKUPS: usize = 32;
+
+/// How often one call may use its store.
+pub(crate) const STORE_OPERATIONS: u32 = 100;
+
+/// The largest amount of random bytes that a guest may ask for at once.
+pub(crate) const RANDOM_BYTES: u64 = 64 << 10;
+
+/// Named values per log line; more are left out.
+pub(crate) const LOG_FIELDS: usize = 32;
+
+/// What a log line costs beyond its text, and each of its named values: what the host writes around them.
+pub(crate) const LOG_OVERHEAD: usize = 16;
 
 /// How long a server may take to accept a connection.
 pub(crate) const HTTP_CONNECT: Duration = Duration::from_secs(5);

@@ -8,13 +8,16 @@ use crate::bindings::scheduler::SchedulerPre;
 use crate::cache::Cache;
 use crate::call::{Caller, Surroundings};
 use crate::contract::{self, Misfit};
+use crate::convert;
 use crate::engines::{Engines, Lane};
 use crate::grants::{Grants, Rights};
 use crate::lent::HostServices;
 use crate::limits::{Budget, MAX_COMPONENT, MAX_MEMORY};
-use crate::manifest::{Kind, Manifest};
+use crate::lookup::Lookups;
+use crate::manifest::{Kind, Manifest, is_version};
 use crate::package::{ComponentDigest, Package};
 use crate::plugin::{Guest, Plugin};
+use crate::request_line;
 use crate::state::{HasState, Lent, State};
 use crate::sterile::{Replay, stop_the_clock};
 use std::sync::Arc;
@@ -56,6 +59,9 @@ pub enum LoadFailure {
     /// It could not say who it is.
     #[error("{0}")]
     Describe(Box<PluginError>),
+    /// It says who it is in words that no report could show.
+    #[error("the component says that its version is `{0}`, which is none; write letters, digits, `.`, `+` and `-`")]
+    Version(String),
     /// Its manifest and its code are of different plugins.
     #[error("its plugin.toml says `{manifest}`, the component says `{component}`; build both from the same source")]
     Disagree {
@@ -106,7 +112,7 @@ impl Loader {
             return Ok(component);
         }
         let component = Component::new(&lane.engine, &package.component)
-            .map_err(|error| LoadFailure::Invalid(format!("{error:#}")))?;
+            .map_err(|error| LoadFailure::Invalid(convert::text(&format!("{error:#}"))))?;
         if let Some(cache) = &self.cache {
             cache.put(&lane.engine, &package.digest, &component);
         }
@@ -121,7 +127,7 @@ impl Loader {
         component: &Component,
     ) -> Result<Plugin, LoadFailure> {
         let lane = self.lane(kind).clone();
-        let guest = self.link(kind, component).map_err(|error| Misfit::Types(format!("{error:#}")))?;
+        let guest = self.link(kind, component).map_err(|error| Misfit::Types(convert::text(&format!("{error:#}"))))?;
         let description =
             describe(package, kind, &guest, &lane).await.map_err(|error| LoadFailure::Describe(Box::new(error)))?;
         let id = PluginId { name: description.id, version: description.version };
@@ -129,9 +135,10 @@ impl Loader {
             Some(Manifest { id: name, version, .. }) if *name != id.name || *version != id.version => {
                 return Err(LoadFailure::Disagree {
                     manifest: format!("{name} {version}"),
-                    component: format!("{} {}", id.name, id.version),
+                    component: convert::text(&format!("{} {}", id.name, id.version)),
                 });
             }
+            _ if !is_version(&id.version) => return Err(LoadFailure::Version(convert::text(&id.version))),
             _ => {}
         }
         // A component alone goes by the name that the operator gave its file.
@@ -176,6 +183,7 @@ fn notifier_linker(lane: &Lane) -> wasmtime::Result<Linker<State>> {
     let mut linker = Linker::new(&lane.engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+    request_line::bound(&mut linker)?;
     types::add_to_linker::<_, HasState>(&mut linker, |state| state)?;
     log::add_to_linker::<_, HasState>(&mut linker, |state| state)?;
     store::add_to_linker::<_, HasState>(&mut linker, |state| state)?;
@@ -198,6 +206,7 @@ async fn describe(package: &Package, kind: Kind, guest: &Guest, lane: &Arc<Lane>
         rights: Rights::new(&package.name, None, Grants::default()),
         store_quota: 0,
         services: HostServices::default(),
+        lookups: Lookups::default(),
     };
     let caller = Caller::new(id, lane.clone(), budget, lent);
     Ok(caller.call("describe", introduction(kind, &package.digest), |store| guest.describe(store)).await?)

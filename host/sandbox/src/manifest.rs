@@ -1,5 +1,6 @@
 //! `plugin.toml`: what a plugin says about itself before any of its code runs.
 
+use crate::convert;
 use crate::grants::{Grants, HostPattern, PatternError};
 use crate::limits::{Limits, WrittenLimits};
 use serde::Deserialize;
@@ -60,6 +61,9 @@ pub enum ManifestError {
     /// An id that could not be written in a configuration, a path or a log line without quotes.
     #[error("`id`: `{0}` is not a name of lower-case letters, digits and hyphens, at most 64")]
     Id(String),
+    /// A version that could not, either.
+    #[error("`version`: `{0}` is not a version of letters, digits, `.`, `+` and `-`, at most 64")]
+    Version(String),
 }
 
 /// What a plugin says about itself.
@@ -111,7 +115,10 @@ impl Manifest {
     pub fn parse(text: &str) -> Result<Self, ManifestError> {
         let written: Written = toml::from_str(text).map_err(|error| ManifestError::Malformed(error.to_string()))?;
         if !is_id(&written.id) {
-            return Err(ManifestError::Id(written.id));
+            return Err(ManifestError::Id(convert::text(&written.id)));
+        }
+        if !is_version(&written.version) {
+            return Err(ManifestError::Version(convert::text(&written.version)));
         }
         let http =
             written.grants.http.iter().map(|pattern| pattern.parse()).collect::<Result<Vec<HostPattern>, _>>()?;
@@ -119,7 +126,7 @@ impl Manifest {
             id: written.id,
             version: written.version,
             kind: written.kind,
-            description: written.description,
+            description: convert::text(&written.description),
             component: written.component,
             grants: Grants { http, sign: written.grants.sign, store: written.grants.store, private_addresses: false },
             limits: written.limits.read().map_err(ManifestError::Limit)?,
@@ -132,6 +139,11 @@ pub(crate) fn is_id(id: &str) -> bool {
     (1..=64).contains(&id.len())
         && id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         && !id.starts_with('-')
+}
+
+pub(crate) fn is_version(version: &str) -> bool {
+    (1..=64).contains(&version.len())
+        && version.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'+' | b'-'))
 }
 
 #[cfg(test)]
@@ -154,6 +166,9 @@ mod tests {
         assert!(refusal(&format!("{MINIMAL}colour = 'red'")).contains("unknown field `colour`"));
         assert!(refusal(&MINIMAL.replace("retention", "butler")).contains("unknown variant `butler`"));
         assert!(refusal(&MINIMAL.replace("retain-x", "Retain X")).contains("`Retain X`"));
+        assert!(refusal(&MINIMAL.replace("'1.2.3'", "\"1.2\\n3\"")).contains("`version`: `1.2 3`"));
+        assert!(refusal(&MINIMAL.replace("1.2.3", "")).contains("`version`: ``"));
+        assert!(refusal(&MINIMAL.replace("1.2.3", &"1".repeat(65))).contains("`version`"));
         assert!(refusal(&format!("{MINIMAL}[grants]\nhttp = ['ops']")).contains("`grants.http`: `ops`"));
         assert!(refusal(&format!("{MINIMAL}[limits]\nmemory = '1 GB'")).contains("`limits.memory`: `1 GB`"));
         assert!(refusal("id = 'x'").contains("missing field"));

@@ -10,6 +10,7 @@ use crate::engines::Lane;
 use crate::grants::{Grants, Rights};
 use crate::lent::HostServices;
 use crate::limits::{Budget, Limits};
+use crate::lookup::Lookups;
 use crate::manifest::{Kind, Manifest};
 use crate::package::ComponentDigest;
 use crate::state::{Lent, State};
@@ -17,7 +18,7 @@ use crate::sterile::Replay;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vmferry_model::event::Event;
 use vmferry_model::plan::JobPlan;
 use vmferry_model::plugin::{
@@ -177,6 +178,7 @@ impl Plugin {
             rights: Rights::new(&self.id.name, requested, grants),
             store_quota: budget.store,
             services: host,
+            lookups: Lookups::default(),
         };
         let caller = Caller::new(self.id.clone(), self.lane.clone(), budget, lent);
         let set_up = SetUp { caller, config, component: self.digest, is_policy: self.kind.is_policy() };
@@ -280,19 +282,21 @@ impl Notifier for Using<NotifierPre<State>> {
     async fn handle(&self, event: &Event) -> Result<Verdict, PluginError> {
         let Self { pre, set_up } = self;
         let (config, event) = (&set_up.config, &convert::event(event));
+        // One deadline for all attempts: a notifier that asks for another try gets no more time by it.
+        let deadline = set_up.caller.deadline();
         let mut attempt = 1;
         let verdict = loop {
             let answer = set_up
                 .caller
-                .call("handle", Surroundings::Open, |store| {
+                .call_by(deadline, "handle", Surroundings::Open, |store| {
                     calling!(pre, store, vmferry_plugin_notify, call_handle(config, event))
                 })
                 .await;
             match answer {
                 Ok(verdict) => break verdict,
                 Err(refused) => match refused.retry_after.and_then(|wanted| wait_before_retry(attempt, wanted)) {
-                    Some(wait) => tokio::time::sleep(wait).await,
-                    None => return Err(refused.error),
+                    Some(wait) if Instant::now() + wait < deadline => tokio::time::sleep(wait).await,
+                    _ => return Err(refused.error),
                 },
             }
             attempt += 1;

@@ -7,6 +7,8 @@ use crate::egress::Egress;
 use crate::grants::{Refusal, Rights};
 use crate::guest_log::CallLog;
 use crate::lent::HostServices;
+use crate::limits::STORE_OPERATIONS;
+use crate::lookup::Lookups;
 use crate::memory::Limiter;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -29,6 +31,8 @@ pub(crate) struct State {
     pub(crate) log: CallLog,
     pub(crate) lent: Arc<Lent>,
     pub(crate) refusals: Refusals,
+    /// How often the guest has used its store.
+    pub(crate) store_operations: u32,
 }
 
 /// What the host lends to one use of a plugin.
@@ -39,6 +43,7 @@ pub(crate) struct Lent {
     pub(crate) rights: Rights,
     pub(crate) store_quota: u64,
     pub(crate) services: HostServices,
+    pub(crate) lookups: Lookups,
 }
 
 /// The first refusal of a call, kept because the guest's own error cannot be trusted to repeat it.
@@ -128,8 +133,12 @@ impl store::Host for State {
 }
 
 impl State {
-    fn values(&self, key: &str) -> Result<Arc<dyn vmferry_model::store::KeyValue>, Error> {
+    fn values(&mut self, key: &str) -> Result<Arc<dyn vmferry_model::store::KeyValue>, Error> {
         self.lent.rights.store(self.lent.store_quota).map_err(|refusal| self.denied(refusal))?;
+        if self.store_operations == STORE_OPERATIONS {
+            return Err(error(ErrorCode::Limit, format!("one call may use the store {STORE_OPERATIONS} times")));
+        }
+        self.store_operations += 1;
         if key.len() > MAX_KEY {
             return Err(error(
                 ErrorCode::Limit,

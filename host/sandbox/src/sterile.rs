@@ -20,9 +20,6 @@ pub(crate) struct Replay {
     pub(crate) input: blake3::Hash,
 }
 
-/// The largest amount of random bytes that a guest may ask for at once.
-const RANDOM_BYTES: u64 = 64 << 10;
-
 /// Makes a context sterile.
 pub(crate) fn sterilise(wasi: &mut WasiCtxBuilder, replay: &Replay) {
     let digest = replay.input.as_bytes();
@@ -38,8 +35,7 @@ pub(crate) fn sterilise(wasi: &mut WasiCtxBuilder, replay: &Replay) {
         .monotonic_clock(Standing(replay.now))
         .secure_random(stream("secure"))
         .insecure_random(stream("insecure"))
-        .insecure_random_seed(u128::from_le_bytes(seed))
-        .max_random_size(RANDOM_BYTES);
+        .insecure_random_seed(u128::from_le_bytes(seed));
 }
 
 /// Replaces the waiting parts of a linker's clock, which would wait for real.

@@ -5,7 +5,7 @@ use crate::config::job::{self, Overlap};
 use crate::problem::{Failure, Problem};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use vmferry_engine::{Engine, Integrity, Job, JobIds, Selection, Target, Tuning};
+use vmferry_engine::{Engine, Integrity, Job, JobIds, Tuning};
 use vmferry_store::{OpenError, Store};
 
 /// The tenant of everything that stands at the top of a configuration.
@@ -44,32 +44,15 @@ pub fn engine(config: &Config, store: &Store) -> Engine {
 
 /// A job as the engine takes it.
 pub fn job(name: &str, configured: &job::Job) -> Job {
-    let select = &configured.select;
     let derived = || JobIds::derived(TENANT, name);
     Job {
         name: name.to_owned(),
         tenant: TENANT.to_owned(),
-        select: Selection {
-            pool: select.pool.clone(),
-            vms: select.vms.clone(),
-            tags: select.tags.clone(),
-            power_states: select.power_states.clone(),
-            exclude_vms: select.exclude_vms.clone(),
-            exclude_tags: select.exclude_tags.clone(),
-        },
-        targets: configured.targets.iter().map(target).collect(),
+        select: configured.select.clone(),
+        targets: configured.targets.clone(),
         ids: configured.xo.map_or_else(derived, |xo| JobIds { job: xo.job, schedule: xo.schedule }),
         integrity: if configured.digests { Integrity::Digest } else { Integrity::Structure },
         tuning: Tuning::default(),
-    }
-}
-
-fn target(configured: &job::Target) -> Target {
-    Target {
-        name: configured.name.clone(),
-        pool: configured.pool.clone(),
-        sr: configured.sr.clone(),
-        networks: configured.networks.clone(),
     }
 }
 
@@ -84,16 +67,8 @@ mod tests {
 
     #[test]
     fn a_job_has_ids_of_its_own_unless_it_continues_a_chain() {
-        let select = job::Selection {
-            pool: "prod".to_owned(),
-            vms: Vec::new(),
-            tags: vec!["erp".to_owned()],
-            power_states: Vec::new(),
-            exclude_vms: Vec::new(),
-            exclude_tags: Vec::new(),
-        };
         let mut configured = job::Job {
-            select,
+            select: vmferry_engine::Selection::default(),
             targets: Vec::new(),
             digests: true,
             schedule: None,

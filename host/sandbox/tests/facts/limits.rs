@@ -156,6 +156,52 @@ async fn a_notifier_that_always_wants_another_try_gets_three() {
 }
 
 #[tokio::test]
+async fn all_attempts_of_a_notifier_have_one_deadline() {
+    let store = std::sync::Arc::new(crate::house::Memory::default());
+    let host = vmferry_sandbox::HostServices { key_value: Some(store.clone()), ..Default::default() };
+    let plugin = load("retries_forever", "notifier", "[grants]\nstore = true").await;
+    // The shortest wait before another attempt is a second, which is more than twice the time of a call.
+    let notifier = plugin.notifier(Instance { host, ..hurried() }).await.expect("set up");
+    let failure = failure(notifier.handle(&event()).await);
+    assert!(matches!(failure, PluginFailure::Refused { .. }), "{failure}");
+    let values = store.0.lock().expect("unpoisoned");
+    assert_eq!(values.values().map(Vec::len).collect::<Vec<_>>(), [1]);
+}
+
+#[tokio::test]
+async fn a_call_does_not_wait_for_its_turn_forever() {
+    let notifier = load("sleeps_as_notifier", "notifier", "").await.notifier(hurried()).await.expect("set up");
+    let calls: Vec<_> = (0..20)
+        .map(|_| {
+            let notifier = notifier.clone();
+            tokio::spawn(async move { failure(notifier.handle(&event()).await) })
+        })
+        .collect();
+    let (mut timeouts, mut busy) = (0, 0);
+    for call in calls {
+        match call.await.expect("no panic") {
+            PluginFailure::Timeout(_) => timeouts += 1,
+            PluginFailure::Host(text) if text.starts_with("busy: 4 calls of this plugin") => busy += 1,
+            other => panic!("{other}"),
+        }
+    }
+    // Four turns from the start; a few calls may get one in the moment in which the others give up.
+    assert!(timeouts >= 4 && busy >= 8, "{timeouts} calls ran and {busy} gave up");
+}
+
+#[tokio::test]
+async fn one_call_uses_its_store_so_often_and_no_more() {
+    let store = std::sync::Arc::new(crate::house::Memory::default());
+    let host = vmferry_sandbox::HostServices { key_value: Some(store), ..Default::default() };
+    let plugin = load("hammers_the_store", "notifier", "[grants]\nstore = true").await;
+    let notifier = plugin.notifier(Instance { host, ..Instance::default() }).await.expect("set up");
+    for _ in 0..2 {
+        let report = "100 times, then: one call may use the store 100 times".to_owned();
+        assert_eq!(notifier.handle(&event()).await, Ok(Verdict::Skip(report)));
+    }
+}
+
+#[tokio::test]
 async fn five_breakdowns_rest_that_use_of_the_plugin_and_no_other() {
     let plugin = load("traps", "scheduler", "").await;
     let broken = plugin.scheduler(Instance::default()).await.expect("set up");

@@ -124,6 +124,22 @@ async fn manifest_and_component_have_to_agree() {
 }
 
 #[tokio::test]
+async fn what_a_component_says_of_itself_stays_on_its_line() {
+    let clean = |text: &str| !text.contains(['\n', '\u{202e}']);
+    let failure = refusal(&package("poses_as_another", "scheduler", "")).await;
+    assert!(matches!(&failure, LoadFailure::Disagree { component, .. } if clean(component)), "{failure}");
+    let odd = wat::parse_str(r#"(component (import "odd\nname \u{202e}" (func)))"#).expect("text");
+    let failure = refusal(&bytes(odd)).await.to_string();
+    assert!(failure.contains("odd name") && clean(&failure), "{failure}");
+    // Without a manifest there is nothing to compare it with.
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("poses.wasm");
+    std::fs::write(&path, vmferry_test_guests::get("poses_as_another")).expect("written");
+    let failure = refusal(&Package::from_path(&path).expect("a package")).await;
+    assert!(matches!(&failure, LoadFailure::Version(version) if clean(version)), "{failure}");
+}
+
+#[tokio::test]
 async fn a_start_that_never_ends_is_ended() {
     let begun = Instant::now();
     let failure = refusal(&handmade("(func $endless (loop (br 0))) (start $endless)")).await;

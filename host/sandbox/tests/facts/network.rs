@@ -105,6 +105,46 @@ async fn bodies_are_limited_both_ways() {
 }
 
 #[tokio::test]
+async fn a_requests_method_authority_and_path_are_limited() {
+    let plugin = load("asks_at_length", "notifier", "").await;
+    let ask = async |method: usize, authority: usize, path: usize| {
+        let config = serde_json::json!({ "method": method, "authority": authority, "path": path });
+        plugin.notifier(with(config)).await.expect("set up").handle(&event()).await
+    };
+    let report = |text: &str| Ok(Verdict::Skip(text.to_owned()));
+    assert_eq!(ask(64, 1 << 10, 16 << 10).await, report("method true, authority true, path true"));
+    assert_eq!(ask(65, (1 << 10) + 1, (16 << 10) + 1).await, report("method false, authority false, path false"));
+}
+
+#[tokio::test]
+async fn headers_of_an_answer_are_limited_by_their_sum() {
+    let lines: String = (0..20).map(|at| format!("X-{at}: {}\r\n", "z".repeat(1_000))).collect();
+    let server = Server::answering(format!("HTTP/1.1 200 OK\r\n{lines}Content-Length: 0\r\n\r\n")).await;
+    let address = format!("http://127.0.0.1:{}", server.port);
+    let message = refused(call(ANY, granted(&[&address]), serde_json::json!({ "url": address })).await);
+    assert!(message.to_lowercase().contains("header"), "{message}");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_kept_is_a_connection_that_is_used() {
+    let server = Server::answering(http("200 OK", "well")).await;
+    let authority = format!("127.0.0.1:{}", server.port);
+    let grants = granted(&[&format!("http://{authority}")]);
+    let plugin = load("hoards_answers", "notifier", ANY).await;
+    let hoard = async |keep: bool| {
+        let config = serde_json::json!({ "authority": authority, "keep": keep });
+        let notifier = plugin.notifier(Instance { grants: grants.clone(), ..with(config) }).await.expect("set up");
+        match notifier.handle(&event()).await {
+            Ok(Verdict::Skip(report)) => report,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(hoard(false).await, "10 answers");
+    let report = hoard(true).await;
+    assert!(report.starts_with("4 answers, then ") && report.to_lowercase().contains("limit"), "{report}");
+}
+
+#[tokio::test]
 async fn a_server_that_is_not_there_is_told_from_a_denial() {
     let config = serde_json::json!({ "url": "http://127.0.0.1:1/" });
     let failure = failure(call(ANY, granted(&["http://127.0.0.1:1"]), config).await);

@@ -42,6 +42,16 @@ async fn a_key_that_was_not_granted_is_refused_with_the_line_to_add() {
 }
 
 #[tokio::test]
+async fn what_cannot_name_a_key_is_not_repeated_in_the_report() {
+    let plugin = load("keeps_and_signs", "notifier", REQUESTS).await;
+    let name = "x\"]\n[plugin.other]\ngrants.http = [\"https://*:*";
+    let instance = Instance { host: services(), ..with(serde_json::json!({ "sign": name })) };
+    let refused = failure(plugin.notifier(instance).await.expect("set up").handle(&event()).await);
+    let text = denied(&refused);
+    assert!(text.contains("signing key") && !text.contains("other") && !text.contains("https://"), "{text}");
+}
+
+#[tokio::test]
 async fn what_the_manifest_does_not_request_is_refused_though_granted() {
     let plugin = load("keeps_and_signs", "notifier", "").await;
     let grants = Grants { sign: vec!["hooks".to_owned()], store: true, ..Grants::default() };

@@ -7,6 +7,7 @@ use crate::problem::Problem;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use uuid::Uuid;
+use vmferry_engine::{Selection, Target};
 
 /// One job.
 #[derive(Clone, Debug)]
@@ -27,36 +28,6 @@ pub struct Job {
     pub overlap: Overlap,
     /// Ids of the Xen Orchestra job whose chain this job continues.
     pub xo: Option<XoIds>,
-}
-
-/// Which VMs of a pool: those named and those tagged, in one of the power states if any are given, minus the excluded.
-#[derive(Clone, Debug)]
-pub struct Selection {
-    /// The pool's name.
-    pub pool: String,
-    /// VMs by uuid.
-    pub vms: Vec<String>,
-    /// VMs by tag.
-    pub tags: Vec<String>,
-    /// Power states that count; empty for any.
-    pub power_states: Vec<String>,
-    /// Never these VMs, by uuid.
-    pub exclude_vms: Vec<String>,
-    /// Never VMs with one of these tags.
-    pub exclude_tags: Vec<String>,
-}
-
-/// One place that holds replicas.
-#[derive(Clone, Debug)]
-pub struct Target {
-    /// Its name within the job.
-    pub name: String,
-    /// The pool's name.
-    pub pool: String,
-    /// uuid of the storage repository.
-    pub sr: String,
-    /// Source network to target network, each by uuid or name; `none` for no interface.
-    pub networks: BTreeMap<String, String>,
 }
 
 /// A plugin with the settings it gets.
