@@ -12,7 +12,7 @@ use xapi_sim::{DiskSpec, Sim, SimConfig, VmSpec};
 
 /// Arguments.
 #[derive(Args)]
-pub struct Full {
+pub(crate) struct Full {
     /// Size of the disk, all of it random data
     #[arg(long, default_value_t = 4)]
     gib: u64,
@@ -26,7 +26,7 @@ pub struct Full {
 
 /// A pool in a process of its own, so that its CPU time is its own.
 #[derive(Args)]
-pub struct Serve {
+pub(crate) struct Serve {
     #[arg(long)]
     tls: bool,
     /// Size of the disk to make, in GiB; none for an empty pool
@@ -35,7 +35,7 @@ pub struct Serve {
 }
 
 impl Serve {
-    pub fn run(self) -> anyhow::Result<()> {
+    pub(crate) fn run(self) -> anyhow::Result<()> {
         tokio::runtime::Runtime::new()?.block_on(async {
             let sim = Sim::start(SimConfig { tls: self.tls, ..SimConfig::default() }).await?;
             let vm = self.gib.map(|gib| random_vm(&sim, gib));
@@ -115,7 +115,7 @@ impl Drop for Pool {
 }
 
 impl Full {
-    pub fn run(self) -> anyhow::Result<()> {
+    pub(crate) fn run(self) -> anyhow::Result<()> {
         let program = std::env::current_exe()?.with_file_name("vmferry");
         ensure!(program.exists(), "{} is not built; use tests/bench/run", program.display());
         let source = Pool::start(self.tls, Some(self.gib))?;

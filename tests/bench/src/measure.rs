@@ -8,18 +8,18 @@ use std::time::Instant;
 
 /// What one run of a command took.
 #[derive(Clone, Copy, Debug)]
-pub struct Cost {
+pub(crate) struct Cost {
     /// Seconds from start to end.
-    pub wall: f64,
+    pub(crate) wall: f64,
     /// Seconds of user and system time, children included.
-    pub cpu: f64,
+    pub(crate) cpu: f64,
     /// Largest resident size of any one process, MiB.
-    pub peak_mib: f64,
+    pub(crate) peak_mib: f64,
 }
 
 /// Measures a shell command. It runs under a process of its own, because a process only learns the peak memory of all its
 /// children together.
-pub fn measure(command: &str) -> anyhow::Result<Cost> {
+pub(crate) fn measure(command: &str) -> anyhow::Result<Cost> {
     let output = Command::new(std::env::current_exe()?).args(["measured", command]).output()?;
     ensure!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout)?;
@@ -29,7 +29,7 @@ pub fn measure(command: &str) -> anyhow::Result<Cost> {
 }
 
 /// The measuring process.
-pub fn child(command: &str) -> anyhow::Result<()> {
+pub(crate) fn child(command: &str) -> anyhow::Result<()> {
     let started = Instant::now();
     let output = Command::new("bash").args(["-c", &format!("set -o pipefail; {command}")]).output()?;
     let wall = started.elapsed().as_secs_f64();
@@ -41,7 +41,7 @@ pub fn child(command: &str) -> anyhow::Result<()> {
 }
 
 /// Median, smallest and largest.
-pub fn spread(mut values: Vec<f64>) -> (f64, f64, f64) {
+pub(crate) fn spread(mut values: Vec<f64>) -> (f64, f64, f64) {
     values.sort_by(f64::total_cmp);
     (values[values.len() / 2], values[0], values[values.len() - 1])
 }

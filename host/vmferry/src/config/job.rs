@@ -5,7 +5,6 @@ use super::{Named, References};
 use crate::nearest;
 use crate::problem::Problem;
 use serde_json::Value;
-use std::collections::BTreeMap;
 use uuid::Uuid;
 use vmferry_engine::{Selection, Target};
 
