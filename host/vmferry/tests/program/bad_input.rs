@@ -81,17 +81,19 @@ fn unknown_jobs_vms_and_storage_are_named_with_a_remedy() {
 fn what_is_not_a_component_of_the_right_world_never_runs() {
     let stage = Stage::new();
     let core_module = b"\0asm\x01\0\0\0";
-    for (component, words) in [
-        (&b"not wasm at all"[..], &["component"][..]),
-        (&core_module[..], &["component"]),
-        (vmferry_test_guests::get("policy_with_http"), &["wasi:http"]),
+    for (kind, component, words) in [
+        ("retention", &b"not wasm at all"[..], &["component"][..]),
+        ("retention", &core_module[..], &["component"]),
+        ("scheduler", vmferry_test_guests::get("answers_nonsense"), &["misbehaving-guests", "scheduler"]),
+        ("scheduler", vmferry_test_guests::get("policy_with_http"), &["wasi:http"]),
     ] {
         let folder = stage.path("bad");
         std::fs::create_dir_all(&folder).unwrap();
-        std::fs::write(folder.join("plugin.toml"), vmferry_test_guests::manifest("retention", "")).unwrap();
+        std::fs::write(folder.join("plugin.toml"), vmferry_test_guests::manifest(kind, "")).unwrap();
         std::fs::write(folder.join("plugin.wasm"), component).unwrap();
         stage.configure(&format!(
-            "retention = {{ plugin = 'misbehaving-guests' }}\n\n[plugin.misbehaving-guests]\npath = '{}'",
+            "{} = {{ plugin = 'misbehaving-guests' }}\n\n[plugin.misbehaving-guests]\npath = '{}'",
+            if kind == "retention" { kind } else { "schedule" },
             folder.display()
         ));
         refused(&stage, &["run", "erp"], 2, words);

@@ -21,9 +21,12 @@ fn a_retention_component_that_misbehaves_prunes_nothing() {
     let stage = Stage::new();
     stage.json(&["run", "erp"], 0);
     let limits = "limits = { timeout = '500ms', cpu = '200ms', memory = '16 MiB' }";
-    for (guest, word) in
-        [("traps", "trapped"), ("spins", "limits.cpu"), ("eats_memory", "memory"), ("answers_nonsense", "nonsense")]
-    {
+    for (guest, word) in [
+        ("traps_as_retention", "trapped"),
+        ("spins_as_retention", "limits.cpu"),
+        ("eats_memory", "memory"),
+        ("answers_nonsense", "nonsense"),
+    ] {
         install(
             &stage,
             "retention",
@@ -38,4 +41,15 @@ fn a_retention_component_that_misbehaves_prunes_nothing() {
             assert!(warnings.contains(expected), "{guest}: {expected:?} is missing: {warnings}");
         }
     }
+}
+
+#[test]
+fn a_scheduler_component_that_refuses_the_plan_moves_no_byte() {
+    let stage = Stage::new();
+    let use_it = "schedule = { plugin = 'misbehaving-guests' }";
+    install(&stage, "scheduler", vmferry_test_guests::get("refuses_full_copies"), use_it, "");
+    let before = stage.source.everything();
+    let report = stage.json(&["run", "erp"], 4);
+    assert_eq!(report["outcome"], "refused", "{report:#}");
+    assert_eq!(stage.source.everything(), before);
 }
