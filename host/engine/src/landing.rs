@@ -28,6 +28,7 @@ pub(crate) async fn prepare(
     if let Some(lease) = &lane.lease {
         lease.check().await?;
     }
+    lane.landing_begun = true;
     if let Some(replica) = lane.continued() {
         let half_written = StartBlock::HalfWritten { last_point: Some(&replica.newest().uuid) };
         replica::block_start(&lane.session, &replica.reference, half_written).await?;

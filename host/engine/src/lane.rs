@@ -41,6 +41,8 @@ pub(crate) struct Lane<'j> {
     pub(crate) disks: Vec<DiskReport>,
     pub(crate) pruned: Vec<String>,
     pub(crate) warnings: Vec<String>,
+    /// Whether this run may have changed the replica's disks.
+    pub(crate) landing_begun: bool,
     /// Whether the snapshot that makes the recovery point was asked for: it may exist even if this run does not get to know.
     pub(crate) commit_begun: bool,
     /// uuids of the replica and its new recovery point, once committed.
@@ -71,6 +73,7 @@ impl<'j> Lane<'j> {
             disks: Vec::new(),
             pruned: Vec::new(),
             warnings: Vec::new(),
+            landing_begun: false,
             commit_begun: false,
             committed: None,
             failed: None,
@@ -102,6 +105,17 @@ impl<'j> Lane<'j> {
             self.observe(identity).await?;
         }
         self.prove_untouched(job.tuning.first_byte).await
+    }
+
+    /// Puts right what this run left unfinished here.
+    pub(crate) async fn put_right(&mut self, job: &Job, identity: &Identity) -> Result<(), RunError> {
+        if let Some(lease) = &self.lease {
+            lease.check().await?;
+        }
+        self.observe(identity).await?;
+        let done = reconcile::target(self, job, identity).await?;
+        self.warnings.extend(done);
+        self.observe(identity).await
     }
 
     /// Reads again what the target holds.
@@ -179,6 +193,11 @@ impl<'j> Lane<'j> {
 
     pub(crate) fn is_live(&self) -> bool {
         self.failed.is_none()
+    }
+
+    /// Whether its recovery point is made and everything after it done.
+    pub(crate) fn is_done(&self) -> bool {
+        self.is_live() && self.committed.is_some()
     }
 
     pub(crate) async fn release(&mut self) {

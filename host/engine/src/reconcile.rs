@@ -1,4 +1,5 @@
-//! What interrupted runs left behind, and how it is put right before anything else happens.
+//! What unfinished runs left behind, and how it is put right: at the end of a run that failed, and before anything else
+//! happens in the one after a run that died.
 //!
 //! Only called with the lease held, so nobody else is at work on these objects. Never by `VM.revert`: it destroys
 //! before it clones, differs by release, and brings old keys back.
@@ -23,7 +24,7 @@ pub(crate) async fn target(lane: &Lane<'_>, job: &Job, identity: &Identity) -> R
     let mut done = finish_pruning(session, &lane.view.pruning).await?;
     for orphan in &lane.view.orphans {
         destroy_disk(session, orphan).await?;
-        done.push("removed a disk that an interrupted run left".to_owned());
+        done.push("removed a disk of a run that did not finish".to_owned());
     }
     // Only now: the mark on the original is what told the clone.
     for original in &lane.view.marked_for_cloning {
@@ -32,14 +33,14 @@ pub(crate) async fn target(lane: &Lane<'_>, job: &Job, identity: &Identity) -> R
     }
     for unborn in lane.view.unborn.iter().filter(|unborn| is_unused(&unborn.record) || unborn.disks.is_empty()) {
         remove_unborn(session, unborn).await?;
-        done.push(format!("removed {}, which an interrupted first run left", unborn.record.name_label));
+        done.push(format!("removed {}, which a first run that did not finish left", unborn.record.name_label));
     }
     for replica in &lane.view.replicas {
         match replica.condition {
             Condition::HalfWritten => {
                 roll_back(lane, job, identity, replica).await?;
                 done.push(format!(
-                    "rolled replica {} back to recovery point {} after an interrupted run",
+                    "rolled replica {} back to recovery point {} after a run that did not finish",
                     replica.record.uuid,
                     replica.newest().uuid
                 ));
@@ -71,7 +72,7 @@ pub(crate) async fn source(
         .map(|snapshot| &snapshot.reference);
     for snapshot in untagged.chain(unconfirmed) {
         snapshot::destroy(session, snapshot).await?;
-        done.push("removed a source snapshot that an interrupted run left".to_owned());
+        done.push("removed a source snapshot of a run that did not finish".to_owned());
     }
     Ok(done)
 }

@@ -62,6 +62,7 @@ pub(crate) async fn replicate(run: &Run<'_>, session: &Session, vm: &Ref<Vm>, re
     let error = match run.lease(session, vm, &record.uuid).await {
         Ok(lease) => {
             let error = work.under_lease(&lease, vm).await.err();
+            work.put_right(&lease).await;
             if let Err(error) = lease.release().await {
                 work.warnings
                     .push(format!("the VM's lease could not be given back and will expire: {}", chain(&error)));
@@ -280,6 +281,20 @@ impl Work<'_> {
         }
         if self.unopened.is_empty() {
             self.drop_unused_tables(&held);
+        }
+    }
+
+    /// A target that did not get to its end is put right at once, as the next run would do it. What cannot be done now
+    /// stays for that one.
+    async fn put_right(&mut self, lease: &Lease) {
+        for lane in self.lanes.iter_mut().filter(|lane| lane.landing_begun && !lane.is_done()) {
+            let done = match lease.check().await {
+                Ok(()) => lane.put_right(self.run.job, &self.identity).await,
+                Err(lost) => Err(lost),
+            };
+            if let Err(error) = done {
+                lane.warnings.push(format!("what this run left here is put right by the next one: {}", chain(&error)));
+            }
         }
     }
 

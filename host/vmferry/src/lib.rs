@@ -2,7 +2,8 @@
 //!
 //! Everything here uses the public API of those crates only, so another program can do the same.
 //!
-//! - [`cli`]: the command line; [`exit`]: how it ends; [`problem`]: what is told when something is wrong.
+//! - [`program`]: the process; [`cli`]: the command line; [`exit`]: how it ends; [`problem`]: what is told when something
+//!   is wrong.
 //! - [`config`]: the configuration as values; [`compose`] and [`plugins`]: from there to what the engine works with.
 //! - [`verbs`]: what each verb does; [`daemon`]: jobs that run by themselves; [`demo`]: the main job, nothing to set up.
 //! - [`output`]: tables, JSON, progress.
@@ -17,5 +18,6 @@ pub mod nearest;
 pub mod output;
 pub mod plugins;
 pub mod problem;
+pub mod program;
 pub mod signals;
 pub mod verbs;

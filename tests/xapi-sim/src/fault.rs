@@ -41,6 +41,8 @@ pub enum FaultKind {
     /// a call the number means nothing: an `Async.` call shows its operation in `current_operations` and waits, any
     /// other call is done and answered only after the faults are cleared.
     StallAfter(u64),
+    /// The byte at this place of the body travels with all its bits inverted, and nobody notices. At a call: nothing.
+    FlipByte(u64),
     /// The request is answered by 500 and a page; nothing is done.
     Http500,
     /// The call fails with this code and these parameters; a transfer is answered by 200 and its task fails.

@@ -1,6 +1,7 @@
 //! Bad input gets a message that names what, where and the remedy, an exit code that is not zero, and changes nothing.
 
-use crate::stage::{Pool, Stage, pool_section, text};
+use crate::stage::{MIB, Pool, Stage, pool_section, text};
+use serde_json::{Value, json};
 use std::net::TcpListener;
 
 /// A uuid that nothing has.
@@ -98,6 +99,45 @@ fn what_is_not_a_component_of_the_right_world_never_runs() {
         ));
         refused(&stage, &["run", "erp"], 2, words);
     }
+}
+
+#[test]
+fn a_cut_or_damaged_stream_is_refused_and_both_pools_stay_as_they_were() {
+    let stage = Stage::new();
+    let disk = stage.source.disks(&stage.vm)[0].clone();
+    let strikes = [
+        (json!({ "flip_byte": 40 }), "byte 0: the footer's checksum"),
+        (json!({ "flip_byte": 512 + 8 }), "byte 512: the header's checksum"),
+        (json!({ "cut_after": 700 }), "ends at byte 700"),
+        (json!({ "cut_after": MIB }), "ends"),
+    ];
+    let strike = |pool: &Pool, at: &str, kind: &Value| {
+        pool.admin("POST", "/fault", &json!({ "at": at, "kind": kind }));
+    };
+    for (kind, words) in &strikes {
+        strike(&stage.source, "export", kind);
+        refused(&stage, &["run", "erp"], 1, &[words, "erp-db"]);
+    }
+
+    let point = stage.json(&["run", "erp"], 0)["vms"][0]["targets"][0]["recovery_point"].clone();
+    let content = stage.target.content(point.as_str().unwrap());
+    for (kind, words) in &strikes {
+        // What is newer than the point does not get into it, nor into the replica.
+        stage.source.write(&disk, 20 * MIB, &[1; 5 << 20]);
+        strike(&stage.source, "export", kind);
+        let output = stage.vmferry(&["run", "erp"]);
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        assert!(text(&output).contains(words), "{words:?} is missing: {}", text(&output));
+        let vms = stage.target.records("VM");
+        let ours: Vec<&Value> = vms.iter().filter(|vm| vm["is_control_domain"] == false).collect();
+        assert_eq!(ours.len(), 2, "a replica and its point");
+        for vm in ours {
+            assert_eq!(stage.target.content(vm["uuid"].as_str().unwrap()), content, "{}", text(&output));
+        }
+        assert_eq!(stage.target.records("VDI").len(), 4);
+    }
+    let healed = stage.json(&["run", "erp"], 0);
+    assert_eq!(healed["vms"][0]["targets"][0]["disks"][0]["kind"], "delta", "{healed:#}");
 }
 
 #[test]

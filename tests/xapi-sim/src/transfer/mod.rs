@@ -3,6 +3,7 @@
 mod export;
 mod import;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -170,6 +171,18 @@ impl<'a> Flow<'a> {
         usize::try_from(at.saturating_sub(self.moved)).unwrap_or(usize::MAX).min(wanted)
     }
 
+    /// Damages the next bytes to move, if a fault says so and its place is among them.
+    fn damage<'b>(&self, bytes: &'b [u8]) -> Cow<'b, [u8]> {
+        let mut bytes = Cow::Borrowed(bytes);
+        if let Some(FaultKind::FlipByte(at)) = self.fault
+            && let Some(place) = at.checked_sub(self.moved).and_then(|place| usize::try_from(place).ok())
+            && place < bytes.len()
+        {
+            bytes.to_mut()[place] ^= 0xff;
+        }
+        bytes
+    }
+
     fn advance(&mut self, bytes: usize) {
         self.moved += bytes as u64;
         self.core.transfers.advance(self.id, self.moved);
@@ -189,7 +202,7 @@ impl<'a> Flow<'a> {
     async fn send(&mut self, connection: &mut Connection, mut bytes: &[u8]) -> Result<(), Broken> {
         loop {
             let (now, later) = bytes.split_at(self.until_fault(bytes.len()));
-            connection.write(now).await?;
+            connection.write(&self.damage(now)).await?;
             self.advance(now.len());
             if later.is_empty() {
                 return Ok(());
@@ -209,6 +222,9 @@ impl<'a> Flow<'a> {
                 continue;
             }
             let read = connection.read_some(&mut target[..now]).await?;
+            if let Cow::Owned(damaged) = self.damage(&target[..read]) {
+                target[..read].copy_from_slice(&damaged);
+            }
             self.advance(read);
             target = &mut target[read..];
         }
