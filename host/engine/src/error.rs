@@ -91,8 +91,8 @@ pub enum RunError {
         message: String,
     },
     /// Every target failed, so there was nobody left to read for.
-    #[error("no target is left: {0}")]
-    NoTargetLeft(String),
+    #[error("no target is left to go on with; each of them tells why")]
+    NoTargetLeft,
     /// What XAPI answered contradicts itself.
     #[error("{what} {object} is not as it should be: {why}")]
     Inconsistent {

@@ -1,12 +1,12 @@
 //! Steps 7 and 8 of a run: which reads feed which targets, and what is known of the bytes afterwards.
 
-use crate::error::{RunError, chain};
+use crate::error::RunError;
 use crate::job::Integrity;
 use crate::lease::Lease;
 use crate::progress::DiskLabel;
 use crate::run::Work;
 use crate::snapshot::{Taken, TakenDisk};
-use crate::transfer::{self, Destination, Moved, Stream, StreamFacts};
+use crate::transfer::{self, Destination, Moved, SourceFailed, Stream, StreamFacts};
 use crate::view::SourceVm;
 use futures_util::stream;
 use futures_util::{FutureExt, StreamExt};
@@ -69,11 +69,10 @@ impl Work<'_> {
                         }
                     }
                 }
-                Err(error) => {
-                    let text = chain(&error);
+                Err(SourceFailed(message)) => {
                     for lane in lanes {
                         let disk = taken.disks[index].of.record.uuid.clone();
-                        self.lanes[lane].fail(RunError::Transfer { disk, message: text.clone() });
+                        self.lanes[lane].fail(RunError::Transfer { disk, message: message.clone() });
                     }
                 }
             }

@@ -309,14 +309,7 @@ impl Work<'_> {
     }
 
     pub(crate) fn no_lane_left(&self) -> Result<(), RunError> {
-        if self.lanes.iter().any(Lane::is_live) {
-            return Ok(());
-        }
-        let unopened = self.unopened.iter().filter_map(|target| Some((target.target.as_str(), target.error.clone()?)));
-        let failed =
-            self.lanes.iter().filter_map(|lane| Some((lane.target.name.as_str(), chain(lane.failed.as_ref()?))));
-        let all: Vec<String> = unopened.chain(failed).map(|(name, error)| format!("{name}: {error}")).collect();
-        Err(RunError::NoTargetLeft(all.join("; ")))
+        if self.lanes.iter().any(Lane::is_live) { Ok(()) } else { Err(RunError::NoTargetLeft) }
     }
 
     fn step(&self, text: &str) {
@@ -330,7 +323,7 @@ impl Work<'_> {
         targets
             .sort_by_key(|target| self.run.job.targets.iter().position(|configured| configured.name == target.target));
         let outcome = match &error {
-            Some(RunError::NoTargetLeft(_)) | None => Outcome::of(targets.iter().map(|target| target.outcome)),
+            Some(RunError::NoTargetLeft) | None => Outcome::of(targets.iter().map(|target| target.outcome)),
             Some(error) => error.outcome(),
         };
         VmReport {

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use vmferry_disk::digest::{DraftTable, Leaf, Root};
 use vmferry_disk::transfer::{self, EngineName, Options, SinkError, TransferError};
-use vmferry_disk::vhd::{DiskType, Head};
+use vmferry_disk::vhd::{DiskType, Head, HeadError};
 use vmferry_xapi::records::Vdi;
 use vmferry_xapi::{Export, Import, Ref, Session};
 
@@ -52,23 +52,24 @@ pub(crate) struct StreamFacts {
     pub(crate) elapsed: Duration,
 }
 
-/// Moves the stream. An error means that the source side failed and nobody got anything whole; a target's own failure
-/// is told in [`Moved::lanes`].
-pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Result<Moved, RunError> {
+/// The source side failed, and nobody got anything whole: what happened, for each target that waited for it.
+pub(crate) struct SourceFailed(pub(crate) String);
+
+impl<E: std::error::Error> From<E> for SourceFailed {
+    fn from(error: E) -> Self {
+        Self(chain(&error))
+    }
+}
+
+/// Moves the stream. A target's own failure is told in [`Moved::lanes`].
+pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Result<Moved, SourceFailed> {
     let started = Instant::now();
     let what = &stream.label.disk_uuid;
-    let failed = |message: String| RunError::Transfer { disk: what.clone(), message };
     let label = format!("vmferry {}: exporting disk {}", run.job.name, stream.label.disk);
     let mut export = stream.source.export_vdi(&stream.disk.vdi, stream.base.as_ref(), &label).await?;
     let head = match read_head(&mut export, &stream, run.job.tuning.first_byte).await {
         Ok(head) => head,
-        Err(error) => {
-            // XAPI tells why an export broke in its task alone.
-            return Err(match export.finish().await {
-                Err(cause) => failed(format!("{}: {}", chain(&error), chain(&cause))),
-                Ok(()) => error,
-            });
-        }
+        Err(Broken { ended, message }) => return Err(explain(export, ended, message).await),
     };
 
     run.progress.disk_started(&stream.label, head.stream_length());
@@ -118,8 +119,8 @@ pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Result<Moved, Ru
         Err(error) => {
             join_all(imports.into_iter().map(Import::abort)).await;
             run.progress.disk_finished(&stream.label, false);
-            let cause = export.finish().await.err().map(|cause| format!(": {}", chain(&cause))).unwrap_or_default();
-            return Err(failed(format!("{}{cause}", chain(&error))));
+            let ended = matches!(error, TransferError::Source { .. } | TransferError::Truncated { .. });
+            return Err(explain(export, ended, chain(&error)).await);
         }
     };
     let concluded = lanes.into_iter().zip(imports).zip(outcome.sinks).map(|((lane, import), sink)| {
@@ -131,7 +132,7 @@ pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Result<Moved, Ru
     exported?;
 
     let digest = match table {
-        Some(table) => Some(blocking(move || table.commit()).await.map_err(RunError::Digests)?),
+        Some(table) => Some(blocking(move || table.commit()).await?),
         None => None,
     };
     let facts = StreamFacts {
@@ -151,30 +152,40 @@ fn nothing_moved(started: Instant, lanes: Vec<(usize, Result<u64, RunError>)>) -
     Moved { facts, lanes }
 }
 
+/// A head that cannot be used.
+struct Broken {
+    /// Whether the stream itself came to an end, rather than that its bytes are wrong.
+    ended: bool,
+    message: String,
+}
+
+/// Ends an export that broke. Why one ended early, XAPI tells in its task alone; of bytes that are wrong it knows nothing.
+async fn explain(export: Export, ended: bool, message: String) -> SourceFailed {
+    if !ended {
+        export.abort().await;
+        return SourceFailed(message);
+    }
+    match export.finish().await {
+        Err(cause) => SourceFailed(format!("{message}: {}", chain(&cause))),
+        Ok(()) => SourceFailed(message),
+    }
+}
+
 /// Reads the stream's head and checks that it is the stream that was asked for. Whether it is a difference stands in
 /// the footer; against which disk does not, so that is kept on our side alone.
-async fn read_head(export: &mut Export, stream: &Stream<'_>, patience: Duration) -> Result<Head, RunError> {
-    let disk = &stream.label.disk_uuid;
+async fn read_head(export: &mut Export, stream: &Stream<'_>, patience: Duration) -> Result<Head, Broken> {
+    let wrong = |message| Broken { ended: false, message };
     let head = tokio::time::timeout(patience, Head::read(export))
         .await
-        .map_err(|_| RunError::Transfer {
-            disk: disk.clone(),
-            message: format!("the source did not send the first byte within {patience:?}"),
-        })?
-        .map_err(|source| RunError::Head { disk: disk.clone(), source })?;
+        .map_err(|_| wrong(format!("the source did not send the first byte within {patience:?}")))?
+        .map_err(|error| Broken { ended: !matches!(error, HeadError::Vhd(_)), message: chain(&error) })?;
     let size = stream.disk.of.record.virtual_size;
     if head.virtual_size() != size && head.virtual_size() != size.next_multiple_of(SR_GRANULARITY) {
-        return Err(RunError::Transfer {
-            disk: disk.clone(),
-            message: format!("the disk has {size} bytes, the source sends one of {}", head.virtual_size()),
-        });
+        return Err(wrong(format!("the disk has {size} bytes, the source sends one of {}", head.virtual_size())));
     }
     let wanted = if stream.base.is_some() { DiskType::Differencing } else { DiskType::Dynamic };
     if head.disk_type() != wanted {
-        return Err(RunError::Transfer {
-            disk: disk.clone(),
-            message: format!("asked for a {wanted:?} stream, the source sends a {:?} one", head.disk_type()),
-        });
+        return Err(wrong(format!("asked for a {wanted:?} stream, the source sends a {:?} one", head.disk_type())));
     }
     Ok(head)
 }

@@ -106,10 +106,10 @@ fn a_cut_or_damaged_stream_is_refused_and_both_pools_stay_as_they_were() {
     let stage = Stage::new();
     let disk = stage.source.disks(&stage.vm)[0].clone();
     let strikes = [
-        (json!({ "flip_byte": 40 }), "byte 0: the footer's checksum"),
-        (json!({ "flip_byte": 512 + 8 }), "byte 512: the header's checksum"),
+        (json!({ "flip_byte": 40 }), "the footer's checksum"),
+        (json!({ "flip_byte": 512 + 8 }), "the header's checksum"),
         (json!({ "cut_after": 700 }), "ends at byte 700"),
-        (json!({ "cut_after": MIB }), "ends"),
+        (json!({ "cut_after": MIB }), "the stream is cut"),
     ];
     let strike = |pool: &Pool, at: &str, kind: &Value| {
         pool.admin("POST", "/fault", &json!({ "at": at, "kind": kind }));
@@ -134,7 +134,8 @@ fn a_cut_or_damaged_stream_is_refused_and_both_pools_stay_as_they_were() {
         for vm in ours {
             assert_eq!(stage.target.content(vm["uuid"].as_str().unwrap()), content, "{}", text(&output));
         }
-        assert_eq!(stage.target.records("VDI").len(), 4);
+        let disks = stage.target.records("VDI").into_iter().filter(|disk| disk["managed"] == true).count();
+        assert_eq!(disks, 4, "two of each");
     }
     let healed = stage.json(&["run", "erp"], 0);
     assert_eq!(healed["vms"][0]["targets"][0]["disks"][0]["kind"], "delta", "{healed:#}");

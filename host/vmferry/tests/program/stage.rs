@@ -88,9 +88,14 @@ impl Pool {
         found.iter().map(|(_, vdi)| uuid(vdi).as_str().unwrap().to_owned()).collect()
     }
 
-    /// Everything the pool holds, sessions and tasks aside.
+    /// Everything the pool holds, sessions and tasks aside, and what a storage occupies: that is brought up to date at
+    /// moments of its own.
     pub(crate) fn everything(&self) -> Value {
-        json!(["VM", "VDI", "VBD", "VIF", "SR", "network"].map(|class| self.records(class)))
+        let mut classes = ["VM", "VDI", "VBD", "VIF", "SR", "network"].map(|class| self.records(class));
+        for record in classes.iter_mut().flatten() {
+            record.as_object_mut().unwrap().remove("physical_utilisation");
+        }
+        json!(classes)
     }
 }
 

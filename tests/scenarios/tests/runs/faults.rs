@@ -57,8 +57,8 @@ async fn a_damaged_export_is_a_failure_wherever_what_it_says_of_itself_is_damage
     for (name, byte) in [
         ("first footer", 40),
         ("header", 512 + 8),
-        ("table entry of an absent block", 1536 + 3),
-        ("table entry of a block", 1536 + 4 * 11 + 3),
+        ("table entry of an absent block", 2048 + 3),
+        ("table entry of a block", 2048 + 4 * 11 + 3),
         ("last footer", last_footer + 40),
     ] {
         check(&format!("damaged {name}"), FaultPoint::Export, FaultKind::FlipByte(byte), false).await;
