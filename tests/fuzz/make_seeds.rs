@@ -1,17 +1,88 @@
-//! Makes the seeds of `vhd_scan` from the golden vectors of `host/disk`.
+//! Makes the seeds: of `vhd_scan` from the golden vectors of `host/disk`, of the others by hand.
 
 use std::error::Error;
 use std::fs::{self, File};
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use flate2::read::GzDecoder;
 use vmferry_disk::vhd::{Footer, Head, HeadParser, Header, MIN_BLOCK_SIZE, Parsed, Scan};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let seeds = here.join("seeds/vhd_scan");
+    vhd_scan()?;
+    cbt_bitmap()?;
+    chunked_scan()?;
+    nbd_client()
+}
+
+/// The folder of a target's seeds.
+fn seeds(target: &str) -> Result<PathBuf, Box<dyn Error>> {
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds").join(target);
     fs::create_dir_all(&seeds)?;
+    Ok(seeds)
+}
+
+/// Sparse, full and empty bitmaps, for disks that end anywhere in the last byte.
+fn cbt_bitmap() -> Result<(), Box<dyn Error>> {
+    let seeds = seeds("cbt_bitmap")?;
+    let bitmaps: [(&str, &[u8]); 4] =
+        [("none", &[]), ("empty", &[0; 9]), ("full", &[0xff; 5]), ("sparse", b"\x80\0\x01\x18")];
+    for (name, bitmap) in bitmaps {
+        let short: u64 = bitmap.len() as u64 * 65_000;
+        fs::write(seeds.join(name), [&short.to_le_bytes(), bitmap].concat())?;
+    }
+    Ok(())
+}
+
+/// Two ranges, in one frame each and in frames of a sector, with and without what may be left out.
+fn chunked_scan() -> Result<(), Box<dyn Error>> {
+    let seeds = seeds("chunked_scan")?;
+    // Sectors 1 and 2, and sectors 4 to 6.
+    let ranges = [0x11, 0x12, 0, 0];
+    let frames: [(&str, u8, &[(u64, u32)]); 4] = [
+        ("whole", 0b0100, &[(1, 2), (4, 3)]),
+        ("sectors", 0b0110, &[(1, 1), (2, 1), (4, 1), (5, 1), (6, 1)]),
+        ("part", 0b0101, &[(4, 3)]),
+        ("empty", 0b0111, &[]),
+    ];
+    for (name, mode, frames) in frames {
+        let mut seed = [&[mode, 40], &ranges[..]].concat();
+        for (sector, sectors) in frames {
+            seed.extend((sector * 512).to_le_bytes());
+            seed.extend((sectors * 512).to_le_bytes());
+            seed.resize(seed.len() + *sectors as usize * 512, 0xd0);
+        }
+        seed.extend([0; 12]);
+        fs::write(seeds.join(name), seed)?;
+    }
+    Ok(())
+}
+
+/// A good server as it is and without its handshake, one that upgrades to TLS, one that answers backwards.
+fn nbd_client() -> Result<(), Box<dyn Error>> {
+    let seeds = seeds("nbd_client")?;
+    let export = [&65536u64.to_be_bytes()[..], &[0, 3], &[0; 124]].concat();
+    let greeting = b"NBDMAGICIHAVEOPT\0\x01";
+    let tls = b"\0\x03\xe8\x89\x04\x55\x65\xa9\0\0\0\x05\0\0\0\x01\0\0\0\0";
+    let replies = |cookies: &[u64]| -> Vec<u8> {
+        let reply = |cookie: &u64| [b"\x67\x44\x66\x98\0\0\0\0", &cookie.to_be_bytes()[..], &[0xd0; 512]].concat();
+        cookies.iter().flat_map(reply).collect()
+    };
+    // Extents 0, 1 and 2 are six requests, of which four are under way.
+    let seed = |mode: u8, says: &[&[u8]]| [&[mode, 0b111], says.concat().as_slice()].concat();
+    fs::write(seeds.join("good"), seed(0xfc, &[greeting, &export, &replies(&[0, 1, 2, 3, 4, 5])]))?;
+    fs::write(seeds.join("good-cut"), seed(0x08, &[greeting, &export, &replies(&[0, 1, 2, 3, 4, 5])]))?;
+    fs::write(seeds.join("opened"), seed(0xfd, &[&replies(&[0, 1, 2, 3, 4, 5])]))?;
+    fs::write(seeds.join("backwards"), seed(0x09, &[&replies(&[3, 2, 1, 0, 5, 4])]))?;
+    fs::write(seeds.join("tls"), seed(0xfe, &[greeting, tls, &export]))?;
+    let refused = [b"\x67\x44\x66\x98\0\0\0\x05", &1u64.to_be_bytes()[..]].concat();
+    fs::write(seeds.join("refused"), seed(0xfc, &[greeting, &export, &replies(&[0]), &refused]))?;
+    Ok(())
+}
+
+fn vhd_scan() -> Result<(), Box<dyn Error>> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let seeds = seeds("vhd_scan")?;
     for entry in fs::read_dir(here.join("../../host/disk/tests/golden"))? {
         let path = entry?.path();
         let name = path.file_stem().and_then(|name| name.to_str()).ok_or("an odd file name")?;

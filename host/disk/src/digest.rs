@@ -7,6 +7,7 @@ mod leaf;
 mod root;
 mod table;
 
+pub(crate) use leaf::is_zero;
 pub use leaf::{LEAF_DIGEST, LEAF_SIZE, Leaf, LeafError, LeafHasher, leaf_count};
 pub use root::{ParseRootError, Root};
 pub use table::{DraftTable, Table, TableError, remove_abandoned_drafts};

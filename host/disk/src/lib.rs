@@ -2,12 +2,20 @@
 //!
 //! - [`vhd`]: the stream format. [`vhd::Head`] tells length and blocks from the first bytes,
 //!   [`vhd::Scan`] checks the rest as it passes, [`vhd::Writer`] lays out new streams.
+//! - [`extent`]: ranges of a disk; [`cbt`]: those that changed, by a bitmap of changed blocks.
+//! - [`chunked`]: XAPI's raw framing for any ranges, its check, and [`chunked::Resync`], which leaves out what a
+//!   target holds.
+//! - [`nbd`]: a client that reads ranges over several connections, and streams made of them.
 //! - [`digest`]: BLAKE3 leaves of 64 KiB, the table that keeps them, and its root.
 //! - [`transfer`]: one source, many sinks, bytes checked on the way.
 //!
-//! `vhd` and the hashing in `digest` do no I/O; only [`vhd::Head::read`], the digest tables and
-//! `transfer` touch the outside.
+//! `vhd`, `chunked::Scan` and the hashing in `digest` do no I/O; only [`vhd::Head::read`], the digest tables,
+//! `chunked::Resync`, `nbd` and `transfer` touch the outside.
 
+pub mod cbt;
+pub mod chunked;
 pub mod digest;
+pub mod extent;
+pub mod nbd;
 pub mod transfer;
 pub mod vhd;

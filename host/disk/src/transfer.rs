@@ -1,38 +1,85 @@
 //! Transfers: one stream, read once, checked on its way to every sink.
 //!
 //! An engine knows byte ends and nothing of XAPI. There is no queue inside of it: the slowest sink
-//! sets the pace, and the source feels it through its socket.
+//! sets the pace, and the source feels it through its socket. [`lockstep()`] takes any ends, [`relay()`] prefers
+//! to let the kernel move the bytes. Which sinks a job cannot do without is not asked here: one that fails is
+//! dropped and told, and the others go on.
+//!
+//! Dropping the future of a transfer ends it at once. The ends stay with the caller, who closes them.
 //!
 //! A transfer's success says that the stream was complete and that every byte was handed over.
 //! Whether the other side made a disk of it, only the other side knows: XAPI answers an import
 //! with 200 before it reads the body.
 
+mod checks;
 mod fan_out;
+mod flow;
 mod intake;
 mod lockstep;
+mod patience;
+mod relay;
+mod socket;
+#[cfg(target_os = "linux")]
+mod splice;
+mod throttle;
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
+pub use checks::{Content, Layout};
 pub use lockstep::lockstep;
+pub use relay::relay;
+pub use socket::{SocketCall, SocketReader, SocketWriter, poll_readable, poll_writable};
+pub use throttle::Throttle;
 
+use crate::chunked::ChunkedError;
 use crate::digest::Leaf;
-use crate::vhd::{ScanReport, VhdError};
+use crate::vhd::VhdError;
 
 /// How bytes move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum EngineName {
     /// One buffer, read, checked, and written to all sinks before the next read.
     Lockstep,
+    /// The kernel moves the payload from socket to socket; only metadata is looked at. Linux alone has it.
+    Splice,
 }
 
 impl fmt::Display for EngineName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Lockstep => "lockstep",
+            Self::Splice => "splice",
         })
     }
+}
+
+/// Why [`relay()`] moved a stream through user space.
+#[derive(Debug, thiserror::Error)]
+pub enum NotSpliced {
+    /// Leaves are asked for, so the data has to be seen.
+    #[error("the data is hashed on its way")]
+    Digest,
+    /// The `chunked` framing has too many frames to gain by it.
+    #[error("the stream is not VHD")]
+    Chunked,
+    /// There is nothing to move the stream to.
+    #[error("there is no sink")]
+    NoSink,
+    /// The source has no plain TCP socket.
+    #[error("the source is not plain TCP")]
+    Source,
+    /// A sink has no plain TCP socket.
+    #[error("sink {sink} is not plain TCP")]
+    Sink {
+        /// The first such sink.
+        sink: usize,
+    },
+    /// The kernel refused.
+    #[error("the kernel does not splice here: {0}")]
+    Kernel(io::Error),
 }
 
 /// Watches a transfer. Called for each read and each write, from inside of it: count and return.
@@ -51,13 +98,16 @@ impl Progress for () {
 
 /// What a transfer does besides moving bytes.
 pub struct Options<'a> {
-    /// Takes the digest of every 64 KiB of disk that the stream sets. With it, a bitmap that sets a
-    /// part of a leaf fails the transfer. The leaves mean something only if the transfer succeeds.
+    /// Takes the digest of every 64 KiB of disk that the stream sets. With it, a stream that sets a
+    /// part of a leaf fails. The leaves mean something only if the transfer succeeds.
     pub leaves: Option<&'a mut (dyn FnMut(u64, Leaf) + Send)>,
     /// Told of every read and write.
     pub progress: &'a dyn Progress,
+    /// All of them have to let a read pass. One that is listed twice counts each byte twice, as for a link
+    /// that two of the sinks are behind.
+    pub throttles: &'a [Arc<Throttle>],
     /// A side that is waited for and moves no byte for this long has stalled. A side that is
-    /// slow, or that waits for the other one, has not.
+    /// slow, or that waits for the other one or for a throttle, has not.
     pub stall: Duration,
     /// In place of `stall` for the first wait on each side: XAPI answers before it attaches the
     /// disk, which can take minutes, while a socket already takes bytes.
@@ -69,12 +119,14 @@ pub struct Options<'a> {
 pub struct Outcome {
     /// The engine that did it.
     pub engine: EngineName,
+    /// Why [`relay()`] did not let the kernel do it.
+    pub not_spliced: Option<NotSpliced>,
     /// Bytes of the stream, head included.
     pub bytes_read: u64,
     /// The sinks, in the order they were given.
     pub sinks: Vec<SinkOutcome>,
     /// What the stream held.
-    pub scan: ScanReport,
+    pub content: Content,
 }
 
 /// What became of a sink.
@@ -133,20 +185,29 @@ pub enum TransferError {
         waited: Duration,
     },
     /// Source side: the stream ended early. To HTTP this looks like success.
-    #[error("the source ended at byte {at} of {expected}: the stream is cut")]
+    #[error("the source ended at byte {at}{}: the stream is cut", of(*.expected))]
     Truncated {
         /// Bytes of the stream read.
         at: u64,
-        /// Bytes that its head promised.
-        expected: u64,
+        /// Bytes that its head promised. A `chunked` stream promises nothing.
+        expected: Option<u64>,
     },
     /// The stream's bytes are not what its head promised.
-    #[error("the stream is damaged")]
+    #[error("the VHD stream is damaged")]
     Structure(#[from] VhdError),
-    /// The stream sets a part of a digest leaf, so that the leaf cannot be known. XAPI exports
-    /// never do.
-    #[error("the stream sets only a part of the 64 KiB of disk from byte {disk_offset} on: no digest can be made")]
+    /// The stream's frames are not what was planned.
+    #[error("the chunked stream is damaged")]
+    Framing(#[from] ChunkedError),
+    /// A bitmap leaves out a sector of a block. XAPI's exports never do, so it is a flipped bit, and that sector
+    /// would be missing on the target.
+    #[error("the stream sends a block of the disk without the sector at disk byte {disk_offset}")]
     PartialBitmap {
+        /// Where that sector starts on the disk.
+        disk_offset: u64,
+    },
+    /// The stream sets a part of a digest leaf, so that the leaf cannot be known.
+    #[error("the stream sets only a part of the 64 KiB of disk from byte {disk_offset} on: no digest can be made")]
+    PartialLeaf {
         /// Where the leaf starts on the disk.
         disk_offset: u64,
     },
@@ -163,4 +224,8 @@ pub enum TransferError {
 fn first_failure(sinks: &[SinkOutcome]) -> String {
     let failure = sinks.iter().find_map(|sink| sink.result.as_ref().err());
     failure.map_or_else(String::new, |error| format!(": {error}"))
+}
+
+fn of(expected: Option<u64>) -> String {
+    expected.map_or_else(String::new, |expected| format!(" of {expected}"))
 }

@@ -6,7 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use vmferry_engine::{Engine, Integrity, Job, JobIds, Policies, RunOptions, Selection, Silent, Target, Tuning};
+use vmferry_engine::{
+    Engine, Integrity, Job, JobIds, Policies, Reading, RunOptions, Selection, Silent, Target, Tuning,
+};
 use vmferry_store::Store;
 use vmferry_xapi::Endpoint;
 
@@ -29,9 +31,13 @@ async fn main() -> anyhow::Result<()> {
             pool: "target".to_owned(),
             sr: sr.clone(),
             networks: BTreeMap::new(),
+            required: true,
+            throttles: Vec::new(),
         }],
         ids: JobIds::derived("default", "embedded"),
         integrity: Integrity::Digest,
+        reading: Reading::default(),
+        throttles: Vec::new(),
         tuning: Tuning::default(),
     };
     let store = Arc::new(Store::open(&std::env::temp_dir().join("vmferry-embedded")).await?);

@@ -116,7 +116,11 @@ impl Engine {
                 }
             };
             let view = survivor.view(job, &request.vm);
-            let point = view.points().find(|point| request.point.as_ref().is_none_or(|id| *id == point.uuid)).cloned();
+            let wanted = |point: &&Point| match &request.point {
+                Some(id) => *id == point.uuid,
+                None => !point.is_damaged(),
+            };
+            let point = view.points().find(wanted).cloned();
             if let Some(point) = point
                 && best.as_ref().is_none_or(|(_, best)| best.taken_at < point.taken_at)
             {

@@ -3,7 +3,7 @@
 use crate::inventory::{AttachedDisk, Inventory};
 use crate::job::Job;
 use std::collections::BTreeMap;
-use vmferry_model::plan::{DiskPlan, ExpectedFrom, FullReason, Transfer};
+use vmferry_model::plan::{DiskPlan, ExpectedFrom, Transfer};
 use vmferry_model::store::RunStore;
 use vmferry_xapi::records::Vdi;
 
@@ -21,7 +21,7 @@ pub(crate) async fn disk_plan(
 ) -> DiskPlan {
     let (expected_bytes, expected_from) = match transfer {
         Transfer::Full { .. } => full(source, &disk.record),
-        Transfer::Delta { .. } => {
+        Transfer::Delta { .. } | Transfer::Resync { .. } => {
             let history = runs.delta_history(&job.tenant, &job.name, target, &disk.record.uuid, REMEMBERED).await;
             match median(history.unwrap_or_default()) {
                 Some(bytes) => (bytes, ExpectedFrom::History),
@@ -29,16 +29,12 @@ pub(crate) async fn disk_plan(
             }
         }
     };
-    let full_reason: Option<FullReason> = match transfer {
-        Transfer::Full { reason } => Some(*reason),
-        Transfer::Delta { .. } => None,
-    };
     DiskPlan {
         disk: disk.record.uuid.clone(),
         kind: transfer.kind(),
         base: transfer.base().map(str::to_owned),
         reason: transfer.reason(),
-        full_reason,
+        full_reason: transfer.full_reason(),
         expected_bytes,
         expected_from,
     }

@@ -121,7 +121,11 @@ mod tests {
     #[test]
     fn a_running_process_is_not_dead_and_an_ended_one_is() {
         let this = Holder::this_process();
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "read _"])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
         let place = place().unwrap();
         let holder = Holder(format!("{place}.{}.{}", child.id(), start_time(child.id()).unwrap()));
         assert_eq!(holder.liveness(&this), Liveness::Unknown);

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
+use vmferry_disk::nbd::Pace;
+use vmferry_disk::transfer::Throttle;
 use vmferry_model::plugin::{Notifier, Retention, Scheduler};
 
 /// A configured intent: these VMs, to those targets.
@@ -21,6 +23,10 @@ pub struct Job {
     pub ids: JobIds,
     /// How far the bytes are proven.
     pub integrity: Integrity,
+    /// How the source's disks are read.
+    pub reading: Reading,
+    /// Limits that all of the job's transfers share.
+    pub throttles: Vec<Arc<Throttle>>,
     /// Limits and patience.
     pub tuning: Tuning,
 }
@@ -58,6 +64,41 @@ pub struct Target {
     /// A network that is not listed maps to the one with the same uuid, else to the only one with the same name;
     /// anything else is an error, not a guess.
     pub networks: BTreeMap<String, String>,
+    /// Whether the VM counts as replicated only if it is replicated here. The outcome of a best-effort target (`false`)
+    /// is told, and does not count.
+    pub required: bool,
+    /// Limits of the link to it, which targets behind the same link share.
+    pub throttles: Vec<Arc<Throttle>>,
+}
+
+/// How the disks of a source are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// When NBD is used.
+    pub nbd: Nbd,
+    /// Connections to one disk, 1 to 16: a host serves 16 in all.
+    pub connections: usize,
+    /// How far ahead each of them asks.
+    pub pace: Pace,
+    /// Whether changed-block tracking is switched on for disks that lack it.
+    pub enable_cbt: bool,
+}
+
+impl Default for Reading {
+    fn default() -> Self {
+        Self { nbd: Nbd::Auto, connections: 2, pace: Pace::default(), enable_cbt: false }
+    }
+}
+
+/// When disks are read by NBD. Disks beyond VHD's 2 TiB always are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nbd {
+    /// Where the pool knows what changed in 64 KiB, instead of 2 MiB.
+    Auto,
+    /// Wherever it can be.
+    Always,
+    /// Not at all.
+    Never,
 }
 
 /// The uuids under which Xen Orchestra's keys name a job and its schedule.

@@ -55,6 +55,8 @@ pub(crate) const CONTENT: &str = "vmferry:content";
 pub(crate) const DISK: &str = "vmferry:disk";
 /// On source snapshots: space-separated uuids of the target SRs that hold a recovery point of it.
 pub(crate) const EXPORTED_TO: &str = "vmferry:exported-to";
+/// On a recovery point's disk that was read back and is not what was sent: its content key. Such a disk is never a base.
+pub(crate) const DAMAGED: &str = "vmferry:damaged";
 /// On a recovery point: held by the operator, never pruned.
 pub(crate) const HOLD: &str = "vmferry:hold";
 /// On a replica: the source's `auto_poweron`, which a replica must not carry itself.

@@ -1,9 +1,11 @@
 //! One target of one VM in one run: what it holds, what it will get, and how it ends.
 
+use crate::digests::Digests;
 use crate::error::{RunError, chain};
 use crate::forecast;
+use crate::framing::Framing;
 use crate::inventory::Inventory;
-use crate::job::{Job, Target};
+use crate::job::{Integrity, Job, Target};
 use crate::keys::Keys;
 use crate::lease::Lease;
 use crate::objects::{replace_keys, wait_until_detached};
@@ -11,10 +13,12 @@ use crate::plan;
 use crate::reconcile;
 use crate::replica::MappedInterface;
 use crate::run::Run;
-use crate::view::{Identity, Replica, SourceVm, TargetView};
+use crate::source::{Chunked, MAX_VHD_DISK};
+use crate::view::{Identity, Point, Replica, SourceVm, TargetView};
+use std::collections::BTreeSet;
 use std::time::Duration;
 use vmferry_disk::vhd::Head;
-use vmferry_model::plan::{DiskPlan, TargetPlan, Transfer};
+use vmferry_model::plan::{DiskPlan, Kind, TargetPlan, Transfer};
 use vmferry_model::report::{DiskReport, Outcome, TargetReport};
 use vmferry_xapi::records::{Sr, Vdi, Vm};
 use vmferry_xapi::{Ref, Session, params};
@@ -26,6 +30,8 @@ pub(crate) struct Lane<'j> {
     pub(crate) sr: Ref<Sr>,
     pub(crate) sr_record: Sr,
     pub(crate) view: TargetView,
+    /// Whether the pool's hosts take the `chunked` framing.
+    pub(crate) framing: Framing,
     /// What the view was read from; preflight measures chains in it.
     pub(crate) inventory: Inventory,
     pub(crate) lease: Option<Lease>,
@@ -57,12 +63,14 @@ impl<'j> Lane<'j> {
         let inventory = Inventory::load(&session).await?;
         let (sr, sr_record) = find_sr(&inventory, target)?;
         let view = TargetView::new(&inventory, identity, &target.sr);
+        let framing = Framing::of(&session, run.runs).await?;
         Ok(Self {
             target,
             session,
             sr,
             sr_record,
             view,
+            framing,
             inventory,
             lease: None,
             untouched: false,
@@ -145,8 +153,23 @@ impl<'j> Lane<'j> {
 
     /// Decides how each disk of the source travels here, and forecasts it.
     pub(crate) async fn plan_transfers(&mut self, run: &Run<'_>, inventory: &Inventory, source: &SourceVm) {
-        self.transfers =
-            source.disks.iter().map(|disk| plan::transfer(source, disk, &self.view, &self.target.sr)).collect();
+        let plan = |known: &BTreeSet<String>| {
+            let disks = source.disks.iter();
+            disks.map(|disk| plan::transfer(source, disk, &self.view, &self.target.sr, known)).collect::<Vec<_>>()
+        };
+        let mut transfers = plan(&BTreeSet::new());
+        // Whole digest tables are read only where something is to be gained.
+        let damaged = self.view.points().any(Point::is_damaged);
+        // What differs can travel in the chunked framing alone.
+        let framing = match self.framing.chunked {
+            Chunked::Proven => true,
+            Chunked::Untried => run.job.integrity == Integrity::Digest,
+            Chunked::Unusable(_) => false,
+        };
+        if framing && (damaged || transfers.iter().any(|transfer| transfer.kind() == Kind::Full)) {
+            transfers = plan(&Digests::new(run.digest_dir).comparable(&self.view).await);
+        }
+        self.transfers = transfers;
         self.plans.clear();
         for (disk, transfer) in source.disks.iter().zip(&self.transfers) {
             self.plans.push(forecast::disk_plan(run.runs, run.job, &self.target.name, inventory, disk, transfer).await);
@@ -252,9 +275,17 @@ fn find_sr(inventory: &Inventory, target: &Target) -> Result<(Ref<Sr>, Sr), RunE
 }
 
 /// The first live disk that is not what the newest recovery point says: its difference from the snapshot holds blocks.
-async fn written_disk(session: &Session, replica: &Replica, patience: Duration) -> Result<Option<String>, RunError> {
+pub(crate) async fn written_disk(
+    session: &Session,
+    replica: &Replica,
+    patience: Duration,
+) -> Result<Option<String>, RunError> {
     for held in &replica.newest().disks {
         let Some(live) = replica.live_disk(held) else { continue };
+        if live.record.virtual_size > MAX_VHD_DISK {
+            // Nobody tells what changed on it, so it is never written in place: see `landing`.
+            continue;
+        }
         let label = format!("vmferry: is disk {} untouched?", live.record.name_label);
         let mut export = session.export_vdi(&live.vdi, Some(&held.attached.vdi), &label).await?;
         let head = tokio::time::timeout(patience, Head::read(&mut export)).await;

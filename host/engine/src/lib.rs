@@ -8,9 +8,11 @@
 
 mod clone;
 mod commit;
+mod digests;
 mod engine;
 mod error;
 mod forecast;
+mod framing;
 mod holder;
 mod inventory;
 mod job;
@@ -25,19 +27,25 @@ mod points;
 mod pools;
 mod preflight;
 mod progress;
+mod readback;
 mod reconcile;
 mod replica;
 mod retain;
 mod run;
 mod select;
 mod snapshot;
+mod source;
 mod tell;
 mod transfer;
+mod verify;
 mod view;
 
 pub use clone::{CloneNetwork, CloneReport, CloneRequest};
 pub use engine::{Engine, RunOptions};
 pub use error::{EngineError, RunError};
-pub use job::{Integrity, Job, JobIds, Policies, Selection, Subscription, Target, Tuning};
+pub use job::{Integrity, Job, JobIds, Nbd, Policies, Reading, Selection, Subscription, Target, Tuning};
 pub use points::{PointSummary, ReplicaPoints};
 pub use progress::{DiskLabel, Progress, Silent};
+pub use verify::{Difference, Verdict, VerifiedDisk, VerifiedReplica, VerifyOptions, VerifyReport};
+pub use vmferry_disk::nbd::Pace;
+pub use vmferry_disk::transfer::Throttle;

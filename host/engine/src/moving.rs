@@ -1,18 +1,22 @@
 //! Steps 7 and 8 of a run: which reads feed which targets, and what is known of the bytes afterwards.
 
+use crate::digests::Digests;
 use crate::error::RunError;
+use crate::framing::{self, FirstUse};
 use crate::job::Integrity;
 use crate::lease::Lease;
 use crate::progress::DiskLabel;
 use crate::run::Work;
 use crate::snapshot::{Taken, TakenDisk};
-use crate::transfer::{self, Destination, Moved, SourceFailed, Stream, StreamFacts};
+use crate::source::Chunked;
+use crate::transfer::{self, Destination, From, Moved, SourceFailed, Stream, StreamFacts, blocking};
 use crate::view::SourceVm;
 use futures_util::stream;
 use futures_util::{FutureExt, StreamExt};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use vmferry_disk::digest::{DraftTable, Root, Table};
+use vmferry_disk::digest::{Root, Table};
+use vmferry_disk::extent::Extents;
 use vmferry_model::plan::Transfer;
 use vmferry_model::report::DiskReport;
 
@@ -21,17 +25,17 @@ impl Work<'_> {
     pub(crate) async fn transfer(&mut self, lease: &Lease, source: &SourceVm, taken: &Taken) -> Result<(), RunError> {
         let mut streams = Vec::new();
         for (index, disk) in taken.disks.iter().enumerate() {
-            for (base, lanes) in self.by_base(index) {
-                streams.push((index, self.stream(source, disk, index, base.as_deref(), &lanes).await?, base));
+            for (start, lanes) in self.by_start(index) {
+                streams.push((index, self.stream(source, disk, index, &start, &lanes).await?));
             }
         }
         let run = self.run;
         let moving: Vec<_> = streams
             .into_iter()
-            .map(|(index, stream, base)| {
+            .map(|(index, stream)| {
                 async move {
                     let lanes: Vec<usize> = stream.destinations.iter().map(|to| to.lane).collect();
-                    (index, base, lanes, transfer::carry(run, stream).await)
+                    (index, lanes, transfer::carry(run, stream).await)
                 }
                 .boxed()
             })
@@ -39,11 +43,12 @@ impl Work<'_> {
         let moving = stream::iter(moving).buffer_unordered(run.job.tuning.disks_in_parallel.max(1));
         let mut reports: BTreeMap<(usize, usize), DiskReport> = BTreeMap::new();
         let mut roots: BTreeMap<usize, Root> = BTreeMap::new();
+        let mut first_uses: Vec<(usize, Written)> = Vec::new();
         let moved: Vec<_> = tokio::select! {
             moved = moving.collect() => moved,
             lost = lease.lost() => return Err(lost),
         };
-        for (index, base, lanes, result) in moved {
+        for (index, lanes, result) in moved {
             match result {
                 Ok(Moved { facts, lanes: results }) => {
                     // Streams from different bases end in the same content, or one of them is wrong.
@@ -59,10 +64,18 @@ impl Work<'_> {
                         }
                         continue;
                     }
+                    if facts.encoding == "chunked" {
+                        let untried = |lane: &usize| matches!(self.lanes[*lane].framing.chunked, Chunked::Untried);
+                        let lanes = results.iter().filter(|(_, result)| result.is_ok()).map(|(lane, _)| *lane);
+                        first_uses.push((
+                            index,
+                            Written { lanes: lanes.filter(untried).collect(), extents: facts.extents.clone() },
+                        ));
+                    }
                     for (lane, result) in results {
                         match result {
                             Ok(bytes) => {
-                                let report = self.disk_report(lane, index, taken, base.as_deref(), &facts, bytes);
+                                let report = self.disk_report(lane, index, taken, &facts, bytes);
                                 reports.insert((lane, index), report);
                             }
                             Err(error) => self.lanes[lane].fail(error),
@@ -77,17 +90,47 @@ impl Work<'_> {
                 }
             }
         }
+        for (index, written) in first_uses {
+            self.prove(taken, index, written).await;
+        }
         for ((lane, _), report) in reports {
             self.lanes[lane].disks.push(report);
         }
         self.no_lane_left()
     }
 
-    /// The live lanes by the base of this disk: those of one group share one read.
-    fn by_base(&self, disk: usize) -> BTreeMap<Option<String>, Vec<usize>> {
-        let mut groups: BTreeMap<Option<String>, Vec<usize>> = BTreeMap::new();
+    /// Reads back what targets wrote that never took this framing before.
+    async fn prove(&mut self, taken: &Taken, index: usize, written: Written) {
+        let disk = &taken.disks[index];
+        let table = Digests::new(self.run.digest_dir).of_content(&disk.uuid);
+        for number in written.lanes {
+            let lane = &self.lanes[number];
+            let landed_on = lane.transfers[index].lands_on().and_then(|copy| lane.view.point_disk(copy));
+            let first_use = FirstUse {
+                disk: &disk.of,
+                landed: &lane.landed[index],
+                landed_on: landed_on.map(|held| &held.attached.vdi),
+                extents: written.extents.as_ref(),
+                table: &table,
+            };
+            if lane.is_live()
+                && let Err(error) = framing::prove(self.run, lane, &self.name, &first_use).await
+            {
+                self.lanes[number].fail(error);
+            }
+        }
+    }
+
+    /// The live lanes by where this disk's transfer starts: those of one group share one read.
+    fn by_start(&self, disk: usize) -> BTreeMap<Start, Vec<usize>> {
+        let mut groups: BTreeMap<Start, Vec<usize>> = BTreeMap::new();
         for (index, lane) in self.lanes.iter().enumerate().filter(|(_, lane)| lane.is_live()) {
-            groups.entry(lane.transfers[disk].base().map(str::to_owned)).or_default().push(index);
+            let start = match &lane.transfers[disk] {
+                Transfer::Full { .. } => Start::Nothing,
+                Transfer::Delta { base } => Start::Base(base.source_snapshot_disk.clone()),
+                Transfer::Resync { copy, .. } => Start::Copy(copy.clone()),
+            };
+            groups.entry(start).or_default().push(index);
         }
         groups
     }
@@ -97,33 +140,57 @@ impl Work<'_> {
         source: &SourceVm,
         disk: &'s TakenDisk,
         index: usize,
-        base: Option<&str>,
+        start: &Start,
         lanes: &[usize],
     ) -> Result<Stream<'s>, RunError> {
-        let base_vdi = match base {
-            None => None,
-            Some(uuid) => {
-                Some(source.bases.get(uuid).map(|base| base.vdi.clone()).ok_or_else(|| RunError::Inconsistent {
-                    what: "base snapshot disk",
-                    object: uuid.to_owned(),
-                    why: "it vanished during the run; the next run plans without it".to_owned(),
-                })?)
+        let vanished = |what, object: &str| RunError::Inconsistent {
+            what,
+            object: object.to_owned(),
+            why: "it vanished during the run; the next run plans without it".to_owned(),
+        };
+        let digests = Digests::new(self.run.digest_dir);
+        let held = |copy: &str| lanes.iter().find_map(|&lane| self.lanes[lane].view.point_disk(copy));
+        let (from, known) = match start {
+            Start::Nothing => (From::Nothing, None),
+            Start::Base(uuid) => {
+                let base = source.bases.get(uuid).ok_or_else(|| vanished("base snapshot disk", uuid))?;
+                (From::Base(base.vdi.clone()), self.table_of_base(uuid, lanes).await)
+            }
+            Start::Copy(copy) => {
+                let held = held(copy).ok_or_else(|| vanished("recovery point's disk", copy))?;
+                let table = digests.of_copy(held).await.ok_or_else(|| vanished("digest table of disk", copy))?;
+                (From::Copy(table.clone()), Some(table))
             }
         };
-        let destinations = lanes
-            .iter()
-            .map(|&lane| Destination {
-                lane,
-                session: self.lanes[lane].session.clone(),
-                vdi: self.lanes[lane].landed[index].clone(),
-            })
-            .collect();
+        let table = match (self.run.job.integrity, start, known) {
+            (Integrity::Structure, ..) => None,
+            (Integrity::Digest, Start::Nothing, _) => {
+                let path = digests.of_content(&disk.uuid);
+                Some(Table::create(path, disk.of.record.virtual_size).map_err(RunError::Digests)?)
+            }
+            (Integrity::Digest, _, known) => match known {
+                Some(known) => {
+                    let (path, size) = (digests.of_content(&disk.uuid), disk.of.record.virtual_size);
+                    Some(blocking(move || Table::derive_from(&known, path, size)).await.map_err(RunError::Digests)?)
+                }
+                None => None,
+            },
+        };
         Ok(Stream {
             source: self.session,
             disk,
-            base: base_vdi,
-            destinations,
-            table: self.table(disk, base, lanes).await?,
+            from,
+            chunked: chunked(lanes.iter().map(|&lane| self.lanes[lane].framing.chunked), table.is_some()),
+            destinations: lanes
+                .iter()
+                .map(|&lane| Destination {
+                    lane,
+                    session: self.lanes[lane].session.clone(),
+                    vdi: self.lanes[lane].landed[index].clone(),
+                    throttles: self.lanes[lane].target.throttles.clone(),
+                })
+                .collect(),
+            table,
             label: DiskLabel {
                 vm: self.name.clone(),
                 disk: disk.of.record.name_label.clone(),
@@ -133,37 +200,14 @@ impl Work<'_> {
         })
     }
 
-    /// The digest table of what will be sent: a new one for a full copy; for a delta the base's, if it is there and is
-    /// the one that the recovery point names. Without it the delta commits with no digest.
-    async fn table(
-        &self,
-        disk: &TakenDisk,
-        base: Option<&str>,
-        lanes: &[usize],
-    ) -> Result<Option<DraftTable>, RunError> {
-        if self.run.job.integrity != Integrity::Digest {
-            return Ok(None);
-        }
-        let path = self.table_path(&disk.uuid);
-        let size = disk.of.record.virtual_size;
-        let Some(base) = base else { return Ok(Some(Table::create(path, size).map_err(RunError::Digests)?)) };
-        let known: Option<Root> = lanes.iter().find_map(|&lane| {
+    /// The table of a base, if it is there and is the one that the recovery point names. Without it the delta commits
+    /// with no digest.
+    async fn table_of_base(&self, base: &str, lanes: &[usize]) -> Option<PathBuf> {
+        let held = lanes.iter().find_map(|&lane| {
             let mut held = self.lanes[lane].view.points().flat_map(|point| &point.disks);
-            held.find(|held| held.content_key == base)?.digest.as_ref()?.parse().ok()
-        });
-        let Some(known) = known else { return Ok(None) };
-        let base_path = self.table_path(base);
-        blocking(move || match Table::open(&base_path).and_then(|table| table.root()) {
-            Ok(root) if root == known => {
-                Table::derive_from(&base_path, path, size).map(Some).map_err(RunError::Digests)
-            }
-            _ => Ok(None),
-        })
-        .await
-    }
-
-    fn table_path(&self, content_key: &str) -> PathBuf {
-        self.run.digest_dir.join(format!("{content_key}.leaves"))
+            held.find(|held| held.content_key == base && held.digest.is_some() && !held.damaged)
+        })?;
+        Digests::new(self.run.digest_dir).of_copy(held).await
     }
 
     fn disk_report(
@@ -171,7 +215,6 @@ impl Work<'_> {
         lane: usize,
         index: usize,
         taken: &Taken,
-        base: Option<&str>,
         facts: &StreamFacts,
         bytes_sent: u64,
     ) -> DiskReport {
@@ -180,12 +223,12 @@ impl Work<'_> {
             disk: taken.disks[index].of.record.uuid.clone(),
             kind: transfer.kind(),
             reason: transfer.reason(),
-            full_reason: match transfer {
-                Transfer::Full { reason } => Some(*reason),
-                Transfer::Delta { .. } => None,
-            },
-            base: base.map(str::to_owned),
+            full_reason: transfer.full_reason(),
+            base: transfer.base().map(str::to_owned),
             engine: facts.engine.to_string(),
+            source: facts.source.to_owned(),
+            encoding: facts.encoding.to_owned(),
+            notes: facts.notes.clone(),
             bytes_read: facts.bytes_read,
             bytes_sent,
             changed_bytes: facts.changed_bytes,
@@ -193,31 +236,36 @@ impl Work<'_> {
             seconds: facts.elapsed.as_secs_f64(),
         }
     }
-
-    /// The content keys that the targets hold.
-    pub(crate) fn content_keys(&self) -> BTreeSet<String> {
-        let disks = self.lanes.iter().flat_map(|lane| lane.view.points()).flat_map(|point| &point.disks);
-        disks.map(|disk| disk.content_key.clone()).collect()
-    }
-
-    /// Removes the digest tables of contents that were held and are not any more.
-    pub(crate) fn drop_unused_tables(&self, held: &BTreeSet<String>) {
-        for gone in held.difference(&self.content_keys()) {
-            let path = self.table_path(gone);
-            match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    tracing::warn!(path = %path.display(), %error, "digest table could not be removed");
-                }
-                _ => {}
-            }
-        }
-    }
 }
 
-/// Runs work that reads or writes a whole digest table (256 MiB for a disk of 1 TiB) beside the streams.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+/// What targets wrote in a framing that nobody saw their hosts take before.
+struct Written {
+    lanes: Vec<usize>,
+    /// `None` if some of what was planned was left out.
+    extents: Option<Extents>,
+}
+
+/// Where a disk's transfer starts.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Start {
+    Nothing,
+    /// At this snapshot disk of the source.
+    Base(String),
+    /// At this snapshot disk of the target, whatever it holds.
+    Copy(String),
+}
+
+/// Whether a stream may be `chunked`. Untried, it has to be read back, and for that its digests have to be known.
+fn chunked(lanes: impl Iterator<Item = Chunked>, digests_known: bool) -> Chunked {
+    let worst = lanes.fold(Chunked::Proven, |worst, lane| match (worst, lane) {
+        (Chunked::Unusable(_), _) => worst,
+        (_, Chunked::Unusable(_)) | (Chunked::Proven, _) => lane,
+        (Chunked::Untried, _) => worst,
+    });
+    match worst {
+        Chunked::Untried if !digests_known => Chunked::Unusable(
+            "no host of this version has shown that it takes it, and without digests it cannot be tried",
+        ),
+        worst => worst,
     }
 }

@@ -1,7 +1,9 @@
 //! Which disks travel whole and which as a delta, and where they land: pure functions from what exists.
 
 use crate::inventory::AttachedDisk;
+use crate::source::MAX_VHD_DISK;
 use crate::view::{Condition, Point, PointDisk, Replica, SourceVm, TargetView};
+use std::collections::BTreeSet;
 use vmferry_model::plan::{Base, FullReason, Transfer};
 use vmferry_xapi::Ref;
 use vmferry_xapi::records::{PowerState, Vdi};
@@ -12,33 +14,56 @@ pub(crate) const SR_GRANULARITY: u64 = 2 << 20;
 /// How a disk travels to one target.
 ///
 /// The base is the newest content that source and target both hold: recovery points are tried from the newest to the
-/// oldest, each identified by the content key of its disk, never by a name or a date.
-pub(crate) fn transfer(source: &SourceVm, disk: &AttachedDisk, target: &TargetView, sr: &str) -> Transfer {
-    let mut known_to_target = false;
-    for (age, point) in target.points().enumerate() {
-        let Some(held) = point.disks.iter().find(|held| is_copy_of(source, disk, held, point)) else { continue };
-        known_to_target = true;
-        if held.attached.record.virtual_size > disk.record.virtual_size.next_multiple_of(SR_GRANULARITY) {
-            return Transfer::Full { reason: FullReason::DiskShrunk };
-        }
-        if source.bases.get(&held.content_key).is_some_and(|base| base.of == disk.vdi) {
-            return Transfer::Delta {
-                base: Base {
-                    source_snapshot_disk: held.content_key.clone(),
-                    target_snapshot_disk: held.uuid().to_owned(),
-                    newest: age == 0,
-                },
-            };
-        }
+/// oldest, each identified by the content key of its disk, never by a name or a date. Without a base, the newest copy of
+/// the disk whose digests are at hand (`known`, by uuid) is compared with; so is a newest copy that was found damaged.
+pub(crate) fn transfer(
+    source: &SourceVm,
+    disk: &AttachedDisk,
+    target: &TargetView,
+    sr: &str,
+    known: &BTreeSet<String>,
+) -> Transfer {
+    let copies: Vec<(usize, &PointDisk)> = target
+        .points()
+        .enumerate()
+        .filter_map(|(age, point)| Some((age, point.disks.iter().find(|held| is_copy_of(source, disk, held, point))?)))
+        .collect();
+    let shrunk = |held: &PointDisk| {
+        held.attached.record.virtual_size > disk.record.virtual_size.next_multiple_of(SR_GRANULARITY)
+    };
+    if copies.first().is_some_and(|(_, held)| shrunk(held)) {
+        return Transfer::Full { reason: FullReason::DiskShrunk };
+    }
+    let usable = copies.iter().filter(|(_, held)| !shrunk(held));
+    let comparable =
+        usable.clone().find(|(_, held)| known.contains(held.uuid())).map(|(_, held)| held.uuid().to_owned());
+    let newest_is_damaged = copies.first().is_some_and(|(_, held)| held.damaged);
+    if let (true, Some(copy)) = (newest_is_damaged, &comparable) {
+        return Transfer::Resync { copy: copy.clone(), reason: FullReason::ReplicaDamaged };
+    }
+    let is_base =
+        |held: &PointDisk| !held.damaged && source.bases.get(&held.content_key).is_some_and(|base| base.of == disk.vdi);
+    if let Some((age, held)) = usable.clone().find(|(_, held)| is_base(held)) {
+        return Transfer::Delta {
+            base: Base {
+                source_snapshot_disk: held.content_key.clone(),
+                target_snapshot_disk: held.uuid().to_owned(),
+                newest: *age == 0,
+            },
+        };
     }
     let target_has_points = target.current().is_some();
-    let reason = match (target_has_points, known_to_target, source.keeps_snapshot_for(sr)) {
-        (true, false, _) => FullReason::NewDisk,
+    let reason = match (target_has_points, copies.is_empty(), source.keeps_snapshot_for(sr)) {
+        _ if newest_is_damaged => FullReason::ReplicaDamaged,
+        (true, true, _) => FullReason::NewDisk,
         (false, _, false) => FullReason::FirstRun,
         (_, _, true) => FullReason::BaseGoneOnTarget,
-        (true, true, false) => FullReason::BaseGoneOnSource,
+        (true, false, false) => FullReason::BaseGoneOnSource,
     };
-    Transfer::Full { reason }
+    match comparable {
+        Some(copy) => Transfer::Resync { copy, reason },
+        None => Transfer::Full { reason },
+    }
 }
 
 /// Whether a disk of a recovery point was copied from this source disk: by its base, else by what it says of
@@ -69,9 +94,10 @@ pub(crate) enum Landing {
 
 /// Where a transfer lands. `untouched` is the replica that goes on: proven to equal its newest recovery point.
 pub(crate) fn landing(transfer: &Transfer, target: &TargetView, untouched: Option<&Replica>) -> Landing {
-    let Transfer::Delta { base } = transfer else { return Landing::Fresh };
-    let Some(held) = target.point_disk(&base.target_snapshot_disk) else { return Landing::Fresh };
+    let Some(held) = transfer.lands_on().and_then(|copy| target.point_disk(copy)) else { return Landing::Fresh };
     let live = untouched
+        // A damaged disk is mended on a clone; of one beyond VHD nobody can prove that it is untouched.
+        .filter(|_| !held.damaged && held.attached.record.virtual_size <= MAX_VHD_DISK)
         .filter(|replica| replica.newest().disks.iter().any(|disk| disk.uuid() == held.uuid()))
         .and_then(|replica| replica.live_disk(held));
     match live {
@@ -160,6 +186,7 @@ mod tests {
                 content_key: (*content).to_owned(),
                 source_disk: Some((*of).to_owned()),
                 digest: None,
+                damaged: false,
             }],
         };
         let mut points: Vec<Point> = points.iter().enumerate().map(point).collect();
@@ -185,7 +212,7 @@ mod tests {
         let check = |what: &str, snapshots: &[&str], exported, points: &[(&str, &str, u64)], expected: Transfer| {
             let disk = disk(64 * MIB);
             let source = source(disk.clone(), snapshots, exported);
-            assert_eq!(transfer(&source, &disk, &target(points), SR), expected, "{what}");
+            assert_eq!(transfer(&source, &disk, &target(points), SR, &BTreeSet::new()), expected, "{what}");
         };
         let size = 64 * MIB;
         let both = &[("disk", "a", size), ("disk", "b", size)][..];
@@ -202,11 +229,44 @@ mod tests {
     }
 
     #[test]
+    fn without_a_base_the_newest_copy_whose_digests_are_known_is_compared_with() {
+        let size = 64 * MIB;
+        let points = &[("disk", "a", size), ("disk", "b", size)][..];
+        let disk = disk(size);
+        let known = |copies: &[&str]| copies.iter().map(|copy| (*copy).to_owned()).collect::<BTreeSet<_>>();
+        let planned = |snapshots: &[&str], copies: &[&str]| {
+            transfer(&source(disk.clone(), snapshots, false), &disk, &target(points), SR, &known(copies))
+        };
+        let resync = |copy: &str| Transfer::Resync { copy: copy.to_owned(), reason: FullReason::BaseGoneOnSource };
+        assert_eq!(planned(&[], &["copy 0", "copy 1"]), resync("copy 1"));
+        assert_eq!(planned(&[], &["copy 0"]), resync("copy 0"));
+        assert_eq!(planned(&["a"], &["copy 1"]), delta("a", "copy 0", false), "a base is better");
+        assert_eq!(planned(&[], &[]), Transfer::Full { reason: FullReason::BaseGoneOnSource });
+    }
+
+    #[test]
+    fn a_damaged_copy_is_no_base_and_is_mended_where_its_digests_are_known() {
+        let size = 64 * MIB;
+        let disk = disk(size);
+        let mut view = target(&[("disk", "a", size), ("disk", "b", size)]);
+        view.replicas[0].points[0].disks[0].damaged = true;
+        let source = source(disk.clone(), &["a", "b"], true);
+        let planned = |known: &[&str]| {
+            let known = known.iter().map(|copy| (*copy).to_owned()).collect();
+            transfer(&source, &disk, &view, SR, &known)
+        };
+        let mended = Transfer::Resync { copy: "copy 1".to_owned(), reason: FullReason::ReplicaDamaged };
+        assert_eq!(planned(&["copy 1"]), mended);
+        assert_eq!(planned(&[]), delta("a", "copy 0", false));
+        assert!(matches!(landing(&mended, &view, Some(&view.replicas[0])), Landing::Clone(_)));
+    }
+
+    #[test]
     fn a_snapshot_of_another_disk_is_no_base() {
         let disk = disk(64 * MIB);
         let mut source = source(disk.clone(), &["a"], true);
         source.bases.insert("a".to_owned(), BaseDisk { vdi: Ref::new("a"), of: Ref::new("another disk") });
-        let planned = transfer(&source, &disk, &target(&[("disk", "a", 64 * MIB)]), SR);
+        let planned = transfer(&source, &disk, &target(&[("disk", "a", 64 * MIB)]), SR, &BTreeSet::new());
         assert_eq!(planned.kind(), vmferry_model::plan::Kind::Full);
     }
 

@@ -37,6 +37,8 @@ pub struct PointSummary {
     pub source_snapshot: String,
     /// Whether the operator holds it.
     pub held: bool,
+    /// Whether `verify` found it damaged. It is not offered for failover.
+    pub damaged: bool,
     /// Who made it: `vmferry` or `xen-orchestra`.
     pub origin: String,
     /// Its disks.
@@ -87,6 +89,7 @@ impl Engine {
                             .points
                             .into_iter()
                             .map(|point| PointSummary {
+                                damaged: point.is_damaged(),
                                 id: point.uuid,
                                 taken_at: point.taken_at,
                                 source_snapshot: point.source_snapshot,

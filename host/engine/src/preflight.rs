@@ -3,7 +3,7 @@
 use crate::inventory::AttachedDisk;
 use crate::job::Tuning;
 use crate::lane::{Lane, bytes};
-use vmferry_model::plan::{Kind, Transfer};
+use vmferry_model::plan::Kind;
 
 /// The obstacles of one target.
 pub(crate) fn obstacles(lane: &Lane<'_>, disks: &[AttachedDisk], tuning: &Tuning) -> Vec<String> {
@@ -23,8 +23,7 @@ pub(crate) fn obstacles(lane: &Lane<'_>, disks: &[AttachedDisk], tuning: &Tuning
         ));
     }
     for (transfer, disk) in lane.transfers.iter().zip(disks) {
-        let Transfer::Delta { base } = transfer else { continue };
-        let Some(held) = lane.view.point_disk(&base.target_snapshot_disk) else { continue };
+        let Some(held) = transfer.lands_on().and_then(|copy| lane.view.point_disk(copy)) else { continue };
         let depth = lane.inventory.chain_depth(&held.attached.record);
         if depth > tuning.max_chain_depth {
             found.push(format!(

@@ -6,6 +6,7 @@ use crate::job::{Job, Target};
 use crate::keys::{self, Keys};
 use crate::objects::set_keys;
 use crate::snapshot::Taken;
+use crate::source::MAX_VHD_DISK;
 use std::collections::BTreeMap;
 use vmferry_xapi::records::{Network, Vbd, Vdi, Vif, Vm};
 use vmferry_xapi::{Error, IntoValue, Ref, Session, Value, params};
@@ -227,11 +228,18 @@ pub(crate) fn disk_record(source: &Vdi, sr: &str, name: &str, other_config: &Key
         ("name_label".to_owned(), name.into_value()),
         ("other_config".to_owned(), other_config.clone().into_value()),
         ("read_only".to_owned(), false.into_value()),
+        ("sm_config".to_owned(), image_format(source.virtual_size).into_value()),
         ("sharable".to_owned(), false.into_value()),
         ("tags".to_owned(), source.tags.clone().into_value()),
         ("type".to_owned(), text("type")),
         ("virtual_size".to_owned(), text("virtual_size")),
     ]))
+}
+
+/// What a new disk asks the storage for: a format that can hold it, where VHD cannot.
+fn image_format(virtual_size: u64) -> Keys {
+    let qcow2 = (virtual_size > MAX_VHD_DISK).then(|| ("image-format".to_owned(), "qcow2".to_owned()));
+    qcow2.into_iter().collect()
 }
 
 /// Makes the replica's disks exactly `wanted` (source attachment, target disk). Returns the disks that were detached.

@@ -18,6 +18,10 @@ pub(crate) async fn retain(
 ) -> Result<(), RunError> {
     let mut points: Vec<Point> = lane.view.points().cloned().collect();
     points.reverse();
+    let newest = points.last().map(|point| point.uuid.clone());
+    // Damaged ones do not count as kept. Once there is a newer one, nobody can want them unless he holds them.
+    let (damaged, points): (Vec<Point>, Vec<Point>) = points.into_iter().partition(Point::is_damaged);
+    let superseded = damaged.iter().filter(|point| !point.held && newest.as_ref() != Some(&point.uuid));
     let views: Vec<PointView> = points
         .iter()
         .map(|point| PointView { id: point.uuid.clone(), taken_at: point.taken_at, held: point.held })
@@ -29,7 +33,7 @@ pub(crate) async fn retain(
             return Ok(());
         }
     };
-    for point in droppable(&points, &judgements) {
+    for point in superseded.chain(droppable(&points, &judgements)) {
         // Somebody may have held it while the plugin was deciding.
         let keys: Keys = lane.session.call("VM.get_other_config", params![&point.reference]).await?;
         if keys.contains_key(keys::HOLD) {

@@ -1,6 +1,7 @@
 //! One run of one VM, told once, in order.
 
 use crate::commit::{self, Committing};
+use crate::digests::{self, Digests};
 use crate::error::{RunError, chain};
 use crate::holder::Holder;
 use crate::inventory::{AttachedDisk, Inventory};
@@ -19,6 +20,7 @@ use crate::view::{Identity, SourceVm};
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use jiff::Timestamp;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 use vmferry_model::plan::{JobPlan, Kind, TargetPlan, Transfer, VmPlan};
@@ -99,6 +101,7 @@ impl Work<'_> {
         self.preflight(&inventory, &source).await?;
         self.approve(&source).await?;
 
+        self.track_changes(&source).await;
         self.step("taking a snapshot");
         let taken = snapshot::take(self.session, &source, self.run.job, self.newest(&source)).await?;
         let outcome = self.after_snapshot(lease, vm, &taken).await;
@@ -205,6 +208,24 @@ impl Work<'_> {
         }
     }
 
+    /// Switches changed-block tracking on where the job asks for it. The next snapshot but one is the first that can be
+    /// compared with one before.
+    async fn track_changes(&mut self, source: &SourceVm) {
+        if !self.run.job.reading.enable_cbt {
+            return;
+        }
+        for disk in source.disks.iter().filter(|disk| !disk.record.cbt_enabled) {
+            if let Err(error) = self.session.enable_cbt(&disk.vdi).await {
+                self.warnings.push(format!(
+                    "changed-block tracking could not be switched on for disk {} ({}): {}",
+                    disk.record.name_label,
+                    disk.record.uuid,
+                    chain(&error)
+                ));
+            }
+        }
+    }
+
     /// The newest date that either side knows.
     fn newest(&self, source: &SourceVm) -> Option<Timestamp> {
         let points = self.lanes.iter().filter_map(|lane| lane.view.points().next()).map(|point| point.taken_at);
@@ -218,7 +239,7 @@ impl Work<'_> {
             let before: Vec<Kind> = lane.transfers.iter().map(Transfer::kind).collect();
             lane.plan_transfers(self.run, inventory, source).await;
             let after = lane.transfers.iter().map(Transfer::kind);
-            grew |= before.into_iter().zip(after).any(|change| change == (Kind::Delta, Kind::Full));
+            grew |= before.into_iter().zip(after).any(|(before, after)| before != Kind::Full && after == Kind::Full);
         }
         if grew { self.approve(source).await } else { Ok(()) }
     }
@@ -273,14 +294,14 @@ impl Work<'_> {
     /// Step 11, on each target by itself. What cannot be pruned now is pruned later.
     async fn retain(&mut self) {
         let Some(retention) = &self.run.policies.retention else { return };
-        let held = self.content_keys();
+        let held = self.digest_tables();
         for lane in self.lanes.iter_mut().filter(|lane| lane.committed.is_some()) {
             if let Err(error) = retain::retain(lane, &self.identity, retention.as_ref(), Timestamp::now()).await {
                 lane.warnings.push(format!("pruning stopped: {}", chain(&error)));
             }
         }
         if self.unopened.is_empty() {
-            self.drop_unused_tables(&held);
+            Digests::new(self.run.digest_dir).drop_unused(&held, &self.digest_tables());
         }
     }
 
@@ -296,6 +317,11 @@ impl Work<'_> {
                 lane.warnings.push(format!("what this run left here is put right by the next one: {}", chain(&error)));
             }
         }
+    }
+
+    /// The digest tables that belong to what the targets hold.
+    fn digest_tables(&self) -> BTreeSet<String> {
+        self.lanes.iter().flat_map(|lane| digests::tables_of(&lane.view)).collect()
     }
 
     async fn discard(&mut self, taken: &Taken) {
@@ -323,7 +349,14 @@ impl Work<'_> {
         targets
             .sort_by_key(|target| self.run.job.targets.iter().position(|configured| configured.name == target.target));
         let outcome = match &error {
-            Some(RunError::NoTargetLeft) | None => Outcome::of(targets.iter().map(|target| target.outcome)),
+            Some(RunError::NoTargetLeft) | None => {
+                let best_effort = |report: &TargetReport| {
+                    self.run.job.targets.iter().any(|target| target.name == report.target && !target.required)
+                };
+                // Best-effort targets count where there are no others.
+                let all = targets.iter().all(best_effort);
+                Outcome::of(targets.iter().filter(|report| all || !best_effort(report)).map(|target| target.outcome))
+            }
             Some(error) => error.outcome(),
         };
         VmReport {

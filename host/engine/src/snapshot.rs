@@ -31,6 +31,8 @@ pub(crate) struct TakenDisk {
     pub(crate) vdi: Ref<Vdi>,
     /// Its uuid: the content key of what will be sent.
     pub(crate) uuid: String,
+    /// Whether it knows what changed since the snapshot before.
+    pub(crate) cbt_enabled: bool,
     /// The keys that it inherited.
     inherited: Keys,
 }
@@ -82,7 +84,8 @@ async fn tag(
             let mut of = of.clone();
             // The disk may have grown since it was looked at.
             of.record.virtual_size = vdi.virtual_size;
-            disks.push(TakenDisk { of, vdi: vbd.vdi.clone(), uuid: vdi.uuid, inherited: vdi.other_config });
+            let (uuid, cbt_enabled) = (vdi.uuid, vdi.cbt_enabled);
+            disks.push(TakenDisk { of, vdi: vbd.vdi.clone(), uuid, cbt_enabled, inherited: vdi.other_config });
         }
     }
     disks.sort_by_key(|disk| source.disks.iter().position(|of| of.vdi == disk.of.vdi));

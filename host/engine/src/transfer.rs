@@ -1,20 +1,21 @@
 //! Moves one disk: one read of the source for all targets that share a base, proven at both ends.
 
 use crate::error::{RunError, chain};
-use crate::moving::blocking;
-use crate::plan::SR_GRANULARITY;
 use crate::progress::{DiskLabel, Progress};
 use crate::run::Run;
 use crate::snapshot::TakenDisk;
+use crate::source::{self, Chunked, Opening, Shape};
 use futures_util::FutureExt;
 use futures_util::future::join_all;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use vmferry_disk::digest::{DraftTable, Leaf, Root};
-use vmferry_disk::transfer::{self, EngineName, Options, SinkError, TransferError};
-use vmferry_disk::vhd::{DiskType, Head, HeadError};
+use vmferry_disk::extent::Extents;
+use vmferry_disk::transfer::{self, EngineName, Options, SinkError, Throttle, TransferError};
 use vmferry_xapi::records::Vdi;
-use vmferry_xapi::{Export, Import, Ref, Session};
+use vmferry_xapi::{Import, Ref, Session};
 
 /// Where one target wants the stream of a disk.
 pub(crate) struct Destination {
@@ -22,17 +23,29 @@ pub(crate) struct Destination {
     pub(crate) lane: usize,
     pub(crate) session: Session,
     pub(crate) vdi: Ref<Vdi>,
+    pub(crate) throttles: Vec<Arc<Throttle>>,
+}
+
+/// What the targets of a stream hold already.
+pub(crate) enum From {
+    /// Nothing: the landing is a new disk.
+    Nothing,
+    /// The content of this snapshot disk of the source.
+    Base(Ref<Vdi>),
+    /// Something whose digests are in this table.
+    Copy(PathBuf),
 }
 
 /// One read of a disk, and everybody who wants it.
 pub(crate) struct Stream<'a> {
     pub(crate) source: &'a Session,
     pub(crate) disk: &'a TakenDisk,
-    /// The source snapshot disk the delta starts from; `None` for a full copy.
-    pub(crate) base: Option<Ref<Vdi>>,
+    pub(crate) from: From,
     pub(crate) destinations: Vec<Destination>,
     /// The digest table to fill, when digests can be known.
     pub(crate) table: Option<DraftTable>,
+    /// Whether all destinations take the `chunked` framing.
+    pub(crate) chunked: Chunked,
     pub(crate) label: DiskLabel,
 }
 
@@ -46,16 +59,24 @@ pub(crate) struct Moved {
 /// What the reports of all its targets share.
 pub(crate) struct StreamFacts {
     pub(crate) engine: EngineName,
+    /// `export` or `nbd`.
+    pub(crate) source: &'static str,
+    /// `vhd` or `chunked`.
+    pub(crate) encoding: &'static str,
+    pub(crate) notes: Vec<String>,
     pub(crate) bytes_read: u64,
     pub(crate) changed_bytes: u64,
     pub(crate) digest: Option<Root>,
+    /// What a `chunked` stream was planned to set; `None` when some of it was left out, or for VHD.
+    pub(crate) extents: Option<Extents>,
     pub(crate) elapsed: Duration,
 }
 
 /// The source side failed, and nobody got anything whole: what happened, for each target that waited for it.
+#[derive(Debug)]
 pub(crate) struct SourceFailed(pub(crate) String);
 
-impl<E: std::error::Error> From<E> for SourceFailed {
+impl<E: std::error::Error> std::convert::From<E> for SourceFailed {
     fn from(error: E) -> Self {
         Self(chain(&error))
     }
@@ -66,14 +87,30 @@ pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Result<Moved, So
     let started = Instant::now();
     let what = &stream.label.disk_uuid;
     let label = format!("vmferry {}: exporting disk {}", run.job.name, stream.label.disk);
-    let mut export = stream.source.export_vdi(&stream.disk.vdi, stream.base.as_ref(), &label).await?;
-    let head = match read_head(&mut export, &stream, run.job.tuning.first_byte).await {
-        Ok(head) => head,
-        Err(Broken { ended, message }) => return Err(explain(export, ended, message).await),
+    let opening = Opening {
+        source: stream.source,
+        disk: stream.disk,
+        from: &stream.from,
+        reading: &run.job.reading,
+        chunked: stream.chunked,
+        first_byte: run.job.tuning.first_byte,
+        label: &label,
+    };
+    let source::Source { mut reader, shape, mut notes } = source::open(&opening).await?;
+    let mut facts = StreamFacts {
+        engine: EngineName::Lockstep,
+        source: reader.name(),
+        encoding: shape.name(),
+        notes: Vec::new(),
+        bytes_read: 0,
+        changed_bytes: 0,
+        digest: None,
+        extents: None,
+        elapsed: Duration::ZERO,
     };
 
-    run.progress.disk_started(&stream.label, head.stream_length());
-    let opened = open_imports(run, &stream, head.stream_length()).await;
+    run.progress.disk_started(&stream.label, shape.expected_bytes());
+    let opened = open_imports(run, &stream, &shape).await;
     let (mut lanes, mut imports): (Vec<usize>, Vec<Import>) = (Vec::new(), Vec::new());
     let mut results = Vec::new();
     for (lane, import) in opened {
@@ -86,9 +123,9 @@ pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Result<Moved, So
         }
     }
     if imports.is_empty() {
-        export.abort().await;
+        reader.abort().await;
         run.progress.disk_finished(&stream.label, false);
-        return Ok(nothing_moved(started, results));
+        return Ok(Moved { facts, lanes: results });
     }
 
     let mut table = stream.table;
@@ -99,102 +136,73 @@ pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Result<Moved, So
     };
     let hashing = run.job.integrity == crate::Integrity::Digest;
     let meter = Meter::new(run.progress, &stream.label, imports.len());
+    let links = stream.destinations.iter().filter(|to| lanes.contains(&to.lane)).flat_map(|to| &to.throttles);
+    let throttles: Vec<Arc<Throttle>> = run.job.throttles.iter().chain(links).cloned().collect();
     let options = Options {
         leaves: hashing.then_some(&mut record),
         progress: &meter,
+        throttles: &throttles,
         stall: run.job.tuning.stall,
         first_byte: run.job.tuning.first_byte,
     };
-    let outcome = transfer::lockstep(&mut export, &head, &mut imports, options).await;
-    let outcome = match outcome {
+    let outcome = match transfer::relay(&mut reader, shape.layout(), &mut imports, options).await {
         Ok(outcome) => outcome,
         Err(TransferError::NoSinkLeft { sinks, .. }) => {
-            export.abort().await;
+            reader.abort().await;
             for ((lane, import), sink) in lanes.into_iter().zip(imports).zip(sinks) {
                 results.push((lane, conclude(import, sink.bytes_written, sink.result, what).await));
             }
             run.progress.disk_finished(&stream.label, false);
-            return Ok(nothing_moved(started, results));
+            return Ok(Moved { facts, lanes: results });
         }
         Err(error) => {
             join_all(imports.into_iter().map(Import::abort)).await;
             run.progress.disk_finished(&stream.label, false);
             let ended = matches!(error, TransferError::Source { .. } | TransferError::Truncated { .. });
-            return Err(explain(export, ended, chain(&error)).await);
+            return Err(reader.explain(ended, chain(&error)).await);
         }
     };
     let concluded = lanes.into_iter().zip(imports).zip(outcome.sinks).map(|((lane, import), sink)| {
         async move { (lane, conclude(import, sink.bytes_written, sink.result, what).await) }.boxed()
     });
     results.extend(join_all(concluded).await);
-    let exported = export.finish().await;
-    run.progress.disk_finished(&stream.label, exported.is_ok());
-    exported?;
+    let left_out = reader.left_out();
+    let finished = reader.finish().await;
+    run.progress.disk_finished(&stream.label, finished.is_ok());
+    finished?;
 
-    let digest = match table {
+    if let (false, Some(why)) = (hashing, &outcome.not_spliced) {
+        notes.push(format!("not spliced: {why}"));
+    }
+    facts.digest = match table {
         Some(table) => Some(blocking(move || table.commit()).await?),
         None => None,
     };
-    let facts = StreamFacts {
-        engine: outcome.engine,
-        bytes_read: outcome.bytes_read,
-        changed_bytes: head.changed_bytes(),
-        digest,
-        elapsed: started.elapsed(),
+    facts.engine = outcome.engine;
+    facts.notes = notes;
+    // What was compared and left out was read as well.
+    facts.bytes_read = outcome.bytes_read + left_out;
+    facts.changed_bytes = outcome.content.data_bytes();
+    facts.extents = match shape {
+        Shape::Chunked(plan) if left_out == 0 => Some(plan.extents().clone()),
+        _ => None,
     };
+    facts.elapsed = started.elapsed();
     Ok(Moved { facts, lanes: results })
 }
 
-/// Every target failed, each in its own way.
-fn nothing_moved(started: Instant, lanes: Vec<(usize, Result<u64, RunError>)>) -> Moved {
-    let elapsed = started.elapsed();
-    let facts = StreamFacts { engine: EngineName::Lockstep, bytes_read: 0, changed_bytes: 0, digest: None, elapsed };
-    Moved { facts, lanes }
-}
-
-/// A head that cannot be used.
-struct Broken {
-    /// Whether the stream itself came to an end, rather than that its bytes are wrong.
-    ended: bool,
-    message: String,
-}
-
-/// Ends an export that broke. Why one ended early, XAPI tells in its task alone; of bytes that are wrong it knows nothing.
-async fn explain(export: Export, ended: bool, message: String) -> SourceFailed {
-    if !ended {
-        export.abort().await;
-        return SourceFailed(message);
-    }
-    match export.finish().await {
-        Err(cause) => SourceFailed(format!("{message}: {}", chain(&cause))),
-        Ok(()) => SourceFailed(message),
-    }
-}
-
-/// Reads the stream's head and checks that it is the stream that was asked for. Whether it is a difference stands in
-/// the footer; against which disk does not, so that is kept on our side alone.
-async fn read_head(export: &mut Export, stream: &Stream<'_>, patience: Duration) -> Result<Head, Broken> {
-    let wrong = |message| Broken { ended: false, message };
-    let head = tokio::time::timeout(patience, Head::read(export))
-        .await
-        .map_err(|_| wrong(format!("the source did not send the first byte within {patience:?}")))?
-        .map_err(|error| Broken { ended: !matches!(error, HeadError::Vhd(_)), message: chain(&error) })?;
-    let size = stream.disk.of.record.virtual_size;
-    if head.virtual_size() != size && head.virtual_size() != size.next_multiple_of(SR_GRANULARITY) {
-        return Err(wrong(format!("the disk has {size} bytes, the source sends one of {}", head.virtual_size())));
-    }
-    let wanted = if stream.base.is_some() { DiskType::Differencing } else { DiskType::Dynamic };
-    if head.disk_type() != wanted {
-        return Err(wrong(format!("asked for a {wanted:?} stream, the source sends a {:?} one", head.disk_type())));
-    }
-    Ok(head)
-}
-
-async fn open_imports(run: &Run<'_>, stream: &Stream<'_>, length: u64) -> Vec<(usize, Result<Import, RunError>)> {
+async fn open_imports(run: &Run<'_>, stream: &Stream<'_>, shape: &Shape) -> Vec<(usize, Result<Import, RunError>)> {
     let label = format!("vmferry {}: importing disk {}", run.job.name, stream.label.disk);
     let open = stream.destinations.iter().map(|to| {
         let label = &label;
-        async move { (to.lane, to.session.import_vdi(&to.vdi, length, label).await.map_err(RunError::from)) }.boxed()
+        async move {
+            let import = match shape {
+                Shape::Vhd(head) => to.session.import_vdi(&to.vdi, head.stream_length(), label).await,
+                Shape::Chunked(_) => to.session.import_chunked(&to.vdi, label).await,
+            };
+            (to.lane, import.map_err(RunError::from))
+        }
+        .boxed()
     });
     join_all(open).await
 }
@@ -207,6 +215,14 @@ async fn conclude(import: Import, bytes: u64, result: Result<(), SinkError>, dis
             let cause = import.finish().await.err().map(|cause| format!(": {}", chain(&cause))).unwrap_or_default();
             Err(RunError::Transfer { disk: disk.to_owned(), message: format!("{}{cause}", chain(&error)) })
         }
+    }
+}
+
+/// Runs work that reads or writes a whole digest table (256 MiB for a disk of 1 TiB) beside the streams.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     }
 }
 

@@ -210,6 +210,13 @@ pub(crate) struct Point {
     pub(crate) disks: Vec<PointDisk>,
 }
 
+impl Point {
+    /// Whether `verify` found one of its disks damaged. It is not offered for failover and does not count as kept.
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.disks.iter().any(|disk| disk.damaged)
+    }
+}
+
 /// Who made a recovery point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
@@ -228,6 +235,8 @@ pub(crate) struct PointDisk {
     pub(crate) source_disk: Option<String>,
     /// Root of its block digests, where it is recorded for this very content.
     pub(crate) digest: Option<String>,
+    /// It was read back and is not what was sent.
+    pub(crate) damaged: bool,
 }
 
 impl PointDisk {
@@ -406,6 +415,7 @@ fn point_disk(disk: &AttachedDisk) -> Option<PointDisk> {
         content_key: content_key.clone(),
         source_disk: keys.get(keys::DISK).cloned(),
         digest: keys::digest_of(keys, content_key).map(str::to_owned),
+        damaged: keys.get(keys::DAMAGED) == Some(content_key),
     })
 }
 

@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Why a disk has to travel whole.
+/// Why no delta will do.
 ///
 /// A full copy always has a reason, printed by `vmferry plan` before it starts and handed to the
-/// scheduler plugin, which may refuse it.
+/// scheduler plugin, which may refuse it. So has a resync.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FullReason {
@@ -19,6 +19,8 @@ pub enum FullReason {
     BaseGoneOnTarget,
     /// The disk is smaller than its replica; a delta cannot shrink a disk.
     DiskShrunk,
+    /// `verify` found the newest recovery point's copy of the disk damaged.
+    ReplicaDamaged,
     /// The operator asked for a full copy.
     Requested,
 }
@@ -36,6 +38,9 @@ impl FullReason {
                 "base gone on the target: no recovery point matches the snapshots kept on the source"
             }
             Self::DiskShrunk => "disk shrunk: it is smaller than its replica",
+            Self::ReplicaDamaged => {
+                "replica damaged: `verify` found that its newest recovery point is not what was sent"
+            }
             Self::Requested => "requested: a full copy was asked for",
         }
     }
@@ -60,6 +65,13 @@ pub enum Transfer {
         /// Where the delta starts.
         base: Base,
     },
+    /// Only what differs from an old copy on the target, whose digests are known. The source is read whole.
+    Resync {
+        /// uuid of the target's snapshot disk that is compared with.
+        copy: String,
+        /// Why no delta will do.
+        reason: FullReason,
+    },
     /// The whole disk.
     Full {
         /// Why nothing less will do.
@@ -72,6 +84,7 @@ impl Transfer {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Delta { .. } => Kind::Delta,
+            Self::Resync { .. } => Kind::Resync,
             Self::Full { .. } => Kind::Full,
         }
     }
@@ -80,7 +93,24 @@ impl Transfer {
     pub fn base(&self) -> Option<&str> {
         match self {
             Self::Delta { base } => Some(&base.source_snapshot_disk),
+            Self::Resync { .. } | Self::Full { .. } => None,
+        }
+    }
+
+    /// uuid of the target's snapshot disk that what is sent is put on; `None` for a new disk.
+    pub fn lands_on(&self) -> Option<&str> {
+        match self {
+            Self::Delta { base } => Some(&base.target_snapshot_disk),
+            Self::Resync { copy, .. } => Some(copy),
             Self::Full { .. } => None,
+        }
+    }
+
+    /// Why no delta will do; `None` for a delta.
+    pub fn full_reason(&self) -> Option<FullReason> {
+        match self {
+            Self::Delta { .. } => None,
+            Self::Resync { reason, .. } | Self::Full { reason } => Some(*reason),
         }
     }
 
@@ -92,6 +122,9 @@ impl Transfer {
             }
             Self::Delta { .. } => {
                 "an older recovery point and the source share this base; the newest has no match".to_owned()
+            }
+            Self::Resync { reason, .. } => {
+                format!("{}; compared by digests with the target's old copy", reason.explain())
             }
             Self::Full { reason } => reason.explain().to_owned(),
         }
@@ -172,13 +205,13 @@ pub struct TargetPlan {
 pub struct DiskPlan {
     /// uuid of the source disk.
     pub disk: String,
-    /// Full or delta.
+    /// Full, delta or resync.
     pub kind: Kind,
     /// uuid of the source snapshot disk the delta starts from.
     pub base: Option<String>,
     /// Why, in one sentence.
     pub reason: String,
-    /// Why it has to be a full copy, when it has to.
+    /// Why no delta will do, when none will.
     pub full_reason: Option<FullReason>,
     /// Bytes that will probably travel. What really changed is known only from the snapshot on.
     pub expected_bytes: u64,

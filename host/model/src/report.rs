@@ -133,13 +133,22 @@ pub struct DiskReport {
     pub kind: Kind,
     /// Why, in one sentence.
     pub reason: String,
-    /// Why it was a full copy, when it was one.
+    /// Why it was no delta, when it was none.
     #[serde(default)]
     pub full_reason: Option<FullReason>,
     /// uuid of the source snapshot disk the delta started from.
     pub base: Option<String>,
     /// The transfer engine: `lockstep`, `splice` or `pooled`.
     pub engine: String,
+    /// How the source was read: `export` (VHD over HTTP) or `nbd`.
+    #[serde(default)]
+    pub source: String,
+    /// How the stream was written to the target: `vhd` or `chunked`.
+    #[serde(default)]
+    pub encoding: String,
+    /// Why a better way was not taken, one sentence each.
+    #[serde(default)]
+    pub notes: Vec<String>,
     /// Bytes of the stream taken from the source.
     pub bytes_read: u64,
     /// Bytes of the stream given to the target.

@@ -39,6 +39,12 @@ pub trait RunStore: Send + Sync {
 
     /// The latest runs of a job, newest first, at most `limit`.
     async fn recent(&self, tenant: &str, job: &str, limit: u32) -> Result<Vec<RunReport>, StoreError>;
+
+    /// What was found out about the outside world by trying; `None` if nobody tried yet.
+    async fn recall(&self, fact: &str) -> Result<Option<String>, StoreError>;
+
+    /// Keeps what was found out, in place of what was believed before.
+    async fn remember(&self, fact: &str, value: &str) -> Result<(), StoreError>;
 }
 
 /// A key-value write that was refused.

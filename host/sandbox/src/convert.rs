@@ -126,6 +126,7 @@ fn disk_plan(plan: &DiskPlan) -> wit_schedule::DiskPlan {
             FullReason::BaseGoneOnSource => wit_schedule::FullReason::BaseGoneOnSource,
             FullReason::BaseGoneOnTarget => wit_schedule::FullReason::BaseGoneOnTarget,
             FullReason::DiskShrunk => wit_schedule::FullReason::DiskShrunk,
+            FullReason::ReplicaDamaged => wit_schedule::FullReason::ReplicaDamaged,
             FullReason::Requested => wit_schedule::FullReason::Requested,
         }),
         expected_bytes: plan.expected_bytes,

@@ -64,6 +64,28 @@ impl RunStore for Store {
         .map_err(|e| failed(e.into()))?;
         reports.iter().map(|report| serde_json::from_str(report).map_err(|e| failed(e.into()))).collect()
     }
+
+    async fn recall(&self, fact: &str) -> Result<Option<String>, StoreError> {
+        let failed = self.failed("recall what was found out");
+        sqlx::query_scalar("SELECT value FROM facts WHERE fact = ?")
+            .bind(fact)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(|e| failed(e.into()))
+    }
+
+    async fn remember(&self, fact: &str, value: &str) -> Result<(), StoreError> {
+        let failed = self.failed("keep what was found out");
+        sqlx::query(
+            "INSERT INTO facts (fact, value) VALUES (?, ?) ON CONFLICT (fact) DO UPDATE SET value = excluded.value",
+        )
+        .bind(fact)
+        .bind(value)
+        .execute(&self.pool)
+        .await
+        .map(drop)
+        .map_err(|e| failed(e.into()))
+    }
 }
 
 impl Store {

@@ -34,6 +34,9 @@ fn run_with_disk(n: i64, outcome: Outcome, kind: Kind, bytes_sent: u64) -> RunRe
         full_reason: None,
         base: None,
         engine: "lockstep".to_owned(),
+        source: "export".to_owned(),
+        encoding: "vhd".to_owned(),
+        notes: Vec::new(),
         bytes_read: bytes_sent,
         bytes_sent,
         changed_bytes: bytes_sent,
@@ -154,4 +157,17 @@ async fn the_same_run_is_not_recorded_twice() {
     let error = store.record("default", &run(1, Outcome::Succeeded)).await.unwrap_err().to_string();
     assert!(error.starts_with("state store (in memory): record a run: "), "{error}");
     assert_eq!(store.recent("default", "erp", 9).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn what_was_found_out_is_remembered_until_something_else_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).await.unwrap();
+    assert_eq!(store.recall("hosts of 8.3 do it").await.unwrap(), None);
+    for value in ["proven", "refuted"] {
+        store.remember("hosts of 8.3 do it", value).await.unwrap();
+        let later = Store::open(folder.path()).await.unwrap();
+        assert_eq!(later.recall("hosts of 8.3 do it").await.unwrap().as_deref(), Some(value));
+    }
+    assert_eq!(store.recall("hosts of 8.2 do it").await.unwrap(), None);
 }

@@ -48,6 +48,8 @@ pub enum Verb {
     /// Recovery points
     #[command(subcommand)]
     Points(Points),
+    /// Check that replicas are what was sent
+    Verify(Verify),
     /// Start from a replica
     #[command(subcommand)]
     Failover(Failover),
@@ -73,6 +75,17 @@ pub struct Run {
     /// Wait for another run that works on the same VM, instead of ending with code 5
     #[arg(long)]
     pub wait: bool,
+}
+
+/// Arguments of `verify`.
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// The job and its VM.
+    #[command(flatten)]
+    pub what: JobAndVm,
+    /// Read every byte back and compare its digest, instead of asking the storage whether somebody wrote
+    #[arg(long)]
+    pub deep: bool,
 }
 
 /// A job, or one VM of it.

@@ -52,6 +52,8 @@ pub fn job(name: &str, configured: &job::Job) -> Job {
         targets: configured.targets.clone(),
         ids: configured.xo.map_or_else(derived, |xo| JobIds { job: xo.job, schedule: xo.schedule }),
         integrity: if configured.digests { Integrity::Digest } else { Integrity::Structure },
+        reading: configured.reading,
+        throttles: configured.throttle.iter().cloned().collect(),
         tuning: Tuning::default(),
     }
 }
@@ -70,7 +72,11 @@ mod tests {
         let mut configured = job::Job {
             select: vmferry_engine::Selection::default(),
             targets: Vec::new(),
+            links: Vec::new(),
             digests: true,
+            reading: vmferry_engine::Reading::default(),
+            limit: crate::config::limit::Limit::default(),
+            throttle: None,
             schedule: None,
             retention: None,
             notify: Vec::new(),

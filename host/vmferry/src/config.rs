@@ -4,11 +4,13 @@
 //!
 //! - [`pool`]: `[pool.NAME]`, where a pool is and how to log in;
 //! - [`job`]: `[job.NAME]`, which VMs go where, when, and what is kept;
+//! - [`limit`]: how fast, for a job or a `[link.NAME]`;
 //! - [`plugin`]: `[plugin.NAME]`, where a plugin comes from and what it may do;
 //! - [`secret`]: passwords and keys, which never print;
 //! - `read`: the reader that knows where each key stands.
 
 pub mod job;
+pub mod limit;
 pub mod plugin;
 pub mod pool;
 mod read;
@@ -41,6 +43,8 @@ pub struct Config {
     pub plugins: BTreeMap<String, plugin::Plugin>,
     /// Keys that plugins may sign with, by name.
     pub keys: BTreeMap<String, Secret>,
+    /// Limits of links that targets are behind, by name.
+    pub links: BTreeMap<String, limit::Limit>,
     /// What is allowed and should not be.
     pub warnings: Vec<Problem>,
 }
@@ -78,6 +82,7 @@ impl From<&Found<String>> for Named {
 #[derive(Default)]
 struct References {
     pools: Vec<Named>,
+    links: Vec<Named>,
     plugins: Vec<Named>,
     keys: Vec<Named>,
 }
@@ -109,11 +114,21 @@ pub fn load(main: &Path, surroundings: &Surroundings<'_>) -> Result<Config, Vec<
     if !errors.is_empty() {
         return Err(errors);
     }
+    let links = values(draft.links);
+    let throttles: BTreeMap<&String, _> = links.iter().map(|(name, limit)| (name, limit.throttle())).collect();
+    let mut jobs = values(draft.jobs);
+    for job in jobs.values_mut() {
+        for (target, link) in job.targets.iter_mut().zip(&job.links) {
+            let throttle = link.as_ref().and_then(|link| throttles.get(link)?.clone());
+            target.throttles = throttle.into_iter().collect();
+        }
+    }
     Ok(Config {
         files: sources.iter().map(|source| source.path().to_owned()).collect(),
         store: draft.store.map_or_else(|| DEFAULT_STORE.into(), |store| store.value),
         pools: values(draft.pools),
-        jobs: values(draft.jobs),
+        jobs,
+        links,
         plugins: values(draft.plugins),
         keys: values(draft.keys),
         warnings: notes.warnings.into_inner(),
@@ -174,6 +189,7 @@ struct Draft {
     jobs: Entries<job::Job>,
     plugins: Entries<plugin::Plugin>,
     keys: Entries<Secret>,
+    links: Entries<limit::Limit>,
     references: References,
 }
 
@@ -187,6 +203,13 @@ impl Draft {
         }
         for (name, section) in root.named_sections("plugin") {
             add(&root, &mut self.plugins, name, || plugin::read(section, &mut self.references));
+        }
+        for (name, mut section) in root.named_sections("link") {
+            add(&root, &mut self.links, name, || {
+                let limit = limit::read(&mut section);
+                section.finish();
+                Some(limit)
+            });
         }
         for (name, section) in root.named_sections("key") {
             add(&root, &mut self.keys, name, || read_key(section, surroundings.environment));
@@ -219,6 +242,8 @@ impl Draft {
         };
         let pools: Vec<_> = self.pools.keys().map(String::as_str).collect();
         check(&self.references.pools, "pool", &pools);
+        let links: Vec<_> = self.links.keys().map(String::as_str).collect();
+        check(&self.references.links, "link", &links);
         let keys: Vec<_> = self.keys.keys().map(String::as_str).collect();
         check(&self.references.keys, "key", &keys);
         let own = self.plugins.keys().map(String::as_str).filter(|name| !bundled.contains(name));

@@ -6,6 +6,7 @@ mod failover;
 mod plan;
 mod points;
 mod run;
+mod verify;
 
 use crate::cli::{Cli, Common, ConfigVerb, Failover, Points, Verb};
 use crate::config::{Config, Surroundings};
@@ -31,6 +32,7 @@ pub async fn perform(cli: Cli, screen: &Screen) -> Result<Exit, Failure> {
         Verb::Run(arguments) => run::run(&Workplace::open(common).await?, &arguments, screen).await,
         Verb::Plan(arguments) => plan::plan(&Workplace::open(common).await?, &arguments).await,
         Verb::Points(Points::List { job }) => points::list(&Workplace::open(common).await?, job.as_deref()).await,
+        Verb::Verify(arguments) => verify::verify(&Workplace::open(common).await?, &arguments, screen).await,
         Verb::Failover(Failover::Clone(arguments)) => {
             failover::clone(&Workplace::open(common).await?, &arguments).await
         }

@@ -115,6 +115,49 @@ fn a_good_configuration_says_what_it_says() {
 }
 
 #[test]
+fn how_disks_are_read_and_how_fast_stands_in_the_job_and_the_link() {
+    use vmferry_engine::{Nbd, Reading};
+    let text = GOOD.replacen(
+        "[job.erp]\n",
+        "[link.wan]\nlimit = \"20MiB\"\n\n[job.erp]\n\
+         read = { nbd = \"always\", connections = 4, depth = 2, request = \"1MiB\", cbt = \"enable\" }\n\
+         limit = \"none\"\n\
+         limit_windows = [{ days = [\"mon\", \"fri\"], from = \"08:00\", to = \"18:00\", limit = \"10MiB\" }]\n",
+        1,
+    );
+    let text = text.replacen("name = \"dr\",", "name = \"dr\", required = false, link = \"wan\",", 1);
+    let config = Folder::with(&text).load().unwrap();
+    let job = &config.jobs["erp"];
+    let pace = vmferry_engine::Pace { depth: 2, request_size: 1 << 20 };
+    assert_eq!(job.reading, Reading { nbd: Nbd::Always, connections: 4, pace, enable_cbt: true });
+    assert_eq!((job.limit.usual, job.limit.windows.len()), (None, 1));
+    assert!(job.throttle.is_some());
+    assert!(!job.targets[0].required);
+    assert_eq!(job.targets[0].throttles.len(), 1, "the link's");
+    assert_eq!(config.links["wan"].usual, Some(20 << 20));
+}
+
+#[test]
+fn wrong_ways_and_times_are_told() {
+    let job = |line: &str| GOOD.replacen("[job.erp]\n", &format!("[job.erp]\n{line}\n"), 1);
+    for (line, words) in [
+        ("read = { nbd = \"sometimes\" }", &["sometimes", "auto"][..]),
+        ("read = { connections = 17 }", &["17", "1 to 16"]),
+        ("read = { request = \"1000\" }", &["request", "64KiB"]),
+        ("limit = \"fast\"", &["fast", "64MiB"]),
+        ("limit_windows = [{ from = \"8 o'clock\", to = \"18:00\", limit = \"1MiB\" }]", &["8 o'clock", "08:00"]),
+        ("limit_windows = [{ days = [\"mo\"], from = \"08:00\", to = \"18:00\", limit = 0 }]", &["mo", "mon"]),
+        ("limit_windows = [{ from = \"08:00\", to = \"18:00\" }]", &["limit"]),
+    ] {
+        let folder = Folder::with(&job(line));
+        let told = folder.text(folder.load().expect_err(line));
+        assert!(words.iter().all(|word| told.contains(word)), "{line}: {told}");
+    }
+    let folder = Folder::with(&GOOD.replacen("name = \"dr\",", "name = \"dr\", link = \"wan\",", 1));
+    assert!(folder.text(folder.load().expect_err("no such link")).contains("no link `wan`"));
+}
+
+#[test]
 fn secrets_do_not_print() {
     let folder = Folder::with(GOOD);
     let printed = format!("{:?}", folder.load().unwrap());
@@ -141,19 +184,19 @@ fn unknown_keys_are_answered_with_the_nearest_right_name() {
         "[store]",
         "[stor]",
         expect![[r#"
-        error: unknown section `stor`
-          where: vmferry.toml:11:2
-          remedy: did you mean `store`? known here: `pool`, `job`, `plugin`, `key`, `store`
-    "#]],
+            error: unknown section `stor`
+              where: vmferry.toml:11:2
+              remedy: did you mean `store`? known here: `pool`, `job`, `plugin`, `link`, `key`, `store`
+        "#]],
     );
     check_with(
         "networks = {",
         "network = {",
         expect![[r#"
-        error: job.erp.targets[0]: unknown key `network`
-          where: vmferry.toml:16:85
-          remedy: did you mean `networks`? known here: `name`, `pool`, `sr`, `networks`
-    "#]],
+            error: job.erp.targets[0]: unknown key `network`
+              where: vmferry.toml:16:85
+              remedy: did you mean `networks`? known here: `name`, `pool`, `sr`, `networks`, `required`, `link`
+        "#]],
     );
     check_with(
         "secret_env",
@@ -363,19 +406,19 @@ fn everything_is_told_at_once() {
     check(
         "[pool.prod]\nurl = 1\nusername = 2\n[storage]\n[job.erp]\nselect = 3\ntargets = []\n",
         expect![[r#"
-        error: pool.prod.url: expected a string, found an integer
-          where: vmferry.toml:2:7
-        error: pool.prod.username: expected a string, found an integer
-          where: vmferry.toml:3:12
-        error: job.erp.select: expected a table, found an integer
-          where: vmferry.toml:6:10
-        error: job.erp: `targets` is missing
-          where: vmferry.toml:5:6
-          remedy: add `targets = [{ name = "dr", pool = "dr", sr = "UUID" }]`
-        error: unknown section `storage`
-          where: vmferry.toml:4:2
-          remedy: did you mean `store`? known here: `pool`, `job`, `plugin`, `key`, `store`
-    "#]],
+            error: pool.prod.url: expected a string, found an integer
+              where: vmferry.toml:2:7
+            error: pool.prod.username: expected a string, found an integer
+              where: vmferry.toml:3:12
+            error: job.erp.select: expected a table, found an integer
+              where: vmferry.toml:6:10
+            error: job.erp: `targets` is missing
+              where: vmferry.toml:5:6
+              remedy: add `targets = [{ name = "dr", pool = "dr", sr = "UUID" }]`
+            error: unknown section `storage`
+              where: vmferry.toml:4:2
+              remedy: did you mean `store`? known here: `pool`, `job`, `plugin`, `link`, `key`, `store`
+        "#]],
     );
 }
 

@@ -7,6 +7,7 @@ use crate::error::Retry;
 /// The storage manager's numbers that mean something of their own.
 const BACKEND_NO_SPACE: u32 = 44;
 const BACKEND_CHAIN_TOO_LONG: u32 = 109;
+const BACKEND_CHANGES_UNKNOWN: u32 = 460;
 
 /// An error of the XAPI datamodel, with its parameters.
 ///
@@ -128,6 +129,12 @@ pub enum ApiError {
     /// The disk has too many snapshots or uncoalesced parents (the limit is 30).
     #[error("the disk's snapshot chain is too long ({text}); delete snapshots and let the host coalesce")]
     SnapshotChainTooLong {
+        /// The storage manager's message.
+        text: String,
+    },
+    /// Changed blocks of a disk are not known between two snapshots: they are unrelated, or tracking was off for a while.
+    #[error("the changed blocks are not known ({text}); copy the disk's difference by another way")]
+    ChangesUnknown {
         /// The storage manager's message.
         text: String,
     },
@@ -270,6 +277,7 @@ impl ApiError {
         match code {
             Some(BACKEND_NO_SPACE) => Self::SrFull { backend: code, text },
             Some(BACKEND_CHAIN_TOO_LONG) => Self::SnapshotChainTooLong { text },
+            Some(BACKEND_CHANGES_UNKNOWN) => Self::ChangesUnknown { text },
             _ => Self::SrBackendFailure { code, text },
         }
     }
@@ -296,6 +304,7 @@ impl ApiError {
             Self::SrBackendFailure { code: Some(code), .. } => return backend(*code),
             Self::SrBackendFailure { code: None, .. } => "SR_BACKEND_FAILURE",
             Self::SnapshotChainTooLong { .. } => return backend(BACKEND_CHAIN_TOO_LONG),
+            Self::ChangesUnknown { .. } => return backend(BACKEND_CHANGES_UNKNOWN),
             Self::VmBadPowerState { .. } => "VM_BAD_POWER_STATE",
             Self::OtherOperationInProgress { .. } => "OTHER_OPERATION_IN_PROGRESS",
             Self::LicenceRestriction { .. } => "LICENCE_RESTRICTION",
@@ -367,6 +376,13 @@ mod tests {
             &["", "The snapshot chain is too long", ""],
             expect![
                 "Later: the disk's snapshot chain is too long (The snapshot chain is too long); delete snapshots and let the host coalesce"
+            ],
+        );
+        check(
+            "SR_BACKEND_FAILURE_460",
+            &["", "Source and target VDI are unrelated", ""],
+            expect![
+                "Never: the changed blocks are not known (Source and target VDI are unrelated); copy the disk's difference by another way"
             ],
         );
         check(

@@ -2,16 +2,21 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 use url::{Host, Url};
 
-use crate::tls::Trust;
+use crate::tls::{Tls, Trust};
 
 /// How long an answer to a call may take unless told otherwise. Calls that block until an operation is done are
 /// better made as tasks; this bound only ends what nothing else ends.
 const RPC_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// How long a host may take no byte of an import unless told otherwise. It may take minutes to attach the disk, and
+/// whoever writes has shorter limits of his own and better words for it.
+const STANDSTILL: Duration = Duration::from_secs(20 * 60);
 
 /// A user and a password.
 #[derive(Clone, PartialEq, Eq)]
@@ -113,12 +118,16 @@ impl fmt::Display for Address {
 }
 
 /// A pool: the address of one of its hosts, credentials, and which certificate is believed.
+///
+/// Clones share one TLS configuration, and with it what is remembered for quicker handshakes.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     pub(crate) address: Address,
     pub(crate) credentials: Option<Credentials>,
-    pub(crate) trust: Trust,
+    /// Shared by all clones, and so by all sessions at the pool.
+    pub(crate) tls: Arc<Tls>,
     pub(crate) rpc_timeout: Duration,
+    pub(crate) standstill: Duration,
 }
 
 impl Endpoint {
@@ -136,7 +145,8 @@ impl Endpoint {
             Some(password) => Some(Credentials { user: decode(url.username())?, password: decode(password)? }),
             None => None,
         };
-        Ok(Self { address, credentials, trust: Trust::System, rpc_timeout: RPC_TIMEOUT })
+        let tls = Arc::new(Tls::new(Trust::System));
+        Ok(Self { address, credentials, tls, rpc_timeout: RPC_TIMEOUT, standstill: STANDSTILL })
     }
 
     /// Sets user and password, in place of those in the URL.
@@ -149,7 +159,7 @@ impl Endpoint {
     /// Sets which certificate is believed; [`Trust::System`] unless set.
     #[must_use]
     pub fn with_trust(mut self, trust: Trust) -> Self {
-        self.trust = trust;
+        self.tls = Arc::new(Tls::new(trust));
         self
     }
 
@@ -157,6 +167,14 @@ impl Endpoint {
     #[must_use]
     pub fn with_rpc_timeout(mut self, timeout: Duration) -> Self {
         self.rpc_timeout = timeout;
+        self
+    }
+
+    /// Sets after how long the kernel ends an import of which the host takes no byte; 20 minutes unless set. It is the
+    /// backstop of the limits that a transfer has, so it should be twice the longest of them.
+    #[must_use]
+    pub fn with_standstill(mut self, limit: Duration) -> Self {
+        self.standstill = limit;
         self
     }
 

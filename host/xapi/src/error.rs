@@ -177,14 +177,15 @@ pub enum Error {
     },
 
     /// The connection ended before everything was sent.
-    #[error("{address}: the connection ended after {bytes} of {length} bytes")]
+    #[error("{address}: the connection ended after {bytes}{} bytes",
+        .length.map_or_else(String::new, |length| format!(" of {length}")))]
     Cut {
         /// Host and port.
         address: String,
         /// Bytes handed to the connection. The host may have taken fewer.
         bytes: u64,
-        /// Bytes promised.
-        length: u64,
+        /// Bytes promised, where that is known.
+        length: Option<u64>,
     },
 
     /// The stream was closed by its user before its end, or written beyond it.

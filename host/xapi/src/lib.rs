@@ -37,7 +37,9 @@
 //! - [`Endpoint`], [`Credentials`], [`Trust`]: which pool, who, and which certificate is believed.
 //! - [`Session`]: calls ([`call`](Session::call), [`call_async`](Session::call_async)), objects
 //!   ([`get_all_records`](Session::get_all_records)), [`Events`].
-//! - [`Export`] and [`Import`]: VHD streams of disks, with back-pressure and no copy on disk.
+//! - [`Export`] and [`Import`]: VHD streams of disks and `chunked` ones into disks, with back-pressure and no copy on
+//!   disk.
+//! - [`Session::nbd_clients`]: connections to read disks by NBD; [`Session::list_changed_blocks`] says what to read.
 //! - [`records`]: the classes of the API that replication touches, typed and whole.
 //! - [`Value`], [`IntoValue`], [`params!`]: everything else the API has.
 //! - [`Error`], [`ApiError`], [`Retry`]: what went wrong, with which object, and whether to try again.
@@ -45,10 +47,15 @@
 //! Passwords and session references appear in no error, log line or `Debug` output.
 
 mod api_error;
+mod cbt;
+mod connection;
 mod decode;
 mod endpoint;
 mod error;
 mod events;
+#[doc(hidden)]
+pub mod fuzz;
+mod nbd;
 pub mod records;
 mod reference;
 mod retry;
@@ -62,10 +69,12 @@ mod value;
 mod xmlrpc;
 
 pub use api_error::ApiError;
+pub use connection::Connection;
 pub use decode::DecodeError;
 pub use endpoint::{Credentials, Endpoint, EndpointError};
 pub use error::{Error, Retry};
 pub use events::{Event, Events, Operation};
+pub use nbd::{NbdCause, NbdClient, NbdConnections, NbdFailure, NbdServerInfo, NbdUnavailable};
 pub use records::Record;
 pub use reference::Ref;
 pub use session::Session;

@@ -9,7 +9,7 @@ use crate::decode::{self, DecodeError};
 use crate::endpoint::{Address, Endpoint};
 use crate::error::Error;
 use crate::text::{excerpt, mask};
-use crate::tls::{self, Tls};
+use crate::tls;
 use crate::value::Value;
 use crate::xmlrpc::{self, Response};
 
@@ -27,9 +27,8 @@ pub(crate) const KEEPALIVE_AFTER: Duration = Duration::from_secs(15);
 pub(crate) const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
 pub(crate) const KEEPALIVE_TIMES: u32 = 4;
 
-/// How long sent bytes may stay unacknowledged. A full receive window counts, so this is also the longest that a
-/// host's storage may stand still during an import.
-pub(crate) const UNACKNOWLEDGED: Duration = Duration::from_secs(120);
+/// How long the bytes of a call may stay unacknowledged.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(120);
 
 /// Idle connections are dropped before XAPI does so after ten seconds: a call that meets the closing end fails, and
 /// most calls may not be repeated.
@@ -43,11 +42,11 @@ pub(crate) struct Rpc {
 }
 
 impl Rpc {
-    pub(crate) fn new(endpoint: &Endpoint, tls: &Tls) -> Result<Self, Error> {
+    pub(crate) fn new(endpoint: &Endpoint) -> Result<Self, Error> {
         let address = &endpoint.address;
         let unusable = |reason: String| Error::Tls { address: address.to_string(), reason };
         let config = if address.tls {
-            (*tls.config(address)?).clone()
+            (*endpoint.tls.config(address)?).clone()
         } else {
             tls::config_without_trust().map_err(unusable)?
         };

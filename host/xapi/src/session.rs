@@ -39,7 +39,6 @@ struct Inner {
     endpoint: Endpoint,
     originator: String,
     rpc: Rpc,
-    tls: Tls,
     state: RwLock<State>,
     /// Held during a re-login, so that many calls that find the session dead make one new session.
     renewal: tokio::sync::Mutex<()>,
@@ -68,14 +67,12 @@ impl Session {
     ///
     /// `originator` names the program; XAPI counts and limits sessions by it.
     pub async fn login(endpoint: &Endpoint, originator: &str) -> Result<Self, Error> {
-        let tls = Tls::new(endpoint.trust.clone());
-        let rpc = Rpc::new(endpoint, &tls)?;
+        let rpc = Rpc::new(endpoint)?;
         let login = log_in(&rpc, endpoint, endpoint.address.clone(), originator).await?;
         let inner = Inner {
             endpoint: endpoint.clone(),
             originator: originator.to_owned(),
             rpc,
-            tls,
             state: RwLock::new(State::LoggedIn(Arc::new(login))),
             renewal: tokio::sync::Mutex::new(()),
         };
@@ -169,7 +166,23 @@ impl Session {
     }
 
     pub(crate) fn tls(&self) -> &Tls {
-        &self.inner.tls
+        &self.inner.endpoint.tls
+    }
+
+    /// What believes the certificate that the pool names for its host at `address`; `None` if that is none of its
+    /// hosts, or has none.
+    pub(crate) async fn tls_named_for(&self, address: &Address) -> Result<Option<Tls>, Error> {
+        let hosts = self.get_all_records::<Host>().await?;
+        let Some((host, _)) = hosts.into_iter().find(|(_, host)| address.at(&host.address) == *address) else {
+            return Ok(None);
+        };
+        let pem: String = self.call("host.get_server_certificate", params![host]).await?;
+        Ok(Tls::named(&pem).ok())
+    }
+
+    /// How long a host may take no byte of an import.
+    pub(crate) fn standstill(&self) -> Duration {
+        self.inner.endpoint.standstill
     }
 
     /// The session as it is now, for `method`.

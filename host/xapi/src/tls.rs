@@ -66,15 +66,43 @@ fn hex(bytes: &[u8]) -> String {
 
 /// The TLS configuration of an endpoint, made when it is first needed: a plain endpoint meets TLS only when a host
 /// redirects a disk stream, which it does to `https` always.
-#[derive(Debug)]
 pub(crate) struct Tls {
-    trust: Trust,
+    believed: Believed,
     config: OnceLock<Arc<ClientConfig>>,
+}
+
+/// Which certificates are believed, and who says so.
+enum Believed {
+    /// The operator.
+    Trust(Trust),
+    /// The pool, of one of its hosts: these (SHA-256) and no others, whatever their names.
+    Named(Vec<[u8; 32]>),
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.believed {
+            Believed::Trust(trust) => trust.fmt(f),
+            Believed::Named(_) => f.write_str("Named"),
+        }
+    }
 }
 
 impl Tls {
     pub(crate) fn new(trust: Trust) -> Self {
-        Self { trust, config: OnceLock::new() }
+        Self { believed: Believed::Trust(trust), config: OnceLock::new() }
+    }
+
+    /// What believes the certificates in `pem`, which the pool has told.
+    pub(crate) fn named(pem: &str) -> Result<Self, String> {
+        let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+        let certificates =
+            certificates.map_err(|e| format!("the pool names something else than a certificate: {e}"))?;
+        if certificates.is_empty() {
+            return Err("the pool names no certificate".to_owned());
+        }
+        let named = certificates.iter().map(|der| Sha256::digest(der).into()).collect();
+        Ok(Self { believed: Believed::Named(named), config: OnceLock::new() })
     }
 
     pub(crate) fn config(&self, address: &Address) -> Result<Arc<ClientConfig>, Error> {
@@ -82,23 +110,25 @@ impl Tls {
             return Ok(Arc::clone(config));
         }
         let config =
-            client_config(&self.trust).map_err(|reason| Error::Tls { address: address.to_string(), reason })?;
+            client_config(&self.believed).map_err(|reason| Error::Tls { address: address.to_string(), reason })?;
         Ok(Arc::clone(self.config.get_or_init(|| Arc::new(config))))
     }
 }
 
 /// A configuration that believes nobody, for a client that makes plain calls only.
 pub(crate) fn config_without_trust() -> Result<ClientConfig, String> {
-    client_config(&Trust::Pinned { sha256: [0; 32] })
+    client_config(&Believed::Named(Vec::new()))
 }
 
-/// The one TLS configuration of an endpoint: TLS 1.2 and 1.3, ring, and the verifier that `trust` asks for.
-fn client_config(trust: &Trust) -> Result<ClientConfig, String> {
+/// The configuration for what is believed: TLS 1.2 and 1.3, ring. Sessions are resumed, which saves a host the costly
+/// half of its handshakes.
+fn client_config(believed: &Believed) -> Result<ClientConfig, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let judge = match trust {
-        Trust::Pinned { sha256 } => Judge::Pin(*sha256),
-        Trust::System => Judge::Authorities(web_pki(system_roots()?, &provider)?),
-        Trust::CaPem(pem) => Judge::Authorities(web_pki(pem_roots(pem)?, &provider)?),
+    let judge = match believed {
+        Believed::Named(digests) => Judge::Named(digests.clone()),
+        Believed::Trust(Trust::Pinned { sha256 }) => Judge::Pin(*sha256),
+        Believed::Trust(Trust::System) => Judge::Authorities(web_pki(system_roots()?, &provider)?),
+        Believed::Trust(Trust::CaPem(pem)) => Judge::Authorities(web_pki(pem_roots(pem)?, &provider)?),
     };
     let verifier = Verifier { judge, provider: Arc::clone(&provider) };
     Ok(ClientConfig::builder_with_provider(provider)
@@ -155,6 +185,7 @@ impl StdError for Refused {}
 #[derive(Debug)]
 enum Judge {
     Pin([u8; 32]),
+    Named(Vec<[u8; 32]>),
     Authorities(Arc<WebPkiServerVerifier>),
 }
 
@@ -177,6 +208,8 @@ impl ServerCertVerifier for Verifier {
         let reason = match &self.judge {
             Judge::Pin(pin) if *pin == presented => return Ok(ServerCertVerified::assertion()),
             Judge::Pin(pin) => format!("certificate_sha256 is {}, the host presented another", hex(pin)),
+            Judge::Named(named) if named.contains(&presented) => return Ok(ServerCertVerified::assertion()),
+            Judge::Named(_) => "the host presented another than the pool has named".to_owned(),
             Judge::Authorities(authorities) => {
                 match authorities.verify_server_cert(leaf, intermediates, server, ocsp, now) {
                     Ok(verified) => return Ok(verified),
@@ -260,7 +293,7 @@ mod tests {
     #[test]
     fn authorities_that_are_none_are_refused() {
         for pem in [&b""[..], b"no PEM at all", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
-            client_config(&Trust::CaPem(pem.to_vec())).expect_err("no authority in it");
+            client_config(&Believed::Trust(Trust::CaPem(pem.to_vec()))).expect_err("no authority in it");
         }
     }
 }

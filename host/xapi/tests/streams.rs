@@ -2,19 +2,20 @@
 
 mod support;
 
+use std::io::{Read, Write};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
-use support::{Host, PATIENCE, SESSION, TASK, TestTask, raw, reset, talk};
+use socket2::SockRef;
+use support::{EARLY_OK, Host, PATIENCE, SESSION, TASK, in_no_time, raw};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use vmferry_disk::transfer::{SocketReader, SocketWriter};
 use vmferry_xapi::records::Vdi;
 use vmferry_xapi::{ApiError, Error, Export, Import, Ref, Retry, Session};
 
 const EXPORT: &str = "GET /export_raw_vdi";
 const IMPORT: &str = "PUT /import_raw_vdi";
-
-/// What XAPI answers at once, in both directions.
-const EARLY_OK: &[u8] = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: application/vhd\r\n\r\n";
 
 /// More than the buffers of a loopback connection hold.
 const LARGE: u64 = 64 << 20;
@@ -48,22 +49,6 @@ async fn fill(import: &mut Import, length: u64) -> std::io::Result<()> {
         import.flush().await
     };
     bounded(writing).await
-}
-
-/// Reads `length` bytes of a body.
-async fn swallow(socket: &mut TcpStream, length: u64) -> Vec<u8> {
-    let mut body = Vec::new();
-    socket.take(length).read_to_end(&mut body).await.expect("a body");
-    body
-}
-
-async fn answered(mut socket: TcpStream, answer: &[u8]) -> TcpStream {
-    socket.write_all(answer).await.expect("the client reads");
-    socket
-}
-
-fn failed(task: &TestTask) {
-    task.fail(&["VDI_IO_ERROR", "Device I/O errors"]);
 }
 
 #[test]
@@ -114,27 +99,22 @@ async fn an_export_whose_task_fails_is_a_failure_though_its_data_ended_well() {
     host.on(EXPORT, |_| raw([EARLY_OK, b"conectix"].concat()));
     let mut export = export(&session).await.expect("opens");
     export.read_to_end(&mut Vec::new()).await.expect("looks complete");
-    failed(&host.task);
+    host.task.fail_with_io_error();
     let error = bounded(export.finish()).await.expect_err("the task knows better");
     assert!(matches!(error.api(), Some(ApiError::VdiIoError { .. })), "{error}");
 }
 
 #[tokio::test]
 async fn an_error_inside_the_body_of_an_early_200_is_the_error_it_is() {
-    let host = Host::start().await;
-    let session = host.login().await;
-    let task = host.task.clone();
-    host.on(EXPORT, move |_| {
-        task.fail(&["VDI_IN_USE", "OpaqueRef:d", "export"]);
-        talk(|socket| async {
-            let mut socket = answered(socket, EARLY_OK).await;
-            // In pieces, so that the first bytes alone do not tell.
-            for piece in ["HT", "TP/1.1 500 Internal Error\r\n", "\r\n<html>VDI_IN_USE: [ OpaqueRef:d ]</html>"] {
-                socket.write_all(piece.as_bytes()).await.expect("the client reads");
-                socket.flush().await.expect("flushes");
-            }
-        })
-    });
+    let (host, session) = Host::streaming(EXPORT, |mut wire| async move {
+        wire.task.fail(&["VDI_IN_USE", "OpaqueRef:d", "export"]);
+        wire.say(EARLY_OK).await;
+        // In pieces, so that the first bytes alone do not tell.
+        for piece in ["HT", "TP/1.1 500 Internal Error\r\n", "\r\n<html>VDI_IN_USE: [ OpaqueRef:d ]</html>"] {
+            wire.say(piece).await;
+        }
+    })
+    .await;
     let mut export = export(&session).await.expect("200");
     let error = bounded(export.read_to_end(&mut Vec::new())).await.expect_err("no data");
     assert!(error.to_string().contains("HTTP 500"), "{error}");
@@ -162,21 +142,19 @@ async fn data_that_begins_like_an_error_is_data() {
 
 #[tokio::test]
 async fn a_reset_export_fails_with_what_both_sides_know() {
-    let host = Host::start().await;
-    let session = host.login().await;
-    let task = host.task.clone();
     let go_on = Arc::new(tokio::sync::Notify::new());
     let wait = Arc::clone(&go_on);
-    host.on(EXPORT, move |_| {
-        let (task, wait) = (task.clone(), Arc::clone(&wait));
-        talk(|socket| async move {
-            let mut socket = answered(socket, EARLY_OK).await;
-            socket.write_all(&[7; 1000]).await.expect("the client reads");
+    let (_host, session) = Host::streaming(EXPORT, move |mut wire| {
+        let wait = Arc::clone(&wait);
+        async move {
+            wire.say(EARLY_OK).await;
+            wire.say([7; 1000]).await;
             wait.notified().await;
-            failed(&task);
-            reset(socket);
-        })
-    });
+            wire.task.fail_with_io_error();
+            wire.reset();
+        }
+    })
+    .await;
     let mut export = export(&session).await.expect("opens");
     bounded(export.read_exact(&mut [0; 1000])).await.expect("the first bytes");
     go_on.notify_one();
@@ -191,17 +169,12 @@ async fn a_reset_export_fails_with_what_both_sides_know() {
 
 #[tokio::test]
 async fn an_aborted_export_waits_until_the_host_let_go() {
-    let host = Host::start().await;
-    let session = host.login().await;
-    let task = host.task.clone();
-    host.on(EXPORT, move |_| {
-        let task = task.clone();
-        talk(|socket| async move {
-            let mut socket = answered(socket, EARLY_OK).await;
-            while socket.write_all(&[7; 1000]).await.is_ok() {}
-            failed(&task);
-        })
-    });
+    let (host, session) = Host::streaming(EXPORT, |mut wire| async move {
+        wire.say(EARLY_OK).await;
+        while wire.try_say([7; 1000]).await {}
+        wire.task.fail_with_io_error();
+    })
+    .await;
     let mut export = export(&session).await.expect("opens");
     bounded(export.read_exact(&mut [0; 1000])).await.expect("the first bytes");
     bounded(export.abort()).await;
@@ -210,17 +183,12 @@ async fn an_aborted_export_waits_until_the_host_let_go() {
 
 #[tokio::test]
 async fn an_export_that_is_finished_too_early_is_an_error() {
-    let host = Host::start().await;
-    let session = host.login().await;
-    let task = host.task.clone();
-    host.on(EXPORT, move |_| {
-        let task = task.clone();
-        talk(|socket| async move {
-            let mut socket = answered(socket, EARLY_OK).await;
-            while socket.write_all(&[7; 1000]).await.is_ok() {}
-            failed(&task);
-        })
-    });
+    let (_host, session) = Host::streaming(EXPORT, |mut wire| async move {
+        wire.say(EARLY_OK).await;
+        while wire.try_say([7; 1000]).await {}
+        wire.task.fail_with_io_error();
+    })
+    .await;
     let mut export = export(&session).await.expect("opens");
     export.read_exact(&mut [0; 10]).await.expect("some");
     match bounded(export.finish()).await {
@@ -235,7 +203,7 @@ async fn an_export_that_is_finished_too_early_is_an_error() {
 async fn a_refused_export_gives_status_words_and_the_tasks_reason() {
     let host = Host::start().await;
     let session = host.login().await;
-    failed(&host.task);
+    host.task.fail_with_io_error();
     host.on(EXPORT, |_| raw(format!("HTTP/1.1 500 Internal Error\r\n\r\n<html>no {SESSION} here</html>")));
     match export(&session).await.err() {
         Some(Error::Transfer { stream, .. }) => match *stream {
@@ -249,18 +217,17 @@ async fn a_refused_export_gives_status_words_and_the_tasks_reason() {
 
 #[tokio::test]
 async fn a_dropped_stream_closes_its_connection_and_removes_its_task() {
-    let host = Host::start().await;
-    let session = host.login().await;
     let closed = Arc::new(tokio::sync::Notify::new());
     let notify = Arc::clone(&closed);
-    host.on(EXPORT, move |_| {
+    let (host, session) = Host::streaming(EXPORT, move |mut wire| {
         let notify = Arc::clone(&notify);
-        talk(|socket| async move {
-            let mut socket = answered(socket, EARLY_OK).await;
-            assert_eq!(socket.read(&mut [0; 1]).await.unwrap_or(0), 0);
+        async move {
+            wire.say(EARLY_OK).await;
+            wire.until_closed().await;
             notify.notify_one();
-        })
-    });
+        }
+    })
+    .await;
     drop(export(&session).await.expect("opens"));
     bounded(closed.notified()).await;
     bounded(host.asked_for("task.destroy")).await;
@@ -297,13 +264,13 @@ async fn an_import_follows_a_redirect_before_its_body_begins() {
     master.on(IMPORT, move |_| raw(&answer));
     let (task, body) = (master.task.clone(), Arc::new(Mutex::new(Vec::new())));
     let seen = Arc::clone(&body);
-    other.on(IMPORT, move |_| {
+    other.on_stream(IMPORT, move |mut wire| {
         let (task, seen) = (task.clone(), Arc::clone(&seen));
-        talk(|socket| async move {
-            let mut socket = answered(socket, EARLY_OK).await;
-            *seen.lock().expect("not poisoned") = swallow(&mut socket, 8).await;
+        async move {
+            wire.say(EARLY_OK).await;
+            *seen.lock().expect("not poisoned") = wire.swallow(8).await;
             task.succeed("");
-        })
+        }
     });
     let mut import = import(&session, 8).await.expect("follows");
     bounded(import.write_all(b"whole it")).await.expect("writes");
@@ -325,20 +292,14 @@ async fn redirects_in_a_circle_end() {
 
 #[tokio::test]
 async fn an_import_is_confirmed_by_count_end_and_task() {
-    let host = Host::start().await;
-    let session = host.login().await;
-    let task = host.task.clone();
-    host.on(IMPORT, move |_| {
-        let task = task.clone();
-        talk(|socket| async move {
-            let mut socket = answered(socket, EARLY_OK).await;
-            swallow(&mut socket, LARGE).await;
-            // A client that closed its side would be seen here as an end.
-            let waiting = tokio::time::timeout(std::time::Duration::from_millis(100), socket.read_u8()).await;
-            assert!(waiting.is_err(), "the write side stays open");
-            task.succeed("<value>OpaqueRef:d</value>");
-        })
-    });
+    let (host, session) = Host::streaming(IMPORT, |mut wire| async move {
+        wire.say(EARLY_OK).await;
+        wire.swallow(LARGE).await;
+        // A client that closed its side would be seen here as an end.
+        assert!(!wire.is_closed_by_client().await, "the write side stays open");
+        wire.task.succeed("<value>OpaqueRef:d</value>");
+    })
+    .await;
     let mut import = import(&session, LARGE).await.expect("opens");
     fill(&mut import, LARGE).await.expect("writes");
     import.shutdown().await.expect("a shutdown by a copy loop does no harm");
@@ -352,21 +313,38 @@ async fn an_import_is_confirmed_by_count_end_and_task() {
 }
 
 #[tokio::test]
+async fn a_chunked_import_has_no_length_and_ends_with_what_the_host_takes_for_its_end() {
+    // An extent of two bytes at byte 512, and the end marker.
+    const BODY: &[u8] = &[0, 2, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, b'h', b'i', 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let (host, session) = Host::streaming(IMPORT, |mut wire| async move {
+        wire.say(EARLY_OK).await;
+        assert_eq!(wire.swallow(BODY.len() as u64).await, BODY);
+        assert!(!wire.is_closed_by_client().await, "the write side stays open");
+        wire.task.succeed("<value>OpaqueRef:d</value>");
+    })
+    .await;
+    let mut import = bounded(session.import_chunked(&vdi(), "a label")).await.expect("opens");
+    import.write_all(BODY).await.expect("writes");
+    import.flush().await.expect("flushes");
+    assert_eq!((import.length(), import.written()), (None, BODY.len() as u64));
+    bounded(import.finish()).await.expect("confirmed");
+
+    let head = host.requests().into_iter().find(|r| r.name == IMPORT).expect("the import").head;
+    assert!(head.contains("format=raw&chunked=true&vdi="), "{head}");
+    assert!(!head.contains("Content-Length") && !head.contains("Transfer-Encoding"), "{head}");
+}
+
+#[tokio::test]
 async fn an_early_200_and_a_clean_end_in_the_middle_is_no_success() {
-    let host = Host::start().await;
-    let session = host.login().await;
-    let task = host.task.clone();
-    host.on(IMPORT, move |_| {
-        let task = task.clone();
-        talk(|socket| async move {
-            let mut socket = answered(socket, EARLY_OK).await;
-            swallow(&mut socket, 4 << 20).await;
-            // What arrived is read, so that the end is a FIN and no reset; the rest is taken until the client stops.
-            socket.shutdown().await.expect("half closed");
-            failed(&task);
-            swallow(&mut socket, LARGE).await;
-        })
-    });
+    let (_host, session) = Host::streaming(IMPORT, |mut wire| async move {
+        wire.say(EARLY_OK).await;
+        wire.swallow(4 << 20).await;
+        // What arrived is read, so that the end is a FIN and no reset; the rest is taken until the client stops.
+        wire.half_close().await;
+        wire.task.fail_with_io_error();
+        wire.swallow(LARGE).await;
+    })
+    .await;
     let mut import = import(&session, LARGE).await.expect("200");
     fill(&mut import, LARGE).await.expect_err("the end is noticed");
     assert!(import.written() < LARGE);
@@ -381,20 +359,14 @@ async fn an_early_200_and_a_clean_end_in_the_middle_is_no_success() {
 #[tokio::test]
 async fn a_500_is_recovered_after_a_reset() {
     for _ in 0..20 {
-        let host = Host::start().await;
-        let session = host.login().await;
-        let task = host.task.clone();
-        host.on(IMPORT, move |_| {
-            let task = task.clone();
-            talk(|socket| async move {
-                let mut socket = answered(socket, EARLY_OK).await;
-                swallow(&mut socket, 1 << 20).await;
-                let socket = answered(socket, b"HTTP/1.1 500 Internal Error\r\n\r\n<html>no such luck</html>").await;
-                failed(&task);
-                // Closed with bytes unread, which resets the connection.
-                drop(socket);
-            })
-        });
+        let (_host, session) = Host::streaming(IMPORT, |mut wire| async move {
+            wire.say(EARLY_OK).await;
+            wire.swallow(1 << 20).await;
+            wire.say("HTTP/1.1 500 Internal Error\r\n\r\n<html>no such luck</html>").await;
+            wire.task.fail_with_io_error();
+            // Dropped with bytes unread, which resets the connection.
+        })
+        .await;
         let mut import = import(&session, LARGE).await.expect("200");
         fill(&mut import, LARGE).await.expect_err("reset");
         match bounded(import.finish()).await {
@@ -409,18 +381,13 @@ async fn a_500_is_recovered_after_a_reset() {
 
 #[tokio::test]
 async fn a_reset_without_a_word_is_a_connection_error_with_the_tasks_reason() {
-    let host = Host::start().await;
-    let session = host.login().await;
-    let task = host.task.clone();
-    host.on(IMPORT, move |_| {
-        let task = task.clone();
-        talk(|socket| async move {
-            let mut socket = answered(socket, EARLY_OK).await;
-            swallow(&mut socket, 1 << 20).await;
-            failed(&task);
-            reset(socket);
-        })
-    });
+    let (_host, session) = Host::streaming(IMPORT, |mut wire| async move {
+        wire.say(EARLY_OK).await;
+        wire.swallow(1 << 20).await;
+        wire.task.fail_with_io_error();
+        wire.reset();
+    })
+    .await;
     let mut import = import(&session, LARGE).await.expect("200");
     fill(&mut import, LARGE).await.expect_err("reset");
     match bounded(import.finish()).await {
@@ -433,38 +400,30 @@ async fn a_reset_without_a_word_is_a_connection_error_with_the_tasks_reason() {
 
 #[tokio::test]
 async fn a_host_that_answers_only_after_the_body_is_waited_for_no_longer_than_it_takes_to_begin() {
-    let host = Host::start().await;
-    let session = host.login().await;
-    let task = host.task.clone();
-    host.on(IMPORT, move |_| {
-        let task = task.clone();
-        talk(|mut socket| async move {
-            swallow(&mut socket, 8).await;
-            task.succeed("");
-            answered(socket, EARLY_OK).await;
-        })
-    });
-    let mut import = import(&session, 8).await.expect("not refused");
+    let (host, session) = Host::streaming(IMPORT, |mut wire| async move {
+        wire.swallow(8).await;
+        wire.task.succeed("");
+        wire.say(EARLY_OK).await;
+    })
+    .await;
+    let opening = tokio::spawn(async move { session.import_vdi(&vdi(), 8, "import").await });
+    bounded(host.asked_for(IMPORT)).await;
+    let mut import = in_no_time(opening).await.expect("no panic").expect("not refused");
     import.write_all(&[1; 8]).await.expect("writes");
     bounded(import.finish()).await.expect("confirmed");
 }
 
 #[tokio::test]
 async fn an_error_inside_the_answer_after_an_early_200_ends_the_writing() {
-    let host = Host::start().await;
-    let session = host.login().await;
-    let task = host.task.clone();
-    host.on(IMPORT, move |_| {
-        let task = task.clone();
-        talk(|socket| async move {
-            let mut socket = answered(socket, EARLY_OK).await;
-            swallow(&mut socket, 1 << 20).await;
-            let mut socket = answered(socket, b"HTTP/1.1 500 Internal Error\r\n\r\n<html>SR_FULL</html>").await;
-            task.fail(&["SR_BACKEND_FAILURE_44", "", "no space", ""]);
-            socket.shutdown().await.expect("half closed");
-            swallow(&mut socket, LARGE).await;
-        })
-    });
+    let (_host, session) = Host::streaming(IMPORT, |mut wire| async move {
+        wire.say(EARLY_OK).await;
+        wire.swallow(1 << 20).await;
+        wire.say("HTTP/1.1 500 Internal Error\r\n\r\n<html>SR_FULL</html>").await;
+        wire.task.fail(&["SR_BACKEND_FAILURE_44", "", "no space", ""]);
+        wire.half_close().await;
+        wire.swallow(LARGE).await;
+    })
+    .await;
     let mut import = import(&session, LARGE).await.expect("200");
     let error = fill(&mut import, LARGE).await.expect_err("refused");
     assert!(error.to_string().contains("HTTP 500"), "{error}");
@@ -475,17 +434,12 @@ async fn an_error_inside_the_answer_after_an_early_200_ends_the_writing() {
 
 #[tokio::test]
 async fn a_whole_import_whose_task_fails_is_a_failure() {
-    let host = Host::start().await;
-    let session = host.login().await;
-    let task = host.task.clone();
-    host.on(IMPORT, move |_| {
-        let task = task.clone();
-        talk(|socket| async move {
-            let mut socket = answered(socket, EARLY_OK).await;
-            swallow(&mut socket, 8).await;
-            failed(&task);
-        })
-    });
+    let (_host, session) = Host::streaming(IMPORT, |mut wire| async move {
+        wire.say(EARLY_OK).await;
+        wire.swallow(8).await;
+        wire.task.fail_with_io_error();
+    })
+    .await;
     let mut import = import(&session, 8).await.expect("200");
     import.write_all(&[1; 8]).await.expect("writes");
     let error = bounded(import.finish()).await.expect_err("the task knows better");
@@ -494,17 +448,12 @@ async fn a_whole_import_whose_task_fails_is_a_failure() {
 
 #[tokio::test]
 async fn an_import_takes_exactly_what_was_promised() {
-    let host = Host::start().await;
-    let session = host.login().await;
-    let task = host.task.clone();
-    host.on(IMPORT, move |_| {
-        let task = task.clone();
-        talk(|socket| async move {
-            let mut socket = answered(socket, EARLY_OK).await;
-            swallow(&mut socket, LARGE).await;
-            failed(&task);
-        })
-    });
+    let (_host, session) = Host::streaming(IMPORT, |mut wire| async move {
+        wire.say(EARLY_OK).await;
+        wire.swallow(LARGE).await;
+        wire.task.fail_with_io_error();
+    })
+    .await;
     let mut short = import(&session, 8).await.expect("200");
     short.write_all(&[1; 5]).await.expect("writes");
     let error = short.write_all(&[1; 5]).await.expect_err("too much");
@@ -519,17 +468,12 @@ async fn an_import_takes_exactly_what_was_promised() {
 
 #[tokio::test]
 async fn an_aborted_import_waits_until_the_host_let_go() {
-    let host = Host::start().await;
-    let session = host.login().await;
-    let task = host.task.clone();
-    host.on(IMPORT, move |_| {
-        let task = task.clone();
-        talk(|socket| async move {
-            let mut socket = answered(socket, EARLY_OK).await;
-            swallow(&mut socket, LARGE).await;
-            failed(&task);
-        })
-    });
+    let (host, session) = Host::streaming(IMPORT, |mut wire| async move {
+        wire.say(EARLY_OK).await;
+        wire.swallow(LARGE).await;
+        wire.task.fail_with_io_error();
+    })
+    .await;
     let mut import = import(&session, LARGE).await.expect("200");
     import.write_all(&[1; 5]).await.expect("writes");
     bounded(import.abort()).await;
@@ -546,4 +490,131 @@ async fn a_stream_uses_the_session_that_is_current() {
     drop(export(&session).await.expect("opens"));
     let head = host.requests().into_iter().find(|r| r.name == EXPORT).expect("the export").head;
     assert!(head.contains("session_id=OpaqueRef:fresh"), "{head}");
+}
+
+/// Takes at most `most` bytes off a socket that an export lends.
+async fn read_call(export: &mut Export, most: usize) -> std::io::Result<Vec<u8>> {
+    let mut taken = vec![0; most];
+    let mut call = |tcp: &TcpStream| (&*SockRef::from(tcp)).read(&mut taken);
+    let n = bounded(std::future::poll_fn(|cx| Pin::new(&mut *export).poll_read_call(cx, &mut call))).await?;
+    taken.truncate(n);
+    Ok(taken)
+}
+
+/// Puts some of `bytes` onto a socket that an import lends.
+async fn write_call(import: &mut Import, bytes: &[u8]) -> std::io::Result<usize> {
+    let mut call = |tcp: &TcpStream| (&*SockRef::from(tcp)).write(bytes);
+    bounded(std::future::poll_fn(|cx| Pin::new(&mut *import).poll_write_call(cx, &mut call))).await
+}
+
+#[tokio::test]
+async fn an_export_lends_its_socket_behind_what_was_read_ahead_and_counts_what_is_taken() {
+    let go_on = Arc::new(tokio::sync::Notify::new());
+    let wait = Arc::clone(&go_on);
+    let (_host, session) = Host::streaming(EXPORT, move |mut wire| {
+        let wait = Arc::clone(&wait);
+        async move {
+            wire.say([EARLY_OK, b"ahead of it, "].concat()).await;
+            wait.notified().await;
+            wire.say("the socket's own").await;
+            wire.task.succeed("");
+        }
+    })
+    .await;
+    let mut export = export(&session).await.expect("opens");
+    assert!(export.lends_socket());
+    let refused = read_call(&mut export, 100).await.expect_err("not before data is told from an error");
+    assert_eq!(refused.kind(), std::io::ErrorKind::Unsupported);
+
+    let mut first = [0; 5];
+    bounded(export.read_exact(&mut first)).await.expect("reads");
+    if export.read_ahead() > 0 {
+        read_call(&mut export, 100).await.expect_err("not before what was read ahead");
+    }
+    let mut rest = vec![0; b" of it, ".len()];
+    bounded(export.read_exact(&mut rest)).await.expect("reads");
+    assert_eq!(export.read_ahead(), 0);
+
+    go_on.notify_one();
+    let mut taken = Vec::new();
+    while taken.last() != Some(&b'n') {
+        taken.extend(read_call(&mut export, 7).await.expect("the socket has it"));
+    }
+    assert_eq!(taken, b"the socket's own");
+    assert_eq!(read_call(&mut export, 7).await.expect("the end"), b"");
+    assert_eq!(export.received(), (b"ahead of it, ".len() + taken.len()) as u64);
+    bounded(export.finish()).await.expect("confirmed");
+}
+
+#[tokio::test]
+async fn a_reset_is_the_exports_failure_also_when_a_lent_socket_meets_it() {
+    let (_host, session) = Host::streaming(EXPORT, |mut wire| async move {
+        wire.say([EARLY_OK, b"data"].concat()).await;
+        wire.task.fail_with_io_error();
+        wire.reset();
+    })
+    .await;
+    let mut export = export(&session).await.expect("opens");
+    bounded(export.read_exact(&mut [0; 4])).await.expect("reads");
+    read_call(&mut export, 7).await.expect_err("reset");
+    match bounded(export.finish()).await {
+        Err(Error::Transfer { task: ApiError::VdiIoError { .. }, stream }) => {
+            assert!(matches!(*stream, Error::Transport { .. }), "{stream}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn an_import_lends_its_socket_counts_what_is_put_there_and_still_hears_a_500() {
+    let (_host, session) = Host::streaming(IMPORT, |mut wire| async move {
+        wire.say(EARLY_OK).await;
+        wire.swallow(8).await;
+        wire.task.succeed("");
+    })
+    .await;
+    let mut whole = import(&session, 8).await.expect("opens");
+    assert!(whole.lends_socket());
+    let mut put = 0;
+    while put < 8 {
+        put += write_call(&mut whole, &b"whole it"[put..]).await.expect("writes");
+    }
+    assert_eq!(whole.written(), 8);
+    bounded(whole.finish()).await.expect("confirmed");
+
+    let (_host, session) = Host::streaming(IMPORT, |mut wire| async move {
+        wire.say(EARLY_OK).await;
+        wire.swallow(1 << 20).await;
+        wire.task.fail_with_io_error();
+        wire.say("HTTP/1.1 500 Internal Error\r\n\r\n<html>no such luck</html>").await;
+    })
+    .await;
+    let mut refused = import(&session, LARGE).await.expect("200");
+    let block = vec![0; 1 << 20];
+    let error = loop {
+        if let Err(error) = write_call(&mut refused, &block).await {
+            break error;
+        }
+    };
+    assert!(error.to_string().contains("no such luck"), "{error}");
+    let unmoved = write_call(&mut refused, &block).await.expect_err("it stays so");
+    assert!(unmoved.to_string().contains("no such luck"), "{unmoved}");
+    let error = bounded(refused.finish()).await.expect_err("refused");
+    assert!(matches!(error, Error::Transfer { task: ApiError::VdiIoError { .. }, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_call_that_the_kernel_refuses_leaves_a_stream_as_it_was() {
+    let (_host, session) = Host::streaming(IMPORT, |mut wire| async move {
+        wire.say(EARLY_OK).await;
+        wire.swallow(8).await;
+        wire.task.succeed("");
+    })
+    .await;
+    let mut import = import(&session, 8).await.expect("opens");
+    let mut refused = |_: &TcpStream| Err(std::io::ErrorKind::Unsupported.into());
+    let error = bounded(std::future::poll_fn(|cx| Pin::new(&mut import).poll_write_call(cx, &mut refused))).await;
+    assert_eq!(error.expect_err("refused").kind(), std::io::ErrorKind::Unsupported);
+    import.write_all(&[1; 8]).await.expect("as if nothing had been");
+    bounded(import.finish()).await.expect("confirmed");
 }

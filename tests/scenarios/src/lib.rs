@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
-use vmferry_engine::{Engine, Integrity, Job, JobIds, Policies, RunOptions, Selection, Silent, Target, Tuning};
+use vmferry_engine::{
+    Engine, Integrity, Job, JobIds, Policies, Reading, ReplicaPoints, RunOptions, Selection, Silent, Target, Tuning,
+    VerifyOptions, VerifyReport,
+};
 use vmferry_model::plan::JobPlan;
 use vmferry_model::report::{DiskReport, RunReport, TargetReport};
 use vmferry_store::Store;
-use vmferry_xapi::{Endpoint, Session};
+use vmferry_xapi::records::{Vdi, Vm};
+use vmferry_xapi::{Endpoint, Ref, Session, Trust, params};
 use xapi_sim::{DiskSpec, Sim, SimConfig, VmSpec};
 
 /// One mebibyte.
@@ -33,16 +37,15 @@ pub struct World {
 impl World {
     /// The world before the first run. The disks hold a little data each.
     pub async fn new() -> Self {
-        let (source, target) = (pool("prod").await, pool("dr").await);
-        let disk = |name: &str, size| DiskSpec { name: name.to_owned(), size, ..DiskSpec::default() };
-        let vm = source.add_vm(VmSpec {
-            name: "erp-db".to_owned(),
-            disks: vec![disk("system", 64 * MIB), disk("data", 32 * MIB)],
-            running: true,
-            tags: vec!["erp".to_owned()],
-            other_config: vec![("auto_poweron".to_owned(), "true".to_owned())],
-            vifs: 1,
-        });
+        Self::between(SimConfig::default(), SimConfig::default()).await
+    }
+
+    /// The same between pools of these kinds.
+    pub async fn between(source: SimConfig, target: SimConfig) -> Self {
+        let start = |name: &str, config| Sim::start(SimConfig { name: name.to_owned(), ..config });
+        let source = start("prod", source).await.expect("a simulated pool");
+        let target = start("dr", target).await.expect("a simulated pool");
+        let vm = add_vm(&source, &[64 * MIB, 32 * MIB]);
         let disks = source.vm_disks(&vm);
         source.write(&disks[0], 0, b"boot sector of the system disk");
         source.write(&disks[0], 40 * MIB, &[0x5a; 100_000]);
@@ -51,6 +54,51 @@ impl World {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let store = Arc::new(Store::open(folder.path()).await.expect("a store"));
         Self { source, target, vm, job, policies: Policies::default(), store, folder }
+    }
+
+    /// Replaces the VM by one with empty disks of these sizes.
+    pub fn replace_vm(&mut self, disks: &[u64]) {
+        self.vm = add_vm(&self.source, disks);
+        self.job.select.vms = vec![self.vm.clone()];
+    }
+
+    /// Looks at the replicas of the job.
+    pub async fn verify(&self, deep: bool) -> VerifyReport {
+        let engine = self.engine();
+        let options = VerifyOptions { only: None, deep };
+        let report = engine.verify(&self.job, &options, &Silent).await.expect("a report");
+        engine.close().await;
+        report
+    }
+
+    /// The recovery points of the job.
+    pub async fn points(&self) -> Vec<ReplicaPoints> {
+        let engine = self.engine();
+        let points = engine.points(&self.job, None).await.expect("points");
+        engine.close().await;
+        points
+    }
+
+    /// Destroys every snapshot of the source, as somebody who tidies up would.
+    pub async fn lose_source_snapshots(&self) {
+        let session = self.at_source().await;
+        for vm in self.source.records("VM").iter().filter(|vm| vm["is_a_snapshot"] == true) {
+            let disks = self.source.vm_disks(vm["uuid"].as_str().expect("a uuid"));
+            let vm: Ref<Vm> = Ref::new(vm["$ref"].as_str().expect("a reference"));
+            let () = session.call("VM.destroy", params![vm]).await.expect("destroyed");
+            for disk in disks {
+                let disk: Ref<Vdi> = session.by_uuid(&disk).await.expect("the disk");
+                let () = session.call("VDI.destroy", params![disk]).await.expect("destroyed");
+            }
+        }
+        session.logout().await.expect("logged out");
+    }
+
+    /// Removes the digest tables, as a lost state folder would.
+    pub fn lose_digests(&self) {
+        for entry in std::fs::read_dir(self.digest_dir()).expect("the folder") {
+            std::fs::remove_file(entry.expect("an entry").path()).expect("removed");
+        }
     }
 
     /// A new engine: what a process that has just started has.
@@ -121,6 +169,20 @@ fn names(pool: &Sim) -> Vec<String> {
     pool.records("VM").iter().map(|vm| vm["name_label"].to_string()).collect()
 }
 
+/// A running VM with disks of these sizes, the first two called `system` and `data`.
+fn add_vm(pool: &Sim, disks: &[u64]) -> String {
+    let names = ["system", "data"].into_iter().chain(std::iter::repeat("more"));
+    let disk = |(name, size): (&str, &u64)| DiskSpec { name: name.to_owned(), size: *size, ..DiskSpec::default() };
+    pool.add_vm(VmSpec {
+        name: "erp-db".to_owned(),
+        disks: names.zip(disks).map(disk).collect(),
+        running: true,
+        tags: vec!["erp".to_owned()],
+        other_config: vec![("auto_poweron".to_owned(), "true".to_owned())],
+        vifs: 1,
+    })
+}
+
 /// A simulated pool on a free port.
 pub async fn pool(name: &str) -> Sim {
     Sim::start(SimConfig { name: name.to_owned(), ..SimConfig::default() }).await.expect("a simulated pool")
@@ -128,7 +190,11 @@ pub async fn pool(name: &str) -> Sim {
 
 /// How to log in to a simulated pool.
 pub fn endpoint(sim: &Sim) -> Endpoint {
-    Endpoint::parse(&sim.url()).expect("the simulator's URL").with_credentials("root", "password")
+    let endpoint = Endpoint::parse(&sim.url()).expect("the simulator's URL").with_credentials("root", "password");
+    match sim.certificate_sha256() {
+        Some(pin) => endpoint.with_trust(Trust::parse_pin(&pin).expect("a pin")),
+        None => endpoint,
+    }
 }
 
 /// The job `erp` with one target `dr`.
@@ -142,9 +208,13 @@ pub fn job(vm: &str, sr: &str) -> Job {
             pool: "dr".to_owned(),
             sr: sr.to_owned(),
             networks: BTreeMap::new(),
+            required: true,
+            throttles: Vec::new(),
         }],
         ids: JobIds::derived("default", "erp"),
         integrity: Integrity::Digest,
+        reading: Reading::default(),
+        throttles: Vec::new(),
         tuning: Tuning { lease_settle: Duration::from_millis(20), stall: Duration::from_secs(20), ..Tuning::default() },
     }
 }

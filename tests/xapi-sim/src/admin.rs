@@ -11,7 +11,8 @@
 //! | `POST /wait-transfer` | `{bytes}` | `{}`, when a transfer has moved so much |
 //! | `POST /wait-stalled` | | `{}`, when something is stalled |
 //! | `POST /add-vm` | a [`VmSpec`] | `{vm, disks}` |
-//! | `POST /add-sr` | `{name, size}` | `{sr}` |
+//! | `POST /add-sr` | an [`SrSpec`], at least `{name, size}` | `{sr}` |
+//! | `POST /break-cbt` | `{vdi}` | `{}` |
 //! | `GET /counts`, `GET /calls` | | as the library calls |
 //! | `GET /records` | `class` | an array of records |
 //!
@@ -29,7 +30,7 @@ use serde_json::{Value as Json, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::config::VmSpec;
+use crate::config::{SrSpec, VmSpec};
 use crate::control;
 use crate::core::{Core, Goal};
 use crate::fault::Fault;
@@ -93,9 +94,8 @@ struct WaitTransfer {
 }
 
 #[derive(Deserialize)]
-struct AddSr {
-    name: String,
-    size: u64,
+struct Disk {
+    vdi: String,
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> anyhow::Result<T> {
@@ -162,8 +162,13 @@ async fn answer(core: &Core, request: &Request, body: &[u8]) -> anyhow::Result<J
             })
         }
         ("POST", "/add-sr") => {
-            let AddSr { name, size } = parse(body)?;
-            Ok(json!({ "sr": core.with(|state| control::add_sr(state, &name, size))? }))
+            let spec: SrSpec = parse(body)?;
+            Ok(json!({ "sr": core.with(|state| control::add_sr(state, &spec))? }))
+        }
+        ("POST", "/break-cbt") => {
+            let Disk { vdi } = parse(body)?;
+            core.with(|state| control::break_cbt(state, &vdi))?;
+            Ok(done())
         }
         ("GET", "/counts") => Ok(json!(core.with(|state| control::object_counts(state)))),
         ("GET", "/calls") => Ok(json!(core.with(|state| state.calls.clone()))),

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -20,8 +21,17 @@ pub struct SimConfig {
     pub password: String,
     /// Where the control port is served, if at all.
     pub admin_listen: Option<SocketAddr>,
-    /// How many hosts the pool has, the master included. All share the storage; only the master answers.
+    /// How many hosts the pool has, the master included. Each answers at a port of its own: members refuse the login with
+    /// `HOST_IS_SLAVE`, take any other call, and answer a transfer from an SR that they do not see by 302.
     pub hosts: usize,
+    /// Where the NBD servers of the hosts are served; port 0 takes a free one, which the members always do.
+    pub nbd_listen: SocketAddr,
+    /// What the pool's network is for from the start; without it NBD connections are closed at once.
+    pub nbd_purpose: Option<NbdPurpose>,
+    /// The licence leaves changed block tracking out.
+    pub restrict_cbt: bool,
+    /// How long `VDI.data_destroy` waits for the VBDs of its disk to be gone.
+    pub data_destroy_patience: Duration,
     /// Size of the default SR in bytes.
     pub sr_size: u64,
     /// Set on a member: every login is refused with `HOST_IS_SLAVE` and this address.
@@ -42,12 +52,74 @@ impl Default for SimConfig {
             password: "password".to_owned(),
             admin_listen: None,
             hosts: 1,
+            nbd_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            nbd_purpose: None,
+            restrict_cbt: false,
+            data_destroy_patience: Duration::from_secs(4),
             sr_size: 1 << 40,
             master_address: None,
             redirect_transfers_to: None,
             hold_gc: false,
         }
     }
+}
+
+/// A `purpose` of a network. In one pool there is one of the two at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NbdPurpose {
+    /// NBD over TLS, and no other
+    Nbd,
+    /// NBD without TLS, and no other
+    InsecureNbd,
+}
+
+impl NbdPurpose {
+    /// As XAPI spells it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Nbd => "nbd",
+            Self::InsecureNbd => "insecure_nbd",
+        }
+    }
+}
+
+/// What an SR is driven by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SrKind {
+    /// VHD and raw files; tracks changes.
+    #[default]
+    Ext,
+    /// Besides, qcow2 for disks that ask for it by `image-format` in their `sm_config`; these may be larger than a VHD.
+    Nfs,
+    /// Like `Ext`, without changed block tracking.
+    Untracked,
+}
+
+impl SrKind {
+    /// `SR.type`
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Ext => "ext",
+            Self::Nfs => "nfs",
+            Self::Untracked => "file",
+        }
+    }
+}
+
+/// An SR to add to a pool.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SrSpec {
+    /// `name_label`
+    pub name: String,
+    /// Bytes
+    pub size: u64,
+    /// Its driver.
+    pub kind: SrKind,
+    /// The only host that sees it, 0 being the master; by default all see it.
+    pub host: Option<usize>,
 }
 
 /// A VM to add to a pool.
@@ -80,4 +152,6 @@ pub struct DiskSpec {
     pub image: Option<PathBuf>,
     /// `uuid` or nothing: the SR, by default the pool's default SR.
     pub sr: Option<String>,
+    /// `image-format` in its `sm_config`: `vhd`, which is the default, `raw` or `qcow2`.
+    pub image_format: Option<String>,
 }

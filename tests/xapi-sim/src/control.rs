@@ -9,8 +9,8 @@ use anyhow::{Context as _, bail};
 use sha2::{Digest as _, Sha256};
 
 use crate::calls::vdi::{node_of, refresh_sr, size_of};
-use crate::calls::{device, vdi, vm};
-use crate::config::{DiskSpec, VmSpec};
+use crate::calls::{cbt, device, vdi, vm};
+use crate::config::{DiskSpec, SrSpec, VmSpec};
 use crate::db::Fields;
 use crate::schema::SCHEMA;
 use crate::state::{State, fields};
@@ -25,8 +25,8 @@ pub(crate) fn uuid_of(state: &State, class: &str, reference: &str) -> String {
     state.db.find(class, reference).map(|row| row.string("uuid")).unwrap_or_default()
 }
 
-pub(crate) fn add_sr(state: &mut State, name: &str, physical_size: u64) -> anyhow::Result<String> {
-    let sr = state.add_sr(name, physical_size)?;
+pub(crate) fn add_sr(state: &mut State, spec: &SrSpec) -> anyhow::Result<String> {
+    let sr = state.add_sr(spec)?;
     Ok(uuid_of(state, "SR", &sr))
 }
 
@@ -95,6 +95,7 @@ fn add_disk(state: &mut State, spec: &DiskSpec) -> anyhow::Result<String> {
             "SR" => sr.as_str(),
             "virtual_size" => i64::try_from(spec.size.max(image_size))?,
             "type" => "user",
+            "sm_config" => Value::map(spec.image_format.iter().map(|format| ("image-format", format.as_str()))),
         },
     )?;
     if let Some(path) = &spec.image {
@@ -123,7 +124,7 @@ fn load(state: &mut State, vdi: &str, path: &Path) -> anyhow::Result<()> {
         wanted[read..step].fill(0);
         state.nodes.read(node, offset, &mut present[..step]);
         if wanted[..step] != present[..step] {
-            state.nodes.write(node, offset, &wanted[..step]);
+            vdi::put(state, vdi, offset, &wanted[..step])?;
         }
         offset += step as u64;
     }
@@ -155,9 +156,13 @@ pub(crate) fn write(state: &mut State, vdi: &str, offset: u64, data: &[u8]) -> a
     if offset.checked_add(data.len() as u64).is_none_or(|end| end > size) {
         bail!("{} bytes at {offset} do not fit into a disk of {size}", data.len());
     }
-    let node = node_of(state, &vdi)?;
-    state.nodes.write(node, offset, data);
-    Ok(())
+    Ok(vdi::put(state, &vdi, offset, data)?)
+}
+
+/// Loses the change log of a disk, as a crash of the host does.
+pub(crate) fn break_cbt(state: &mut State, vdi: &str) -> anyhow::Result<()> {
+    let vdi = state.db.by_uuid("VDI", vdi)?;
+    Ok(cbt::break_log(state, &vdi)?)
 }
 
 pub(crate) fn read(state: &State, vdi: &str, offset: u64, length: usize) -> anyhow::Result<Vec<u8>> {

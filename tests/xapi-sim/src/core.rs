@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
+use crate::config::SimConfig;
 use crate::state::State;
 
 pub(crate) struct Core {
@@ -15,16 +17,18 @@ pub(crate) struct Core {
     cleared: watch::Sender<u64>,
     pub(crate) transfers: Transfers,
     pub(crate) redirect_transfers_to: Option<String>,
+    pub(crate) data_destroy_patience: Duration,
 }
 
 impl Core {
-    pub(crate) fn new(state: State, redirect_transfers_to: Option<String>) -> Self {
+    pub(crate) fn new(state: State, config: &SimConfig) -> Self {
         Self {
             generation: watch::Sender::new(state.db.generation),
             state: Mutex::new(state),
             cleared: watch::Sender::new(0),
             transfers: Transfers::default(),
-            redirect_transfers_to,
+            redirect_transfers_to: config.redirect_transfers_to.clone(),
+            data_destroy_patience: config.data_destroy_patience,
         }
     }
 

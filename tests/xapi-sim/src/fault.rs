@@ -21,10 +21,13 @@ pub struct Fault {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FaultPoint {
-    /// `GET /export_raw_vdi`
+    /// `GET /export_raw_vdi`, where it is not answered by a redirect
     Export,
-    /// `PUT /import_raw_vdi`
+    /// `PUT /import_raw_vdi`, where it is not answered by a redirect
     Import,
+    /// An NBD connection that asks for its export. Bytes are those of payload on this one connection; a kind that is not
+    /// about bytes closes it.
+    Nbd,
     /// A method, as a pattern in which `*` stands for any text. It is compared with the whole name and with the
     /// name without `Async.`, so `VM.snapshot` hits both forms.
     Call(String),
@@ -34,9 +37,17 @@ pub enum FaultPoint {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FaultKind {
-    /// The connection ends (FIN) after so many bytes of the body; the task fails as after a broken connection.
-    /// At a call: like `CloseWithoutAnswer`.
+    /// The connection ends (FIN) after so many bytes of the body; the task fails as after a broken connection. What
+    /// the peer sends after that is answered by RST, as TCP does. At a call: like `CloseWithoutAnswer`.
     CutAfter(u64),
+    /// The connection is reset (RST) after so many bytes of the body; the last of them may be lost on the way. At a call:
+    /// like `CloseWithoutAnswer`.
+    ResetAfter(u64),
+    /// The work fails after so many bytes of the body: a 500 and its page go into the same socket behind them, and the task fails
+    /// with `VDI_IO_ERROR`. With the number of all bytes it fails when everything seems done. At a call: nothing.
+    FailAfter(u64),
+    /// An export goes on behind its last byte, with zeroes, until the peer goes away. Anywhere else: nothing.
+    Endless,
     /// The transfer stops moving after so many bytes of the body until the faults are cleared or the peer goes away. At
     /// a call the number means nothing: an `Async.` call shows its operation in `current_operations` and waits, any
     /// other call is done and answered only after the faults are cleared.
@@ -62,6 +73,14 @@ fn next_use() -> u32 {
 }
 
 impl FaultKind {
+    /// After how many bytes it strikes, for the kinds that count them.
+    pub(crate) fn strikes_at(&self) -> Option<u64> {
+        match self {
+            Self::CutAfter(at) | Self::ResetAfter(at) | Self::FailAfter(at) | Self::StallAfter(at) => Some(*at),
+            _ => None,
+        }
+    }
+
     /// The error that a call or a task ends with, for the kinds that are one.
     pub(crate) fn api_error(&self) -> Option<ApiError> {
         match self {
@@ -77,6 +96,7 @@ impl FaultKind {
 pub(crate) enum Use<'a> {
     Export,
     Import,
+    Nbd,
     Call(&'a str),
 }
 
@@ -110,7 +130,7 @@ impl Faults {
 impl FaultPoint {
     fn matches(&self, used: Use<'_>) -> bool {
         match (self, used) {
-            (Self::Export, Use::Export) | (Self::Import, Use::Import) => true,
+            (Self::Export, Use::Export) | (Self::Import, Use::Import) | (Self::Nbd, Use::Nbd) => true,
             (Self::Call(pattern), Use::Call(method)) => {
                 glob(pattern, method) || method.strip_prefix("Async.").is_some_and(|method| glob(pattern, method))
             }
@@ -175,5 +195,7 @@ mod tests {
         assert_eq!(fault.kind.api_error(), Some(ApiError::new("X", ["p"])));
         let fault: Fault = serde_json::from_str(r#"{"at":"import","nth":3,"kind":{"cut_after":10}}"#).unwrap();
         assert_eq!(fault, Fault { at: FaultPoint::Import, nth: 3, kind: FaultKind::CutAfter(10) });
+        let fault: Fault = serde_json::from_str(r#"{"at":"nbd","kind":"endless"}"#).unwrap();
+        assert_eq!(fault, Fault { at: FaultPoint::Nbd, nth: 1, kind: FaultKind::Endless });
     }
 }

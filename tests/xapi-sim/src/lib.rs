@@ -1,10 +1,10 @@
 //! A simulated XAPI pool that real clients can talk to.
 //!
 //! It behaves on the wire as a pool does, odd parts included: XML-RPC and JSON-RPC, sessions, tasks, `event.from`, records
-//! with defaults and back references from the data model, VHD chains with base copies, `/export_raw_vdi` and
-//! `/import_raw_vdi` with their answers that come before anything is known. Behind it stands a control side for
-//! tests, as library calls and as a port of its own: it writes as a guest would, tells the digest of a disk, and
-//! injects faults.
+//! with defaults and back references from the data model, VHD chains with base copies, changed block tracking,
+//! `/export_raw_vdi` and `/import_raw_vdi` with their answers that come before anything is known, an NBD server for each
+//! host. Behind it stands a control side for tests, as library calls and as a port of its own: it writes as a guest
+//! would, tells the digest of a disk, and injects faults.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> anyhow::Result<()> {
@@ -20,10 +20,10 @@
 //! # Ok(()) }
 //! ```
 //!
-//! The layers, from the outside in: `server` (routes), `rpc` and `transfer` (one request), `calls` (what a call does),
-//! `state` with `db` and `storage`; `wire` holds the encodings, `schema` the data model, `control` what tests do.
+//! The layers, from the outside in: `server` (routes), `rpc`, `transfer` and `nbd` (one request), `calls` (what a call
+//! does), `state` with `db` and `storage`; `wire` holds the encodings, `schema` the data model, `control` what tests do.
 //!
-//! Not simulated: NBD, changed block tracking, qcow2, XVA, garbage collection that takes its time, a change of the master.
+//! Not simulated: streams of qcow2, XVA, garbage collection that takes its time, a change of the master.
 
 mod admin;
 mod calls;
@@ -33,6 +33,7 @@ mod core;
 mod db;
 mod error;
 mod fault;
+mod nbd;
 mod rpc;
 mod schema;
 mod server;
@@ -52,11 +53,11 @@ use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-pub use crate::config::{DiskSpec, SimConfig, VmSpec};
+pub use crate::config::{DiskSpec, NbdPurpose, SimConfig, SrKind, SrSpec, VmSpec};
 pub use crate::fault::{Fault, FaultKind, FaultPoint};
 
 use crate::core::{Core, Goal};
-use crate::state::State;
+use crate::state::{HostNumber, Place, State};
 use crate::tls::HostCertificate;
 
 /// One simulated pool. A handle: clones are the same pool.
@@ -66,7 +67,6 @@ use crate::tls::HostCertificate;
 #[derive(Clone)]
 pub struct Sim {
     core: Arc<Core>,
-    url: String,
     admin_url: Option<String>,
     certificate_sha256: Option<String>,
     certificate_pem: Option<String>,
@@ -76,17 +76,22 @@ pub struct Sim {
 impl Sim {
     /// Starts the pool and serves it until [`stop`](Self::stop) or the end of the runtime.
     pub async fn start(config: SimConfig) -> anyhow::Result<Self> {
-        let listener = bind(config.listen).await?;
-        let address = listener.local_addr()?;
-        let certificate = config.tls.then(HostCertificate::generate).transpose()?;
-        let scheme = if config.tls { "https" } else { "http" };
-        let certificate_pem = certificate.as_ref().map(|certificate| certificate.pem.clone());
-        let state =
-            State::new(&config, &host_address(address, config.tls), certificate_pem.clone().unwrap_or_default())?;
-        let core = Arc::new(Core::new(state, config.redirect_transfers_to.clone()));
+        let certificate = HostCertificate::generate()?;
+        let (mut places, mut listeners) = (Vec::new(), Vec::new());
+        for number in 0..config.hosts.max(1) {
+            let xapi = bind(address_of(config.listen, number)).await?;
+            let nbd = bind(address_of(config.nbd_listen, number)).await?;
+            places.push(place(xapi.local_addr()?, nbd.local_addr()?, config.tls));
+            listeners.push((HostNumber(number), xapi, nbd));
+        }
+        let state = State::new(&config, &places, certificate.pem.clone())?;
+        let core = Arc::new(Core::new(state, &config));
         let stop = watch::Sender::new(false);
-        let acceptor = certificate.as_ref().map(|certificate| certificate.acceptor.clone());
-        tokio::spawn(server::serve(core.clone(), listener, acceptor, stop.subscribe()));
+        for (host, xapi, nbd) in listeners {
+            let tls = config.tls.then(|| certificate.acceptor.clone());
+            tokio::spawn(server::serve(core.clone(), host, xapi, tls, stop.subscribe()));
+            tokio::spawn(nbd::serve(core.clone(), host, nbd, certificate.acceptor.clone(), stop.subscribe()));
+        }
 
         let admin_url = match config.admin_listen {
             Some(listen) => {
@@ -99,17 +104,26 @@ impl Sim {
         };
         Ok(Self {
             core,
-            url: format!("{scheme}://{address}"),
             admin_url,
-            certificate_sha256: certificate.map(|certificate| certificate.sha256),
-            certificate_pem,
+            certificate_sha256: config.tls.then_some(certificate.sha256),
+            certificate_pem: config.tls.then_some(certificate.pem),
             stop: Arc::new(stop),
         })
     }
 
-    /// Where XAPI is: scheme, address, port.
+    /// Where the XAPI of the master is: scheme, address, port.
     pub fn url(&self) -> String {
-        self.url.clone()
+        self.core.with(|state| state.host(HostNumber::MASTER).url.clone())
+    }
+
+    /// Where the XAPI of each host is, the master first.
+    pub fn host_urls(&self) -> Vec<String> {
+        self.core.with(|state| state.hosts.iter().map(|host| host.url.clone()).collect())
+    }
+
+    /// Where the NBD server of each host is, the master first.
+    pub fn nbd_addresses(&self) -> Vec<SocketAddr> {
+        self.core.with(|state| state.hosts.iter().map(|host| host.nbd).collect())
     }
 
     /// Where the control port is, if it was asked for.
@@ -117,12 +131,12 @@ impl Sim {
         self.admin_url.clone()
     }
 
-    /// Hex of the SHA-256 of the host certificate, with TLS.
+    /// Hex of the SHA-256 of the host certificate, where XAPI is served with TLS.
     pub fn certificate_sha256(&self) -> Option<String> {
         self.certificate_sha256.clone()
     }
 
-    /// The host certificate, with TLS.
+    /// The host certificate, where XAPI is served with TLS. NBD tells it in `VDI.get_nbd_info`.
     pub fn certificate_pem(&self) -> Option<String> {
         self.certificate_pem.clone()
     }
@@ -151,7 +165,13 @@ impl Sim {
 
     /// Adds an SR of so many bytes, attached to all hosts; returns its uuid.
     pub fn add_sr(&self, name: &str, physical_size: u64) -> String {
-        self.expect(|state| control::add_sr(state, name, physical_size))
+        self.add_sr_with(SrSpec { name: name.to_owned(), size: physical_size, ..SrSpec::default() })
+    }
+
+    /// Adds an SR; returns its uuid.
+    #[track_caller]
+    pub fn add_sr_with(&self, spec: SrSpec) -> String {
+        self.expect(|state| control::add_sr(state, &spec))
     }
 
     /// Adds a VM; returns its uuid.
@@ -170,6 +190,13 @@ impl Sim {
     #[track_caller]
     pub fn write(&self, vdi_uuid: &str, offset: u64, data: &[u8]) {
         self.expect(|state| control::write(state, vdi_uuid, offset, data));
+    }
+
+    /// Loses the change log of a tracked disk, as a crash of its host does: tracking is off from then on, and an alert
+    /// `VDI_CBT_METADATA_INCONSISTENT` says so. Its snapshots keep their logs.
+    #[track_caller]
+    pub fn break_cbt(&self, vdi_uuid: &str) {
+        self.expect(|state| control::break_cbt(state, vdi_uuid));
     }
 
     /// Reads what the guest would see.
@@ -220,7 +247,8 @@ impl Sim {
         self.core.with(|state| control::records(state, class))
     }
 
-    /// The methods called so far, in order, and the transfers as `GET /export_raw_vdi` and `PUT /import_raw_vdi`.
+    /// The methods called so far, in order, and the transfers as `GET /export_raw_vdi`, `PUT /import_raw_vdi` and
+    /// `NBD EXPORT_NAME`.
     pub fn calls(&self) -> Vec<String> {
         self.core.with(|state| state.calls.clone())
     }
@@ -256,6 +284,19 @@ fn host_address(address: SocketAddr, tls: bool) -> String {
         (80, false) | (443, true) => address.ip().to_string(),
         _ => address.to_string(),
     }
+}
+
+/// Only the first host can have the port that was asked for.
+fn address_of(mut asked: SocketAddr, host: usize) -> SocketAddr {
+    if host > 0 {
+        asked.set_port(0);
+    }
+    asked
+}
+
+fn place(xapi: SocketAddr, nbd: SocketAddr, tls: bool) -> Place {
+    let scheme = if tls { "https" } else { "http" };
+    Place { address: host_address(xapi, tls), url: format!("{scheme}://{xapi}"), nbd }
 }
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::Parser;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
-use xapi_sim::{DiskSpec, Sim, SimConfig, VmSpec};
+use xapi_sim::{DiskSpec, NbdPurpose, Sim, SimConfig, VmSpec};
 
 /// A simulated XAPI pool for tests
 #[derive(Parser)]
@@ -34,9 +34,23 @@ struct Arguments {
     /// Where the control port is served; without it there is none
     #[arg(long, value_name = "ADDRESS")]
     admin: Option<SocketAddr>,
+    /// How many hosts the pool has; the members listen at free ports
+    #[arg(long, default_value_t = 1)]
+    hosts: usize,
+    /// Where the NBD server is; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    nbd_listen: SocketAddr,
+    /// Let the network serve NBD from the start, with TLS or without; otherwise network.add_purpose does
+    #[arg(long, value_name = "nbd|insecure_nbd", value_parser = purpose)]
+    nbd_purpose: Option<NbdPurpose>,
     /// Size of the SR in bytes
     #[arg(long, default_value_t = 1 << 40)]
     sr_size: u64,
+}
+
+fn purpose(text: &str) -> Result<NbdPurpose, String> {
+    let known = [NbdPurpose::Nbd, NbdPurpose::InsecureNbd].into_iter().find(|purpose| purpose.as_str() == text);
+    known.ok_or_else(|| "it is nbd or insecure_nbd".to_owned())
 }
 
 #[tokio::main]
@@ -58,6 +72,9 @@ async fn main() -> anyhow::Result<()> {
         password: arguments.password,
         admin_listen: arguments.admin,
         sr_size: arguments.sr_size,
+        hosts: arguments.hosts,
+        nbd_listen: arguments.nbd_listen,
+        nbd_purpose: arguments.nbd_purpose,
         ..SimConfig::default()
     })
     .await?;
@@ -74,8 +91,12 @@ async fn main() -> anyhow::Result<()> {
             vec![json!({ "vm": vm, "name": "vm", "disks": sim.vm_disks(&vm) })]
         }
     };
+    let hosts = sim.host_urls().into_iter().zip(sim.nbd_addresses());
+    let hosts: Vec<_> = hosts.map(|(url, nbd)| json!({ "url": url, "nbd": nbd.to_string() })).collect();
     let ready = json!({
         "url": sim.url(),
+        "nbd": hosts[0]["nbd"],
+        "hosts": hosts,
         "admin_url": sim.admin_url(),
         "certificate_sha256": sim.certificate_sha256(),
         "pool": sim.pool(),

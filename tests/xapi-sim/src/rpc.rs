@@ -6,12 +6,12 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::calls::event::Wait;
-use crate::calls::{EVENT_FROM, Prepared, Refused, vm};
+use crate::calls::{EVENT_FROM, Prepared, Refused, cbt, vm};
 use crate::core::Core;
 use crate::error::{ApiError, ApiResult};
 use crate::fault::{FaultKind, Use};
 use crate::schema::SCHEMA;
-use crate::state::State;
+use crate::state::{HostNumber, State};
 use crate::value::Value;
 use crate::wire::{Call, xmlrpc};
 
@@ -41,7 +41,10 @@ impl From<ApiResult<Value>> for Answer {
     }
 }
 
-pub(crate) async fn answer(core: &Arc<Core>, call: Call) -> Answer {
+/// The only call that a member does not take.
+const LOGIN: &str = "session.login_with_password";
+
+pub(crate) async fn answer(core: &Arc<Core>, host: HostNumber, call: Call) -> Answer {
     let fault = core.with(|state| {
         state.calls.push(call.method.clone());
         let fault = state.faults.strike(Use::Call(&call.method));
@@ -52,9 +55,13 @@ pub(crate) async fn answer(core: &Arc<Core>, call: Call) -> Answer {
         }
         fault
     });
+    if host != HostNumber::MASTER && call.method == LOGIN {
+        let master = core.with(|state| state.db.get("host", &state.master).map(|row| row.string("address")));
+        return Answer::from(master.and_then(|master| Err(ApiError::new("HOST_IS_SLAVE", [master]))));
+    }
     match fault {
         Some(FaultKind::Http500) => Answer::Http500,
-        Some(FaultKind::CloseWithoutAnswer | FaultKind::CutAfter(_)) => Answer::Nothing,
+        Some(FaultKind::CloseWithoutAnswer | FaultKind::CutAfter(_) | FaultKind::ResetAfter(_)) => Answer::Nothing,
         Some(FaultKind::ReplyLost) => {
             run(core, call, None).await;
             Answer::Nothing
@@ -82,6 +89,7 @@ async fn run(core: &Arc<Core>, call: Call, fault: Option<FaultKind>) -> Answer {
     if prepared.method() == EVENT_FROM {
         return wait_for_events(core, &prepared).await.into();
     }
+    wait_for_vbds(core, &prepared).await;
     let outcome = core.with(|state| prepared.run(state));
     if matches!(fault, Some(FaultKind::StallAfter(_))) {
         core.stall().await;
@@ -107,6 +115,7 @@ async fn run_task(core: Arc<Core>, prepared: Prepared, task: String, fault: Opti
         // Others may see the operation in progress.
         tokio::task::yield_now().await;
     }
+    wait_for_vbds(&core, &prepared).await;
     core.with(|state| {
         let outcome = begun.and_then(|()| {
             end(state, &prepared, &task);
@@ -134,6 +143,20 @@ fn end(state: &mut State, prepared: &Prepared, task: &str) {
     if let Some((class, object, _)) = prepared.operation() {
         // The object may have been destroyed meanwhile; the call will tell.
         let _ = state.db.remove_entry(class, object, "current_operations", task);
+    }
+}
+
+/// Has patience with those who still let go of the disk. Whether they have is found out by the call.
+async fn wait_for_vbds(core: &Core, prepared: &Prepared) {
+    let Some(vdi) = prepared.waits_for_vbds_of() else {
+        return;
+    };
+    let deadline = Instant::now() + core.data_destroy_patience;
+    let mut changes = core.changes();
+    while core.with(|state| cbt::is_held(state, vdi)) {
+        if !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
+            return;
+        }
     }
 }
 

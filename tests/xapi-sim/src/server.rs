@@ -8,18 +8,20 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::core::Core;
 use crate::rpc::{self, Answer};
+use crate::state::HostNumber;
 use crate::transfer;
 use crate::wire::http::{Connection, HeadError, MAX_RPC_BODY, Request, Response, error_page};
 use crate::wire::{Call, Malformed, jsonrpc, xmlrpc};
 
-/// Serves XAPI until told to stop.
+/// Serves the XAPI of one host until told to stop.
 pub(crate) async fn serve(
     core: Arc<Core>,
+    host: HostNumber,
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
     stop: watch::Receiver<bool>,
 ) {
-    accept(listener, stop, |socket| handle(core.clone(), socket, tls.clone())).await;
+    accept(listener, stop, |socket| handle(core.clone(), host, socket, tls.clone())).await;
 }
 
 /// Accepts until told to stop; connections end at the same time.
@@ -52,16 +54,12 @@ where
     }
 }
 
-async fn handle(core: Arc<Core>, socket: TcpStream, tls: Option<TlsAcceptor>) -> anyhow::Result<()> {
-    socket.set_nodelay(true)?;
-    let socket = socket.into_std()?;
-    let watched = TcpStream::from_std(socket.try_clone()?)?;
-    let socket = TcpStream::from_std(socket)?;
-    let mut connection = match tls {
-        Some(tls) => Connection::new(tls.accept(socket).await?, Some(watched)),
-        None => Connection::new(socket, Some(watched)),
-    };
-    let outcome = requests(&core, &mut connection).await;
+async fn handle(core: Arc<Core>, host: HostNumber, socket: TcpStream, tls: Option<TlsAcceptor>) -> anyhow::Result<()> {
+    let mut connection = Connection::accepted(socket)?;
+    if let Some(tls) = &tls {
+        connection = connection.start_tls(tls).await?;
+    }
+    let outcome = requests(&core, host, &mut connection).await;
     connection.shutdown().await;
     Ok(outcome?)
 }
@@ -73,7 +71,7 @@ enum Then {
     Close,
 }
 
-async fn requests(core: &Arc<Core>, connection: &mut Connection) -> std::io::Result<()> {
+async fn requests(core: &Arc<Core>, host: HostNumber, connection: &mut Connection) -> std::io::Result<()> {
     loop {
         let request = match connection.read_head().await {
             Ok(request) => request,
@@ -84,19 +82,24 @@ async fn requests(core: &Arc<Core>, connection: &mut Connection) -> std::io::Res
             Err(HeadError::Malformed(text)) => return page(connection, "400 Bad Request", &text).await,
             Err(HeadError::Io(error)) => return Err(error),
         };
-        if request_once(core, connection, &request).await? == Then::Close {
+        if request_once(core, host, connection, &request).await? == Then::Close {
             return Ok(());
         }
     }
 }
 
-async fn request_once(core: &Arc<Core>, connection: &mut Connection, request: &Request) -> std::io::Result<Then> {
+async fn request_once(
+    core: &Arc<Core>,
+    host: HostNumber,
+    connection: &mut Connection,
+    request: &Request,
+) -> std::io::Result<Then> {
     // The longest prefix wins, as in xapi: any other POST is XML-RPC.
     let under = |prefix: &str| request.path.starts_with(prefix);
     match request.method.as_str() {
-        "POST" => return rpc(core, connection, request).await,
-        "GET" if under("/export_raw_vdi") => transfer::export(core, connection, request).await?,
-        "PUT" if under("/import_raw_vdi") => transfer::import(core, connection, request).await?,
+        "POST" => return rpc(core, host, connection, request).await,
+        "GET" if under("/export_raw_vdi") => transfer::export(core, host, connection, request).await?,
+        "PUT" if under("/import_raw_vdi") => transfer::import(core, host, connection, request).await?,
         "GET" | "PUT" | "OPTIONS" => page(connection, "403 Forbidden", "Nothing here").await?,
         _ => page(connection, "501 Method Not Implemented", "No such method").await?,
     }
@@ -148,7 +151,12 @@ impl Encoding {
     }
 }
 
-async fn rpc(core: &Arc<Core>, connection: &mut Connection, request: &Request) -> std::io::Result<Then> {
+async fn rpc(
+    core: &Arc<Core>,
+    host: HostNumber,
+    connection: &mut Connection,
+    request: &Request,
+) -> std::io::Result<Then> {
     const INTERNAL: &str = "500 Internal Server Error";
     let Some(length) = request.content_length() else {
         page(connection, INTERNAL, "Content-Length is required").await?;
@@ -170,7 +178,7 @@ async fn rpc(core: &Arc<Core>, connection: &mut Connection, request: &Request) -
     // A client that leaves does not undo its call, but nobody waits for events on its behalf.
     let answer = tokio::select! {
         biased;
-        answer = rpc::answer(core, call) => answer,
+        answer = rpc::answer(core, host, call) => answer,
         () = connection.closed() => return Ok(Then::Close),
     };
     let Some(body) = encoding.write(&answer) else {

@@ -1,14 +1,17 @@
 //! Everything a pool is, behind one lock: database, storage, sessions, armed faults.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::config::SimConfig;
-use crate::db::{Db, Fields};
+use crate::calls::cbt;
+use crate::config::{NbdPurpose, SimConfig, SrKind, SrSpec};
+use crate::db::{Db, Fields, Row};
 use crate::error::{ApiError, ApiResult};
 use crate::fault::Faults;
+use crate::storage::cbt::ChangeLogs;
 use crate::storage::node::{NodeId, Nodes};
 use crate::value::{NULL_REF, Value, datetime};
 
@@ -24,6 +27,8 @@ pub(crate) struct State {
     pub(crate) nodes: Nodes,
     /// The file behind each VDI, base copies included.
     pub(crate) disks: BTreeMap<String, NodeId>,
+    /// What was written to the disks whose changes are tracked.
+    pub(crate) changes: ChangeLogs,
     /// When each session was last used.
     pub(crate) sessions: BTreeMap<String, Timestamp>,
     pub(crate) faults: Faults,
@@ -35,11 +40,36 @@ pub(crate) struct State {
     pub(crate) certificate_pem: String,
     pub(crate) pool: String,
     pub(crate) master: String,
-    pub(crate) dom0: String,
+    /// Never empty; the master comes first.
+    pub(crate) hosts: Vec<Host>,
     pub(crate) network: String,
     pub(crate) default_sr: String,
     /// How far the pool's clock runs ahead of the real one.
     clock_ahead: SignedDuration,
+}
+
+/// Where a host is to be reached.
+pub(crate) struct Place {
+    /// What `host.address` says.
+    pub(crate) address: String,
+    /// Scheme and address of its XAPI.
+    pub(crate) url: String,
+    pub(crate) nbd: SocketAddr,
+}
+
+pub(crate) struct Host {
+    pub(crate) reference: String,
+    pub(crate) dom0: String,
+    pub(crate) url: String,
+    pub(crate) nbd: SocketAddr,
+}
+
+/// The place of a host in the pool; 0 is the master.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HostNumber(pub(crate) usize);
+
+impl HostNumber {
+    pub(crate) const MASTER: Self = Self(0);
 }
 
 /// `fields! { "name_label" => "x" }`: the fields of a record.
@@ -51,12 +81,13 @@ macro_rules! fields {
 pub(crate) use fields;
 
 impl State {
-    /// A pool with its hosts, their control domains, one network, and one SR.
-    pub(crate) fn new(config: &SimConfig, address: &str, certificate_pem: String) -> ApiResult<Self> {
+    /// A pool with a host at each of these places, their control domains, one network, and one SR.
+    pub(crate) fn new(config: &SimConfig, places: &[Place], certificate_pem: String) -> ApiResult<Self> {
         let mut state = Self {
             db: Db::default(),
             nodes: Nodes::default(),
             disks: BTreeMap::new(),
+            changes: ChangeLogs::default(),
             sessions: BTreeMap::new(),
             faults: Faults::default(),
             calls: Vec::new(),
@@ -67,24 +98,14 @@ impl State {
             certificate_pem,
             pool: NULL_REF.to_owned(),
             master: NULL_REF.to_owned(),
-            dom0: NULL_REF.to_owned(),
+            hosts: Vec::new(),
             network: NULL_REF.to_owned(),
             default_sr: NULL_REF.to_owned(),
             clock_ahead: SignedDuration::ZERO,
         };
-        state.db.insert(
-            "SM",
-            fields! {
-                "type" => "ext",
-                "name_label" => "Local EXT3 VHD",
-                "version" => "3.0",
-                "required_api_version" => "1.0",
-                "driver_filename" => "/opt/xensource/sm/EXTSR",
-                "supported_image_formats" => Value::strings(["vhd", "raw"]),
-                "capabilities" => Value::strings(SM_FEATURES),
-                "features" => Value::map(SM_FEATURES.map(|feature| (feature, 1))),
-            },
-        )?;
+        for kind in [SrKind::Ext, SrKind::Nfs, SrKind::Untracked] {
+            state.add_driver(kind)?;
+        }
         state.network = state.db.insert(
             "network",
             fields! {
@@ -92,12 +113,14 @@ impl State {
                 "bridge" => "xenbr0",
                 "MTU" => 1500,
                 "managed" => true,
+                "purpose" => Value::strings(config.nbd_purpose.map(NbdPurpose::as_str)),
             },
         )?;
-        for number in 0..config.hosts.max(1) {
-            state.add_host(number, address)?;
+        for (number, place) in places.iter().enumerate() {
+            state.add_host(number, place, config.restrict_cbt)?;
         }
-        let sr = state.add_sr("Local storage", config.sr_size)?;
+        let sr = SrSpec { name: "Local storage".to_owned(), size: config.sr_size, ..SrSpec::default() };
+        let sr = state.add_sr(&sr)?;
         state.pool = state.db.insert(
             "pool",
             fields! {
@@ -111,21 +134,55 @@ impl State {
         Ok(state)
     }
 
-    fn add_host(&mut self, number: usize, address: &str) -> ApiResult<()> {
+    fn add_driver(&mut self, kind: SrKind) -> ApiResult<()> {
+        let mut features = SM_FEATURES.to_vec();
+        if kind != SrKind::Untracked {
+            features.push(cbt::FEATURE);
+        }
+        let formats: &[&str] = if kind == SrKind::Nfs { &["vhd", "raw", "qcow2"] } else { &["vhd", "raw"] };
+        let fields = fields! {
+            "type" => kind.as_str(),
+            "name_label" => kind.as_str().to_uppercase(),
+            "version" => "3.0",
+            "required_api_version" => "1.0",
+            "driver_filename" => format!("/opt/xensource/sm/{}SR", kind.as_str().to_uppercase()),
+            "supported_image_formats" => Value::strings(formats.iter().copied()),
+            "capabilities" => Value::strings(features.iter().copied()),
+            "features" => Value::map(features.iter().map(|feature| (*feature, 1))),
+        };
+        self.db.insert("SM", fields).map(|_| ())
+    }
+
+    /// The record of the driver of an SR.
+    pub(crate) fn driver(&self, sr: &str) -> ApiResult<&Row> {
+        let kind = self.db.get("SR", sr)?.str("type");
+        let driver = self.db.table("SM").map(|(_, row)| row).find(|row| row.str("type") == kind);
+        driver.ok_or_else(|| ApiError::new("SR_UNKNOWN_DRIVER", [kind]))
+    }
+
+    pub(crate) fn host(&self, number: HostNumber) -> &Host {
+        &self.hosts[number.0]
+    }
+
+    /// Whether a host has the SR plugged.
+    pub(crate) fn sees(&self, host: &str, sr: &str) -> bool {
+        let mut pbds = self.db.table("PBD").map(|(_, pbd)| pbd);
+        pbds.any(|pbd| pbd.str("host") == host && pbd.str("SR") == sr && pbd.bool("currently_attached"))
+    }
+
+    fn add_host(&mut self, number: usize, place: &Place, restrict_cbt: bool) -> ApiResult<()> {
         let now = datetime(self.now());
         let metrics = self.db.insert(
             "host_metrics",
             fields! { "live" => true, "memory_total" => 64 << 30, "memory_free" => 60 << 30, "last_updated" => now },
         )?;
         let name = format!("host{}", number + 1);
-        // Members are records only: their addresses answer to nobody (TEST-NET-1).
-        let address = if number == 0 { address.to_owned() } else { format!("192.0.2.{}", number + 1) };
         let host = self.db.insert(
             "host",
             fields! {
                 "name_label" => name.as_str(),
                 "hostname" => name.as_str(),
-                "address" => address.as_str(),
+                "address" => place.address.as_str(),
                 "enabled" => true,
                 "metrics" => metrics,
                 "API_version_major" => 2,
@@ -133,7 +190,10 @@ impl State {
                 "API_version_vendor" => "XenSource",
                 "edition" => "xcp-ng",
                 "https_only" => false,
-                "license_params" => Value::map([("restrict_cbt", "false"), ("expiry", "20991231T23:00:00Z")]),
+                "license_params" => Value::map([
+                    ("restrict_cbt", if restrict_cbt { "true" } else { "false" }),
+                    ("expiry", "20991231T23:00:00Z"),
+                ]),
                 "software_version" => Value::map([
                     ("product_version", "8.3.0"),
                     ("product_brand", "XCP-ng"),
@@ -177,30 +237,37 @@ impl State {
                 "management" => true,
                 "managed" => true,
                 "ip_configuration_mode" => "Static",
-                "IP" => address.split(':').next().unwrap_or_default(),
+                "IP" => place.nbd.ip().to_string(),
                 "netmask" => "255.255.255.0",
             },
         )?;
         if number == 0 {
-            self.master = host;
-            self.dom0 = dom0;
+            self.master.clone_from(&host);
         }
+        self.hosts.push(Host { reference: host, dom0, url: place.url.clone(), nbd: place.nbd });
         Ok(())
     }
 
-    /// An SR that every host sees.
-    pub(crate) fn add_sr(&mut self, name: &str, physical_size: u64) -> ApiResult<String> {
+    /// An SR, plugged at the hosts that see it.
+    pub(crate) fn add_sr(&mut self, spec: &SrSpec) -> ApiResult<String> {
+        let hosts: Vec<String> = match spec.host {
+            None => self.hosts.iter().map(|host| host.reference.clone()).collect(),
+            Some(number) => {
+                let host = self.hosts.get(number).ok_or_else(|| ApiError::internal(format!("no host {number}")))?;
+                vec![host.reference.clone()]
+            }
+        };
         let sr = self.db.insert(
             "SR",
             fields! {
-                "name_label" => name,
-                "type" => "ext",
+                "name_label" => spec.name.as_str(),
+                "type" => spec.kind.as_str(),
                 "content_type" => "user",
-                "physical_size" => i64::try_from(physical_size).unwrap_or(i64::MAX),
-                "shared" => self.db.count("host") > 1,
+                "physical_size" => i64::try_from(spec.size).unwrap_or(i64::MAX),
+                "shared" => hosts.len() > 1,
             },
         )?;
-        for host in self.db.refs("host") {
+        for host in hosts {
             let pbd = fields! { "SR" => sr.as_str(), "host" => host, "currently_attached" => true };
             self.db.insert("PBD", pbd)?;
         }

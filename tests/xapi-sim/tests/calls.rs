@@ -381,3 +381,67 @@ async fn faults_at_calls_do_what_they_say() {
     assert_eq!(sim.calls().iter().filter(|call| *call == "VM.set_name_label").count(), 5);
     sim.stop().await;
 }
+
+#[tokio::test]
+async fn a_revert_makes_new_disks_and_brings_the_old_keys_back() {
+    let (sim, client) = setup().await;
+    let disks = vec![DiskSpec { size: 4 * MIB, ..DiskSpec::default() }];
+    let vm = sim.add_vm(VmSpec { name: "web".into(), disks, vifs: 1, running: true, ..VmSpec::default() });
+    let disk = sim.vm_disks(&vm).remove(0);
+    sim.write(&disk, 0, b"then");
+    let reference = client.by_uuid("VM", &vm).await;
+    client.call("VM.add_to_other_config", json!([reference, "key", "then"])).await.unwrap();
+    let mac = sim.records("VIF")[0]["MAC"].clone();
+    let snapshots = [
+        client.text("VM.snapshot", json!([reference, "first"])).await,
+        client.text("VM.snapshot", json!([reference, "second"])).await,
+    ];
+    client.call("VM.remove_from_other_config", json!([reference, "key"])).await.unwrap();
+    sim.write(&disk, 0, b"now!");
+
+    assert_eq!(client.call("VM.revert", json!([reference])).await.unwrap_err(), ["REVERT_ONLY_ALLOWED_ON_SNAPSHOT"]);
+    client.call("VM.revert", json!([snapshots[0]])).await.unwrap();
+    let record = sim.record("VM", &vm).unwrap();
+    assert_eq!(
+        (&record["name_label"], &record["power_state"], &record["is_a_template"], &record["is_a_snapshot"]),
+        (&json!("web"), &json!("Halted"), &json!(false), &json!(false))
+    );
+    assert_eq!((&record["other_config"]["key"], &record["parent"]), (&json!("then"), &json!(snapshots[0])));
+    let new = sim.vm_disks(&vm).remove(0);
+    assert_eq!((sim.read(&new, 0, 4), sim.record("VDI", &disk).is_none()), (b"then".to_vec(), true), "destroyed first");
+    let live = client.by_uuid("VDI", &new).await;
+    let frozen = sim.records("VDI").into_iter().filter(|vdi| vdi["is_a_snapshot"] == true);
+    assert_eq!(frozen.filter(|vdi| vdi["snapshot_of"] == live.as_str()).count(), 2, "they follow the new disk");
+    let vif = sim.records("VIF").into_iter().find(|vif| vif["VM"] == reference.as_str()).unwrap();
+    assert_eq!((&vif["MAC"], &record["snapshots"].as_array().unwrap().len()), (&mac, &2));
+    client.call("VM.start", json!([reference, false, false])).await.unwrap();
+
+    client.call("VM.add_to_blocked_operations", json!([snapshots[1], "revert", "no"])).await.unwrap();
+    let error = client.call("VM.revert", json!([snapshots[1]])).await.unwrap_err();
+    assert_eq!(error, ["OPERATION_BLOCKED", &snapshots[1], "no"]);
+    sim.stop().await;
+}
+
+#[tokio::test]
+async fn a_copied_vm_has_disks_without_a_chain_on_the_sr_that_was_named() {
+    let (sim, client) = setup().await;
+    let (vm, disks) = vm_with_disks(&sim, &[4 * MIB]);
+    sim.write(&disks[0], 9, b"content");
+    let reference = client.by_uuid("VM", &vm).await;
+    let other = sim.add_sr("other", 1 << 30);
+    let sr = client.by_uuid("SR", &other).await;
+    let copy = client.text("VM.copy", json!([reference, "copy", sr])).await;
+    let record = client.call("VM.get_record", json!([copy])).await.unwrap();
+    let copied = sim.vm_disks(record["uuid"].as_str().unwrap());
+    assert_eq!((&record["name_label"], sim.sha256(&copied[0])), (&json!("copy"), sim.sha256(&disks[0])));
+    let disk = sim.record("VDI", &copied[0]).unwrap();
+    assert_eq!((&disk["SR"], &disk["sm_config"]), (&json!(sr), &json!({})));
+
+    let full = sim.add_sr("full", 2 * MIB);
+    sim.write(&disks[0], 3 * MIB, &[1]);
+    let before = sim.object_counts();
+    let sr = client.by_uuid("SR", &full).await;
+    let error = client.call("VM.copy", json!([reference, "copy", sr])).await.unwrap_err();
+    assert_eq!((error[0].as_str(), sim.object_counts()), ("SR_BACKEND_FAILURE_44", before), "nothing is left of it");
+    sim.stop().await;
+}

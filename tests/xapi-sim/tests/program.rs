@@ -48,6 +48,10 @@ async fn images_become_disks_and_the_control_port_works_on_them() {
     let vm = &ready["vms"][0];
     let disk = vm["disks"][0].as_str().unwrap();
     assert_eq!((&vm["name"], &ready["certificate_sha256"]), (&json!("vm"), &Json::Null));
+    assert_eq!((&ready["hosts"][0]["url"], &ready["hosts"][0]["nbd"]), (&ready["url"], &ready["nbd"]));
+    let nbd = ready["nbd"].as_str().unwrap();
+    assert!(!nbd.ends_with(":0"), "{nbd}");
+    TcpStream::connect(nbd).await.unwrap();
 
     let ok = async |method: &str, target: &str, body: Json| {
         let (status, answer) = request(admin, method, target, body).await;
@@ -80,13 +84,19 @@ async fn images_become_disks_and_the_control_port_works_on_them() {
     ok("DELETE", "/faults", Json::Null).await;
     assert_eq!(ok("GET", "/calls", Json::Null).await, json!(["session.login_with_password"]));
 
+    let sr = ok("POST", "/add-sr", json!({ "name": "large", "size": 1u64 << 42, "kind": "nfs" })).await["sr"].clone();
+    let disk_of = |size: u64| json!({ "disks": [{ "size": size, "sr": sr, "image_format": "qcow2" }] });
+    let added = ok("POST", "/add-vm", disk_of(3 << 40)).await;
+    let (status, answer) = request(admin, "POST", "/break-cbt", json!({ "vdi": added["disks"][0] })).await;
+    assert_eq!((status.as_str(), answer["error"].as_str().unwrap().contains("VDI_NO_CBT_METADATA")), ("400", true));
+
     let (status, answer) =
         request(admin, "POST", "/write", json!({ "vdi": "nobody", "offset": 0, "data_base64": "" })).await;
     assert_eq!((status.as_str(), answer["error"].as_str().unwrap().contains("UUID_INVALID")), ("400", true));
     assert_eq!(request(admin, "GET", "/nothing", Json::Null).await.0, "400");
 
     let pid = child.id().unwrap().to_string();
-    assert!(Command::new("kill").args(["-TERM", &pid]).status().await.unwrap().success());
+    assert!(Command::new("sh").args(["-c", &format!("kill -TERM {pid}")]).status().await.unwrap().success());
     assert!(child.wait().await.unwrap().success(), "ends cleanly");
 }
 

@@ -305,3 +305,139 @@ async fn other_faults_at_transfers_do_what_they_say() {
     assert_eq!(client.get(&export).await.status(), "401");
     sim.stop().await;
 }
+
+/// One piece in XAPI's own framing.
+fn chunk(offset: u64, data: &[u8]) -> Vec<u8> {
+    [offset.to_le_bytes().as_slice(), &u32::try_from(data.len()).unwrap().to_le_bytes(), data].concat()
+}
+
+#[tokio::test]
+async fn a_chunked_import_has_no_length_and_ends_with_its_marker() {
+    let (sim, client, disk) = setup().await;
+    sim.write(&disk, 0, &[7; 4096]);
+    let task = client.task().await;
+    let mut connection = client.connect().await;
+    // The flag may also come as a cookie.
+    let head = format!(
+        "PUT /import_raw_vdi?format=raw&vdi={disk}&session_id={}&task_id={task} HTTP/1.1\r\nCookie: chunked=true\r\n\r\n",
+        client.session
+    );
+    connection.write_all(head.as_bytes()).await.unwrap();
+    let body = [chunk(3 * MIB, &[1; 700]), chunk(1024, &[2; 5]), chunk(512, &[0; 512]), chunk(9, &[]), chunk(0, &[3])];
+    connection.write_all(&body.concat()).await.unwrap();
+    assert_eq!(client.outcome(&task).await.0, "pending");
+    connection.write_all(&[0; 12]).await.unwrap();
+    let answer = read_answer(&mut connection).await;
+    assert_eq!((answer.status(), answer.body.len()), ("200", 0), "it ends although our side is open");
+    assert_eq!(client.wait(&task).await.0, "success");
+    let mut expected = vec![7; 4096];
+    expected[0] = 3;
+    expected[512..1024].fill(0);
+    expected[1024..1029].fill(2);
+    assert!(sim.read(&disk, 0, 4096) == expected, "what was not sent is as it was");
+    assert_eq!(sim.read(&disk, 3 * MIB - 1, 702), [[0].as_slice(), &[1; 700], &[0]].concat());
+    sim.stop().await;
+}
+
+#[tokio::test]
+async fn a_chunked_import_that_breaks_keeps_what_came() {
+    let (sim, client, disk) = setup().await;
+    let good = chunk(0, &[5; 512]);
+    for (what, rest) in [
+        ("no marker", vec![]),
+        ("half a head", vec![0; 7]),
+        ("half a piece", chunk(MIB, &[6; 100])[..50].to_vec()),
+        ("behind the end", [chunk(SIZE - 1, &[6; 2]), vec![0; 12]].concat()),
+        ("behind all ends", [chunk(u64::MAX, &[6; 2]), vec![0; 12]].concat()),
+    ] {
+        sim.write(&disk, 0, &[0; 512]);
+        let parameters = format!("format=raw&chunked=true&vdi={disk}");
+        let (answer, status, error) = client.import_with(&parameters, "", &[good.clone(), rest].concat()).await;
+        assert_eq!(
+            (answer.status(), status.as_str(), error),
+            ("200", "failure", IO_ERROR.map(str::to_owned).to_vec()),
+            "{what}"
+        );
+        assert_eq!(sim.read(&disk, 0, 512), [5; 512], "{what}");
+    }
+    sim.stop().await;
+}
+
+#[tokio::test]
+async fn a_length_that_is_too_large_is_waited_for() {
+    let (sim, client, disk) = setup().await;
+    let stream = golden("full.out");
+    let length = format!("Content-Length: {}\r\n", stream.len() + 512);
+    let (_, status, error) = client.import_with(&format!("format=vhd&vdi={disk}"), &length, &stream).await;
+    assert_eq!((status.as_str(), error[0].as_str()), ("failure", "VDI_IO_ERROR"));
+    assert!(sim.read(&disk, 0, SIZE as usize) == golden("child.raw"), "the data is there");
+    sim.stop().await;
+}
+
+#[tokio::test]
+async fn a_reset_is_not_an_end() {
+    let (sim, client, disk) = setup().await;
+    sim.write(&disk, 0, &[1]);
+    for (at, kind, expected) in [
+        (FaultPoint::Export, FaultKind::ResetAfter(MIB), Some(std::io::ErrorKind::ConnectionReset)),
+        (FaultPoint::Export, FaultKind::CutAfter(MIB), None),
+    ] {
+        sim.inject(fault(at, kind));
+        let task = client.task().await;
+        let mut connection = client.connect().await;
+        let head = format!(
+            "GET /export_raw_vdi?format=vhd&vdi={disk}&session_id={}&task_id={task} HTTP/1.1\r\n\r\n",
+            client.session
+        );
+        connection.write_all(head.as_bytes()).await.unwrap();
+        let ended = connection.read_to_end(&mut Vec::new()).await;
+        assert_eq!(ended.err().map(|error| error.kind()), expected);
+        assert_eq!(client.wait(&task).await, ("failure".to_owned(), IO_ERROR.map(str::to_owned).to_vec()));
+        assert_eq!(dom0_vbds(&sim), 0);
+    }
+    sim.stop().await;
+}
+
+#[tokio::test]
+async fn an_error_in_the_middle_goes_into_the_same_socket() {
+    let (sim, client, disk) = setup().await;
+    sim.write(&disk, 0, &[1]);
+    sim.inject(fault(FaultPoint::Export, FaultKind::FailAfter(5000)));
+    let (body, status, error) = client.export(&format!("format=vhd&vdi={disk}")).await;
+    assert_eq!((status.as_str(), error), ("failure", IO_ERROR.map(str::to_owned).to_vec()));
+    assert!(body[5000..].starts_with(b"HTTP/1.1 500"));
+
+    // With the number of all bytes: everything seems done, and the task says otherwise.
+    let stream = golden("full.out");
+    sim.inject(fault(FaultPoint::Import, FaultKind::FailAfter(stream.len() as u64)));
+    let (answer, status, error) = client.import(&format!("format=vhd&vdi={disk}"), &stream).await;
+    assert_eq!((answer.status(), status.as_str(), error[0].as_str()), ("200", "failure", "VDI_IO_ERROR"));
+    assert!(answer.body.starts_with(b"HTTP/1.1 500"));
+    assert!(sim.read(&disk, 0, SIZE as usize) == golden("child.raw"));
+    let length = client.export(&format!("format=vhd&vdi={disk}")).await.0.len() as u64;
+    sim.inject(fault(FaultPoint::Export, FaultKind::CutAfter(length)));
+    let (body, status, _) = client.export(&format!("format=vhd&vdi={disk}")).await;
+    assert_eq!((body.len() as u64, status.as_str()), (length, "failure"), "a whole stream of a task that failed");
+    sim.stop().await;
+}
+
+#[tokio::test]
+async fn an_endless_export_goes_on_behind_its_footer() {
+    let (sim, client, disk) = setup().await;
+    sim.inject(fault(FaultPoint::Export, FaultKind::Endless));
+    let task = client.task().await;
+    let mut connection = client.connect().await;
+    let head = format!(
+        "GET /export_raw_vdi?format=vhd&vdi={disk}&session_id={}&task_id={task} HTTP/1.1\r\n\r\n",
+        client.session
+    );
+    connection.write_all(head.as_bytes()).await.unwrap();
+    let mut body = vec![0; 40 * MIB as usize];
+    connection.read_exact(&mut body).await.unwrap();
+    let footer = golden("same.out").len();
+    assert!(body.windows(8).rposition(|window| window == b"conectix").unwrap() < 2 * footer);
+    assert_eq!(client.outcome(&task).await.0, "pending");
+    drop(connection);
+    assert_eq!(client.wait(&task).await.0, "failure");
+    sim.stop().await;
+}

@@ -118,6 +118,11 @@ impl LeafHasher {
         Ok(())
     }
 
+    /// Bytes that complete the leaf that was begun; 0 if none was.
+    pub fn missing(&self) -> u64 {
+        self.open.map_or(0, |open| self.leaf_length(open.leaf) - open.filled)
+    }
+
     /// Nothing follows: an error if a leaf is left incomplete.
     pub fn finish(&self) -> Result<(), LeafError> {
         match self.open {
@@ -173,7 +178,7 @@ impl OpenLeaf {
 
 /// Whether all bytes are zero. The inner fold has no early exit, so that it compiles to wide
 /// instructions; data is told from zeroes within its first 4 KiB.
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     bytes.chunks(4096).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
 }
 

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::leaf::{LEAF_DIGEST, LEAF_SIZE, Leaf, is_zero, leaf_count};
 use super::root::Root;
+use crate::extent::{Extent, Extents};
 
 const MAGIC: &[u8; 8] = b"vmfleaf1";
 const SLOT: u64 = LEAF_DIGEST as u64;
@@ -128,6 +129,33 @@ impl Table {
         Ok(Root(*hasher.finalize().as_bytes()))
     }
 
+    /// Where the two disks differ, in whole leaves. Where one of them ends, the other is compared with zeroes.
+    pub fn differences(&self, other: &Self) -> Result<Extents, TableError> {
+        let disk_size = self.disk_size.max(other.disk_size);
+        let (mut here, mut there) = (vec![0; READ_SIZE], vec![0; READ_SIZE]);
+        let mut found = Extents::new();
+        for first in (0..leaf_count(disk_size)).step_by(READ_SIZE / LEAF_DIGEST) {
+            self.read_leaves(first, &mut here)?;
+            other.read_leaves(first, &mut there)?;
+            if here == there {
+                continue;
+            }
+            let pairs = here.chunks_exact(LEAF_DIGEST).zip(there.chunks_exact(LEAF_DIGEST));
+            for (leaf, _) in (first..).zip(pairs).filter(|(_, (here, there))| here != there) {
+                found.insert(Extent { offset: leaf * LEAF_SIZE, length: LEAF_SIZE });
+            }
+        }
+        Ok(found.clipped(disk_size))
+    }
+
+    /// Fills `buffer` with the leaves from `first` on, with zeroes behind the end of the disk.
+    fn read_leaves(&self, first: u64, buffer: &mut [u8]) -> Result<(), TableError> {
+        let at = (first + 1) * SLOT;
+        let there = file_length(self.disk_size).saturating_sub(at).min(buffer.len() as u64) as usize;
+        buffer[there..].fill(0);
+        self.file.read_exact_at(&mut buffer[..there], at).map_err(|source| self.error(source))
+    }
+
     /// Visits the leaves in order, many at a time, with their place in the file.
     fn for_each_chunk(&self, mut visit: impl FnMut(u64, &[u8]) -> io::Result<()>) -> Result<(), TableError> {
         let end = file_length(self.disk_size);
@@ -193,6 +221,15 @@ impl DraftTable {
 
     /// The root of what is recorded so far.
     pub fn root(&mut self) -> Result<Root, TableError> {
+        self.so_far()?.root()
+    }
+
+    /// Where what is recorded so far differs from another disk: see [`Table::differences`].
+    pub fn differences(&mut self, other: &Table) -> Result<Extents, TableError> {
+        self.so_far()?.differences(other)
+    }
+
+    fn so_far(&mut self) -> Result<Table, TableError> {
         let written = match self.failed.take() {
             Some(error) => Err(error),
             None => self.flush(),
@@ -202,7 +239,13 @@ impl DraftTable {
             self.failed = Some(io::Error::new(source.kind(), source.to_string()));
             TableError::Io { path: self.path.clone(), source }
         })?;
-        Table { path: self.path.clone(), file, disk_size: self.disk_size }.root()
+        Ok(Table { path: self.path.clone(), file, disk_size: self.disk_size })
+    }
+
+    /// Commits under another name in the same folder.
+    pub fn commit_as(mut self, path: impl Into<PathBuf>) -> Result<Root, TableError> {
+        self.path = path.into();
+        self.commit()
     }
 
     /// Makes the table durable under its name, in place of an older one, and tells its root.
@@ -391,6 +434,31 @@ mod tests {
             assert_eq!(metadata.len(), (size / LEAF_SIZE + 1) * 16);
             assert!(metadata.blocks() * 512 <= 1 << 20, "{} blocks", metadata.blocks());
         }
+    }
+
+    #[test]
+    fn tables_tell_where_disks_differ() {
+        let folder = folder();
+        let (a, b) = (folder.path().join("a"), folder.path().join("b"));
+        let leaves = 40_000;
+        let mut draft = Table::create(&a, leaves * LEAF_SIZE).unwrap();
+        (0..leaves).for_each(|index| draft.set(index, leaf(index as u8 | 1)));
+        draft.commit().unwrap();
+        let a = Table::open(&a).unwrap();
+        let mut draft = Table::derive_from(a.path.as_path(), &b, (leaves + 1) * LEAF_SIZE + 512).unwrap();
+        assert_eq!(draft.differences(&a).unwrap(), Extents::new());
+        for index in [0, 17_000, 17_001, leaves - 1, leaves + 1] {
+            draft.set(index, leaf(0xee));
+        }
+        let of = |first: u64, length| Extent { offset: first * LEAF_SIZE, length };
+        let expected: Extents =
+            [of(0, LEAF_SIZE), of(17_000, 2 * LEAF_SIZE), of(leaves - 1, LEAF_SIZE), of(leaves + 1, 512)]
+                .into_iter()
+                .collect();
+        assert_eq!(draft.differences(&a).unwrap(), expected);
+        draft.commit_as(folder.path().join("c")).unwrap();
+        assert_eq!(a.differences(&Table::open(folder.path().join("c")).unwrap()).unwrap(), expected);
+        assert!(!b.exists());
     }
 
     #[test]

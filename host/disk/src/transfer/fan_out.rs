@@ -3,68 +3,57 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::task::{Context, Poll, ready};
 
 use tokio::io::AsyncWrite;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::Instant;
 
+use super::patience::{Alarm, Patience};
 use super::{Progress, SinkError, SinkOutcome};
 
 /// All sinks of a transfer. A sink that fails is dropped with its own error; the others go on.
 pub(super) struct FanOut<'a, W> {
     lanes: Vec<Lane<'a, W>>,
     progress: &'a dyn Progress,
-    /// Wakes the transfer when the first waiting lane has waited too long. It may ring too early,
-    /// never too late: deadlines mostly move away, and following each one costs more.
-    alarm: Pin<Box<Sleep>>,
+    /// Rings when the first waiting lane has waited too long.
+    alarm: Alarm,
 }
 
 /// One sink.
-struct Lane<'a, W> {
-    writer: &'a mut W,
+pub(super) struct Lane<'a, W> {
+    pub(super) writer: &'a mut W,
+    /// Bytes of the stream that it took.
     written: u64,
     failure: Option<SinkError>,
-    /// Bytes of the current buffer that it took.
+    /// Bytes of the current piece that it took.
     taken: usize,
-    /// Since it is being waited for: when that is too long.
-    deadline: Option<Instant>,
-    /// How long the next wait may last.
-    patience: Duration,
-    /// How long every later wait may last.
-    stall: Duration,
-}
-
-/// What every sink has to do before the transfer goes on.
-#[derive(Clone, Copy)]
-enum Work<'b> {
-    Write(&'b [u8]),
-    Flush,
+    patience: Patience,
 }
 
 impl<'a, W: AsyncWrite + Unpin> FanOut<'a, W> {
-    pub(super) fn new(sinks: &'a mut [W], progress: &'a dyn Progress, [first_byte, stall]: [Duration; 2]) -> Self {
-        let lane = |writer| Lane {
-            writer,
-            written: 0,
-            failure: None,
-            taken: 0,
-            deadline: None,
-            patience: first_byte.max(stall),
-            stall,
-        };
-        let lanes = sinks.iter_mut().map(lane).collect();
-        Self { lanes, progress, alarm: Box::pin(sleep(stall)) }
+    pub(super) fn new(sinks: &'a mut [W], progress: &'a dyn Progress, patience: &Patience) -> Self {
+        let lane = |writer| Lane { writer, written: 0, failure: None, taken: 0, patience: patience.clone() };
+        Self { lanes: sinks.iter_mut().map(lane).collect(), progress, alarm: Alarm::new() }
     }
 
     /// Hands `bytes` to every living sink; done when the slowest has taken them.
     pub(super) async fn write(&mut self, bytes: &[u8]) {
-        self.work(Work::Write(bytes)).await;
+        self.begin_piece();
+        self.write_rest(bytes).await;
+    }
+
+    /// The same with what each sink has not taken yet of the current piece, which is `bytes`.
+    pub(super) async fn write_rest(&mut self, bytes: &[u8]) {
+        self.hand_on(bytes.len(), |_, lane, cx| Pin::new(&mut *lane.writer).poll_write(cx, &bytes[lane.taken..])).await;
     }
 
     /// Makes every living sink pass on what it holds back.
     pub(super) async fn flush(&mut self) {
-        self.work(Work::Flush).await;
+        self.work(|_, lane, cx, _| {
+            let flushed = ready!(Pin::new(&mut *lane.writer).poll_flush(cx));
+            Poll::Ready(flushed.map_err(|error| lane.io(error)))
+        })
+        .await;
     }
 
     /// There were sinks, and none is left.
@@ -78,87 +67,91 @@ impl<'a, W: AsyncWrite + Unpin> FanOut<'a, W> {
         self.lanes.into_iter().map(outcome).collect()
     }
 
-    async fn work(&mut self, work: Work<'_>) {
-        for lane in &mut self.lanes {
-            lane.taken = 0;
-        }
-        poll_fn(|cx| self.poll_work(cx, work)).await;
+    /// A new piece, of which nobody has taken anything.
+    pub(super) fn begin_piece(&mut self) {
+        self.lanes.iter_mut().for_each(|lane| lane.taken = 0);
     }
 
-    fn poll_work(&mut self, cx: &mut Context<'_>, work: Work<'_>) -> Poll<()> {
-        loop {
-            let mut next_deadline: Option<Instant> = None;
-            for (index, lane) in self.lanes.iter_mut().enumerate() {
-                let took = |bytes| self.progress.written(index, bytes);
-                if let Some(deadline) = lane.poll(cx, work, took) {
-                    next_deadline = Some(next_deadline.map_or(deadline, |next| next.min(deadline)));
+    /// Whether the `index`th sink lives.
+    pub(super) fn lives(&self, index: usize) -> bool {
+        self.lanes[index].failure.is_none()
+    }
+
+    /// How many there are, living or not.
+    pub(super) fn count(&self) -> usize {
+        self.lanes.len()
+    }
+
+    /// Drops the `index`th sink.
+    pub(super) fn fail(&mut self, index: usize, error: io::Error) {
+        let lane = &mut self.lanes[index];
+        lane.failure = Some(lane.io(error));
+    }
+
+    /// Has every living sink take the rest of a piece of `length` bytes by `write`, again and again.
+    pub(super) async fn hand_on(
+        &mut self,
+        length: usize,
+        mut write: impl FnMut(usize, &mut Lane<'_, W>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) {
+        self.work(|index, lane, cx, progress| {
+            while lane.taken < length {
+                match ready!(write(index, lane, cx)) {
+                    Ok(0) => return Poll::Ready(Err(SinkError::Closed { at: lane.written })),
+                    Ok(n) => {
+                        lane.patience.moved();
+                        lane.taken += n;
+                        lane.written += n as u64;
+                        progress.written(index, n as u64);
+                    }
+                    Err(error) => return Poll::Ready(Err(lane.io(error))),
                 }
             }
-            let Some(deadline) = next_deadline else {
-                return Poll::Ready(());
-            };
-            if self.alarm.is_elapsed() || self.alarm.deadline() > deadline {
-                self.alarm.as_mut().reset(deadline);
+            Poll::Ready(Ok(()))
+        })
+        .await;
+    }
+
+    /// Has every living sink do `step`, as far as it lets itself be moved, until all are done or dropped.
+    async fn work(
+        &mut self,
+        mut step: impl FnMut(usize, &mut Lane<'_, W>, &mut Context<'_>, &dyn Progress) -> Poll<Result<(), SinkError>>,
+    ) {
+        poll_fn(|cx| {
+            loop {
+                let mut next_deadline: Option<Instant> = None;
+                for (index, lane) in self.lanes.iter_mut().enumerate().filter(|(_, lane)| lane.failure.is_none()) {
+                    let outcome = step(index, lane, cx, self.progress);
+                    if let Some(deadline) = lane.judge(outcome) {
+                        next_deadline = Some(next_deadline.map_or(deadline, |next| next.min(deadline)));
+                    }
+                }
+                match next_deadline {
+                    Some(deadline) => ready!(self.alarm.poll(cx, deadline)),
+                    None => return Poll::Ready(()),
+                }
             }
-            if self.alarm.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-        }
+        })
+        .await;
     }
 }
 
-impl<W: AsyncWrite + Unpin> Lane<'_, W> {
-    /// Works as far as the sink lets it. `None`: done or dropped; else it is waited for until then.
-    fn poll(&mut self, cx: &mut Context<'_>, work: Work<'_>, took: impl Fn(u64)) -> Option<Instant> {
-        if self.failure.is_some() {
-            return None;
-        }
-        let done = match work {
-            Work::Write(bytes) => self.poll_write(cx, bytes, took),
-            Work::Flush => Pin::new(&mut *self.writer).poll_flush(cx).map_err(|e| self.io(e)),
-        };
-        match done {
-            Poll::Ready(Ok(())) => self.moved(),
+impl<W> Lane<'_, W> {
+    /// Bytes of the current piece that it took.
+    pub(super) fn taken(&self) -> usize {
+        self.taken
+    }
+
+    /// `None`: done or dropped; else it is waited for until then.
+    fn judge(&mut self, outcome: Poll<Result<(), SinkError>>) -> Option<Instant> {
+        match outcome {
+            Poll::Ready(Ok(())) => self.patience.moved(),
             Poll::Ready(Err(failure)) => self.failure = Some(failure),
-            Poll::Pending => return self.waiting(),
+            Poll::Pending => match self.patience.waiting() {
+                Ok(deadline) => return Some(deadline),
+                Err(waited) => self.failure = Some(SinkError::Stalled { at: self.written, waited }),
+            },
         }
-        None
-    }
-
-    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8], took: impl Fn(u64)) -> Poll<Result<(), SinkError>> {
-        while self.taken < bytes.len() {
-            match Pin::new(&mut *self.writer).poll_write(cx, &bytes[self.taken..]) {
-                Poll::Ready(Ok(0)) => {
-                    return Poll::Ready(Err(SinkError::Closed { at: self.written }));
-                }
-                Poll::Ready(Ok(n)) => {
-                    self.moved();
-                    self.taken += n;
-                    self.written += n as u64;
-                    took(n as u64);
-                }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(self.io(error))),
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// It is not waited for any more.
-    fn moved(&mut self) {
-        if self.deadline.take().is_some() {
-            self.patience = self.stall;
-        }
-    }
-
-    /// It is waited for: until when, or `None` if that has passed and it is dropped.
-    fn waiting(&mut self) -> Option<Instant> {
-        let now = Instant::now();
-        let deadline = *self.deadline.get_or_insert(now + self.patience);
-        if deadline > now {
-            return Some(deadline);
-        }
-        self.failure = Some(SinkError::Stalled { at: self.written, waited: self.patience });
         None
     }
 

@@ -3,25 +3,25 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::time::timeout;
 
+use super::patience::{Alarm, Patience};
+use super::throttle::{self, Throttle};
 use super::{Progress, TransferError};
 
-/// A source, read in large pieces under a time limit.
+/// A source, read in large pieces, throttled, under a time limit.
 pub(super) struct Intake<'a, R> {
     reader: &'a mut R,
     progress: &'a dyn Progress,
+    throttles: &'a [Arc<Throttle>],
     /// Bytes of the stream that came, head included.
     at: u64,
-    /// How long the next wait may last.
-    patience: Duration,
-    /// How long every later wait may last.
-    stall: Duration,
-    /// What came behind bytes that were handed out first.
+    patience: Patience,
+    alarm: Alarm,
+    /// What came behind the bytes: the end, or an error that is told once.
     ended: Option<io::Result<()>>,
 }
 
@@ -31,10 +31,11 @@ impl<'a, R: AsyncRead + Unpin> Intake<'a, R> {
         reader: &'a mut R,
         at: u64,
         progress: &'a dyn Progress,
-        [first_byte, stall]: [Duration; 2],
+        throttles: &'a [Arc<Throttle>],
+        patience: Patience,
     ) -> Self {
         progress.read(at);
-        Self { reader, progress, at, patience: first_byte.max(stall), stall, ended: None }
+        Self { reader, progress, throttles, at, patience, alarm: Alarm::new(), ended: None }
     }
 
     /// Bytes of the stream that came, head included.
@@ -42,45 +43,87 @@ impl<'a, R: AsyncRead + Unpin> Intake<'a, R> {
         self.at
     }
 
-    /// Reads until `buffer` is full or the source has nothing ready; 0 at its end.
-    pub(super) async fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, TransferError> {
-        let (at, waited) = (self.at, self.patience);
-        let filled = timeout(waited, poll_fn(|cx| self.poll_fill(cx, buffer)))
-            .await
-            .map_err(|_| TransferError::SourceStalled { at, waited })?
-            .map_err(|source| TransferError::Source { at, source })?;
-        self.patience = self.stall;
-        self.at += filled as u64;
-        self.progress.read(filled as u64);
-        Ok(filled)
+    /// What comes next is the end or an error.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.is_some()
     }
 
-    /// Under TLS every read gives one record of at most 16 KiB, so one read a buffer would mean
-    /// many small writes to each sink.
-    fn poll_fill(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        let mut buffer = ReadBuf::new(buffer);
-        while self.ended.is_none() && buffer.remaining() > 0 {
+    /// The source itself.
+    pub(super) fn reader(&self) -> &R {
+        self.reader
+    }
+
+    /// Waits until the throttles allow a read, and tells how many of `wanted` bytes that may be. A
+    /// source that nobody asks does not stall.
+    pub(super) async fn allowance(&self, wanted: usize) -> usize {
+        throttle::allowance(self.throttles, wanted).await
+    }
+
+    /// Fills `buffer`, or what a throttle allows of it; less only at the end of the stream, 0 behind it.
+    ///
+    /// A slow source gives little at a time, under TLS a record of at most 16 KiB. Whole buffers
+    /// make for few writes, and leaves in one piece cost half as much to hash as in many.
+    pub(super) async fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, TransferError> {
+        let allowed = self.allowance(buffer.len()).await;
+        let mut buffer = ReadBuf::new(&mut buffer[..allowed]);
+        while buffer.remaining() > 0 && self.ended.is_none() {
             let before = buffer.filled().len();
-            match Pin::new(&mut *self.reader).poll_read(cx, &mut buffer) {
-                Poll::Ready(Ok(())) if buffer.filled().len() == before => self.ended = Some(Ok(())),
-                Poll::Ready(Ok(())) => {}
-                // TLS says so of a peer that closes without a farewell. An end is an end; whether
-                // it came too early, the structure tells.
-                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    self.ended = Some(Ok(()));
-                }
-                Poll::Ready(Err(error)) => self.ended = Some(Err(error)),
-                Poll::Pending if before > 0 => break,
-                Poll::Pending => return Poll::Pending,
+            let read = self.wait(|reader, cx| Pin::new(reader).poll_read(cx, &mut buffer)).await?;
+            self.came(read.map(|()| buffer.filled().len() - before));
+        }
+        match (buffer.filled().len(), self.ended.take()) {
+            (0, Some(Err(source))) => {
+                // What is left of a broken source is its end.
+                self.ended = Some(Ok(()));
+                Err(TransferError::Source { at: self.at, source })
+            }
+            (filled, ended) => {
+                self.ended = ended;
+                Ok(filled)
             }
         }
-        let filled = buffer.filled().len();
-        if filled == 0
-            && let Some(Err(_)) = &self.ended
-        {
-            // Told once; what is left of a broken source is its end.
-            return Poll::Ready(self.ended.replace(Ok(())).unwrap_or(Ok(())).map(|()| 0));
+    }
+
+    /// Whether nothing follows. A byte that does is lost.
+    pub(super) async fn is_at_end(&mut self) -> Result<bool, TransferError> {
+        Ok(self.fill(&mut [0]).await? == 0)
+    }
+
+    /// Takes note of what a read gave.
+    pub(super) fn came(&mut self, read: io::Result<usize>) {
+        match read {
+            Ok(0) => self.ended = Some(Ok(())),
+            Ok(bytes) => {
+                let bytes = bytes as u64;
+                self.at += bytes;
+                self.patience.at_work();
+                self.progress.read(bytes);
+                self.throttles.iter().for_each(|throttle| throttle.charge(bytes));
+            }
+            // TLS says so of a peer that closes without a farewell. An end is an end; whether it
+            // came too early, the structure tells.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => self.ended = Some(Ok(())),
+            Err(error) => self.ended = Some(Err(error)),
         }
-        Poll::Ready(Ok(filled))
+    }
+
+    /// Waits for one read, but not for ever.
+    pub(super) async fn wait<T>(
+        &mut self,
+        mut read: impl FnMut(&mut R, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Result<io::Result<T>, TransferError> {
+        poll_fn(|cx| {
+            loop {
+                if let Poll::Ready(done) = read(self.reader, cx) {
+                    self.patience.moved();
+                    return Poll::Ready(Ok(done));
+                }
+                match self.patience.waiting() {
+                    Ok(deadline) => ready!(self.alarm.poll(cx, deadline)),
+                    Err(waited) => return Poll::Ready(Err(TransferError::SourceStalled { at: self.at, waited })),
+                }
+            }
+        })
+        .await
     }
 }

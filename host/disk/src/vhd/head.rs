@@ -145,7 +145,8 @@ impl Head {
     }
 
     /// Checks the BAT at the end of `raw` and all that needs the three parts together.
-    fn check(raw: Vec<u8>, footer: Footer, header: Header) -> Result<Self, VhdError> {
+    fn check(mut raw: Vec<u8>, footer: Footer, header: Header) -> Result<Self, VhdError> {
+        raw.shrink_to_fit();
         let needed = footer.virtual_size.div_ceil(u64::from(header.block_size));
         if u64::from(header.table_entries) < needed {
             return Err(VhdError::TableTooShort {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, duplex, repeat};
 use tokio::time::{Instant, sleep};
 use vmferry_disk::digest::{LEAF_SIZE, Leaf};
-use vmferry_disk::transfer::{Options, Outcome, Progress, SinkError, TransferError, lockstep};
+use vmferry_disk::transfer::{Content, Options, Outcome, Progress, SinkError, TransferError, lockstep};
 use vmferry_disk::vhd::{DiskType, Head, HeadError, VhdError, Writer};
 
 use crate::model::{self, Model, ModelBlock};
@@ -103,7 +103,7 @@ impl Progress for Counts {
 }
 
 fn options(progress: &dyn Progress) -> Options<'_> {
-    Options { leaves: None, progress, stall: STALL, first_byte: FIRST_BYTE }
+    Options { leaves: None, progress, throttles: &[], stall: STALL, first_byte: FIRST_BYTE }
 }
 
 /// Reads the head and moves the rest.
@@ -137,8 +137,9 @@ async fn every_sink_gets_every_byte_and_they_are_counted() {
         assert_eq!(counts.written[index].load(Relaxed), length);
         assert!(outcome.sinks[index].result.is_ok());
     }
-    assert_eq!((outcome.scan.blocks, outcome.scan.partial_blocks), (3, 0));
-    assert_eq!(outcome.scan.data_bytes, 6 << 20);
+    let Content::Vhd(report) = outcome.content else { panic!("{:?}", outcome.content) };
+    assert_eq!((report.blocks, report.partial_blocks), (3, 0));
+    assert_eq!((report.data_bytes, outcome.content.data_bytes()), (6 << 20, 6 << 20));
     let disk = disk();
     let expected: Vec<_> = (0..)
         .zip(disk.chunks(LEAF_SIZE as usize).map(Leaf::of))
@@ -154,7 +155,7 @@ async fn a_stream_without_blocks_passes() {
     let stream = model::render(&writer, &[]);
     let mut sinks = [Vec::new()];
     let outcome = transfer(stream.as_slice(), &mut sinks).await.unwrap();
-    assert_eq!((outcome.bytes_read, outcome.scan.blocks), (3072, 0));
+    assert_eq!((outcome.bytes_read, outcome.content.data_bytes()), (3072, 0));
     assert_eq!(sinks[0], stream);
 }
 
@@ -214,7 +215,7 @@ async fn a_cut_source_is_an_error_wherever_it_is_cut() {
         let TransferError::Truncated { at: found, expected } = error else {
             panic!("cut at {at}: {error}");
         };
-        assert_eq!((found, expected), (at as u64, length as u64));
+        assert_eq!((found, expected), (at as u64, Some(length as u64)));
         assert!(sinks[0].taken == stream[..at]);
     }
 }
@@ -315,12 +316,12 @@ async fn a_flipped_bit_in_the_metadata_is_an_error() {
     let mut take = |_, _| {};
     let options = Options { leaves: Some(&mut take), ..options(&()) };
     let error = lockstep(&mut source, &head, &mut [Sink::good()], options).await.unwrap_err();
-    // Sector 803 is in the seventh leaf.
-    assert!(matches!(error, TransferError::PartialBitmap { disk_offset: 393_216 }), "{error}");
+    assert!(matches!(error, TransferError::PartialBitmap { disk_offset: 411_136 }), "{error}");
 }
 
+/// XAPI's exports never do this, so it is damage, and the importer would leave a sector out.
 #[tokio::test]
-async fn a_leaf_left_open_at_the_end_is_found_before_the_end_is_passed_on() {
+async fn a_sector_left_out_of_a_block_is_an_error_with_and_without_digests() {
     let block = ModelBlock {
         number: 0,
         gap: 0,
@@ -337,14 +338,16 @@ async fn a_leaf_left_open_at_the_end_is_found_before_the_end_is_passed_on() {
         blocks: vec![block],
     }
     .encode();
-    let mut source = stream.as_slice();
-    let head = Head::read(&mut source).await.unwrap();
-    let mut take = |_, _| {};
-    let options = Options { leaves: Some(&mut take), ..options(&()) };
-    let mut sinks = [Sink::good()];
-    let error = lockstep(&mut source, &head, &mut sinks, options).await.unwrap_err();
-    assert!(matches!(error, TransferError::PartialBitmap { disk_offset: 0 }), "{error}");
-    assert!(sinks[0].taken.len() < stream.len());
+    for digests in [true, false] {
+        let mut source = stream.as_slice();
+        let head = Head::read(&mut source).await.unwrap();
+        let mut take = |_, _| {};
+        let leaves: Option<&mut (dyn FnMut(u64, Leaf) + Send)> = if digests { Some(&mut take) } else { None };
+        let mut sinks = [Sink::good()];
+        let error = lockstep(&mut source, &head, &mut sinks, Options { leaves, ..options(&()) }).await.unwrap_err();
+        assert!(matches!(error, TransferError::PartialBitmap { disk_offset: 65024 }), "{error}");
+        assert!(sinks[0].taken.len() < stream.len());
+    }
 }
 
 #[tokio::test]

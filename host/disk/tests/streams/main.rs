@@ -1,8 +1,15 @@
 //! Facts about whole streams: golden vectors, a byte-array model, damage, transfers, other programs.
 
+mod chunked;
 mod damage;
+#[cfg(target_os = "linux")]
+mod faults;
 mod golden;
 mod lockstep;
 mod model;
 mod properties;
 mod qemu;
+#[cfg(target_os = "linux")]
+mod relay;
+mod tcp;
+mod throttle;

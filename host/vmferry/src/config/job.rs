@@ -1,12 +1,14 @@
 //! `[job.NAME]`: which VMs go where, when, and what is kept.
 
+use super::limit::{self, Limit};
 use super::read::{Found, Section};
 use super::{Named, References};
 use crate::nearest;
 use crate::problem::Problem;
 use serde_json::Value;
+use std::sync::Arc;
 use uuid::Uuid;
-use vmferry_engine::{Selection, Target};
+use vmferry_engine::{Nbd, Reading, Selection, Target, Throttle};
 
 /// One job.
 #[derive(Clone, Debug)]
@@ -15,8 +17,16 @@ pub struct Job {
     pub select: Selection,
     /// Where to; at least one.
     pub targets: Vec<Target>,
+    /// The link that each target is behind, in the order of the targets.
+    pub links: Vec<Option<String>>,
     /// Whether digests are kept (the default), or the stream's structure is enough.
     pub digests: bool,
+    /// How the source's disks are read.
+    pub reading: Reading,
+    /// How fast all of its transfers together may be.
+    pub limit: Limit,
+    /// The throttle that keeps to it.
+    pub throttle: Option<Arc<Throttle>>,
     /// Decides when it runs; without one the daemon leaves it to `vmferry run`.
     pub schedule: Option<PluginUse>,
     /// Decides what is kept; without one everything is.
@@ -79,8 +89,10 @@ const POWER_STATES: [(&str, &str); 4] =
 pub(super) fn read(mut section: Section<'_>, references: &mut References) -> Option<Job> {
     let select = section.required_section("select", r#"{ pool = "prod", tags = ["erp"] }"#);
     let select = select.and_then(|select| read_selection(select, references));
-    let targets = read_targets(&mut section, references);
+    let (targets, links) = read_targets(&mut section, references);
     let digests = section.word("integrity", &[("digest", true), ("structure", false)]);
+    let reading = section.section("read").map_or_else(Reading::default, read_reading);
+    let limit = limit::read(&mut section);
     let schedule = section.section("schedule").and_then(|schedule| read_plugin(schedule, references));
     let retention = section.section("retention").and_then(|retention| read_plugin(retention, references));
     let notify = section.sections("notify").into_iter().filter_map(|one| read_subscription(one, references)).collect();
@@ -90,6 +102,10 @@ pub(super) fn read(mut section: Section<'_>, references: &mut References) -> Opt
     Some(Job {
         select: select?,
         targets,
+        links,
+        throttle: limit.throttle(),
+        limit,
+        reading,
         digests: digests.is_none_or(|digests| digests.value),
         schedule,
         retention,
@@ -133,13 +149,16 @@ fn read_power_states(section: &mut Section<'_>) -> Vec<String> {
     known.map(|state| state.value.clone()).collect()
 }
 
-fn read_targets(section: &mut Section<'_>, references: &mut References) -> Vec<Target> {
-    let mut targets: Vec<Target> = Vec::new();
+fn read_targets(section: &mut Section<'_>, references: &mut References) -> (Vec<Target>, Vec<Option<String>>) {
+    let (mut targets, mut links): (Vec<Target>, Vec<Option<String>>) = (Vec::new(), Vec::new());
     for mut one in section.required_sections("targets", r#"[{ name = "dr", pool = "dr", sr = "UUID" }]"#) {
         let name = one.required_string("name", "\"dr\"");
         let pool = read_pool_name(&mut one, references);
         let sr = one.required_string("sr", "\"UUID of the storage repository\"").and_then(|sr| uuid(&one, sr));
         let networks = one.string_map("networks");
+        let required = one.boolean("required").is_none_or(|required| required.value);
+        let link = one.string("link");
+        references.links.extend(link.as_ref().map(Named::from));
         if let Some(name) = &name
             && targets.iter().any(|other| other.name == name.value)
         {
@@ -148,10 +167,50 @@ fn read_targets(section: &mut Section<'_>, references: &mut References) -> Vec<T
         }
         one.finish();
         if let (Some(name), Some(pool), Some(sr)) = (name, pool, sr) {
-            targets.push(Target { name: name.value, pool, sr, networks });
+            targets.push(Target { name: name.value, pool, sr, networks, required, throttles: Vec::new() });
+            links.push(link.map(|link| link.value));
         }
     }
-    targets
+    (targets, links)
+}
+
+fn read_reading(mut section: Section<'_>) -> Reading {
+    let mut reading = Reading::default();
+    if let Some(nbd) = section.word("nbd", &[("auto", Nbd::Auto), ("always", Nbd::Always), ("never", Nbd::Never)]) {
+        reading.nbd = nbd.value;
+    }
+    if let Some(found) = bounded(&mut section, "connections", 1..=16) {
+        reading.connections = found as usize;
+    }
+    if let Some(found) = bounded(&mut section, "depth", 1..=256) {
+        reading.pace.depth = found as u16;
+    }
+    if let Some(found) = section.size("request") {
+        match u32::try_from(found.value) {
+            Ok(size) if (64 << 10..=16 << 20).contains(&size) && size.is_multiple_of(512) => {
+                reading.pace.request_size = size;
+            }
+            _ => section.error(
+                found
+                    .problem(format!("`{}` bytes is no size for a request", found.value))
+                    .remedy("give 64KiB to 16MiB, in whole sectors of 512 bytes"),
+            ),
+        }
+    }
+    let cbt = section.word("cbt", &[("keep", false), ("enable", true)]);
+    reading.enable_cbt = cbt.is_some_and(|cbt| cbt.value);
+    section.finish();
+    reading
+}
+
+fn bounded(section: &mut Section<'_>, key: &'static str, range: std::ops::RangeInclusive<u64>) -> Option<u64> {
+    let found = section.count(key)?;
+    if range.contains(&found.value) {
+        return Some(found.value);
+    }
+    let remedy = format!("give {} to {}", range.start(), range.end());
+    section.error(found.problem(format!("{} is out of range", found.value)).remedy(remedy));
+    None
 }
 
 fn read_pool_name(section: &mut Section<'_>, references: &mut References) -> Option<String> {

@@ -174,6 +174,11 @@ impl<'a> Section<'a> {
         Some(found.map(|_| text))
     }
 
+    /// Whether `key` is this string; it is not taken.
+    pub(super) fn is_string(&self, key: &str, text: &str) -> bool {
+        matches!(self.rest.get(key).map(|(_, value)| value.get_ref()), Some(DeValue::String(found)) if found == text)
+    }
+
     pub(super) fn boolean(&mut self, key: &'static str) -> Option<Found<bool>> {
         let found = self.take(key)?;
         let DeValue::Boolean(value) = *found.value.get_ref() else {

@@ -4,12 +4,14 @@ use super::print;
 use crate::compose;
 use crate::config::Config;
 use crate::config::job::{Job, Overlap, PluginUse};
+use crate::config::limit::Limit;
 use crate::exit::Exit;
 use crate::output::Form;
 use crate::plugins::Plugins;
 use crate::problem::Failure;
 use serde::Serialize;
 use serde_json::{Value, json};
+use vmferry_engine::Nbd;
 use vmferry_store::Store;
 
 /// What `config check --json` prints.
@@ -78,13 +80,37 @@ fn described(config: &Config) -> Value {
         (name.clone(), value)
     });
     let keys = config.keys.keys().map(|name| (name.clone(), json!({ "secret": "…" })));
+    let links = config.links.iter().map(|(name, limit)| {
+        let mut value = json!({});
+        describe_limit(&mut value, limit);
+        (name.clone(), value)
+    });
     json!({
         "store": { "path": config.store.display().to_string() },
         "pool": Value::Object(pools.collect()),
         "job": Value::Object(jobs.collect()),
         "plugin": Value::Object(plugins.collect()),
         "key": Value::Object(keys.collect()),
+        "link": Value::Object(links.collect()),
     })
+}
+
+fn describe_limit(value: &mut Value, limit: &Limit) {
+    if let Some(usual) = limit.usual {
+        value["limit"] = usual.into();
+    }
+    let windows = limit.windows.iter().map(|window| {
+        json!({
+            "days": window.days.iter().map(|day| format!("{day:?}").to_lowercase()[..3].to_owned()).collect::<Vec<_>>(),
+            "from": window.from.strftime("%H:%M").to_string(),
+            "to": window.to.strftime("%H:%M").to_string(),
+            "limit": window.limit.map_or_else(|| "none".into(), Value::from),
+        })
+    });
+    let windows: Vec<Value> = windows.collect();
+    if !windows.is_empty() {
+        value["limit_windows"] = windows.into();
+    }
 }
 
 fn described_job(name: &str, job: &Job) -> Value {
@@ -93,7 +119,16 @@ fn described_job(name: &str, job: &Job) -> Value {
     let targets: Vec<_> = job
         .targets
         .iter()
-        .map(|target| json!({ "name": target.name, "pool": target.pool, "sr": target.sr, "networks": target.networks }))
+        .zip(&job.links)
+        .map(|(target, link)| {
+            let (name, pool, sr, networks) = (&target.name, &target.pool, &target.sr, &target.networks);
+            let mut value =
+                json!({ "name": name, "pool": pool, "sr": sr, "networks": networks, "required": target.required });
+            if let Some(link) = link {
+                value["link"] = link.as_str().into();
+            }
+            value
+        })
         .collect();
     let notify: Vec<_> = job
         .notify
@@ -115,9 +150,21 @@ fn described_job(name: &str, job: &Job) -> Value {
             Overlap::Skip => "skip",
             Overlap::Wait => "wait",
         },
+        "read": {
+            "nbd": match job.reading.nbd {
+                Nbd::Auto => "auto",
+                Nbd::Always => "always",
+                Nbd::Never => "never",
+            },
+            "connections": job.reading.connections,
+            "depth": job.reading.pace.depth,
+            "request": job.reading.pace.request_size,
+            "cbt": if job.reading.enable_cbt { "enable" } else { "keep" },
+        },
         "notify": notify,
         "xo": { "job": ids.job.to_string(), "schedule": ids.schedule.to_string() },
     });
+    describe_limit(&mut value, &job.limit);
     for (key, used) in [("schedule", &job.schedule), ("retention", &job.retention)] {
         if let Some(used) = used {
             value[key] = plugin(used);

@@ -64,7 +64,11 @@ fn table(listing: &Listing) -> String {
                     point.taken_at.to_string(),
                     point.disks.to_string(),
                     point.origin.clone(),
-                    if point.held { "held".to_owned() } else { String::new() },
+                    match (point.damaged, point.held) {
+                        (true, _) => "damaged".to_owned(),
+                        (false, true) => "held".to_owned(),
+                        (false, false) => String::new(),
+                    },
                 ]);
             }
         }
@@ -85,6 +89,7 @@ mod tests {
             taken_at: jiff::Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_hours(n),
             source_snapshot: "snapshot".to_owned(),
             held,
+            damaged: false,
             origin: "vmferry".to_owned(),
             disks: 2,
         };

@@ -104,7 +104,7 @@ fn what_is_not_a_component_of_the_right_world_never_runs() {
 #[test]
 fn a_cut_or_damaged_stream_is_refused_and_both_pools_stay_as_they_were() {
     let stage = Stage::new();
-    let disk = stage.source.disks(&stage.vm)[0].clone();
+    let disks = stage.source.disks(&stage.vm);
     let strikes = [
         (json!({ "flip_byte": 40 }), "the footer's checksum"),
         (json!({ "flip_byte": 512 + 8 }), "the header's checksum"),
@@ -123,7 +123,7 @@ fn a_cut_or_damaged_stream_is_refused_and_both_pools_stay_as_they_were() {
     let content = stage.target.content(point.as_str().unwrap());
     for (kind, words) in &strikes {
         // What is newer than the point does not get into it, nor into the replica.
-        stage.source.write(&disk, 20 * MIB, &[1; 5 << 20]);
+        disks.iter().for_each(|disk| stage.source.write(disk, 20 * MIB, &[1; 5 << 20]));
         strike(&stage.source, "export", kind);
         let output = stage.vmferry(&["run", "erp"]);
         assert_eq!(output.status.code(), Some(1), "{}", text(&output));

@@ -24,7 +24,7 @@ fn the_daemon_runs_the_job_again_and_again_and_ends_on_sigterm() {
     stall();
     stalled();
     go_on();
-    let ended = Command::new("kill").args(["-TERM", &daemon.id().to_string()]).status().unwrap();
+    let ended = Command::new("sh").args(["-c", &format!("kill -TERM {}", daemon.id())]).status().unwrap();
     assert!(ended.success());
     let output = daemon.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));

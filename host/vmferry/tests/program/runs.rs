@@ -1,6 +1,6 @@
 //! `run`, `plan`, `points` and `failover` over two pools in processes of their own.
 
-use crate::stage::{MIB, Stage, text};
+use crate::stage::{MIB, Pool, Stage, text};
 use serde_json::{Value, json};
 use std::process::Stdio;
 
@@ -48,6 +48,45 @@ fn a_full_and_deltas_send_what_the_formula_says_and_the_plan_said_so() {
     assert_eq!(stage.target.content(clone), stage.source.content(&stage.vm));
     let record = stage.target.records("VM").into_iter().find(|vm| vm["uuid"] == clone).unwrap();
     assert_eq!(record["power_state"], "Running");
+}
+
+#[test]
+fn changed_blocks_travel_by_nbd_and_a_damaged_replica_is_found_and_mended() {
+    let (source, target) = (Pool::start(&["--tls", "--nbd-purpose", "nbd"]), Pool::start(&["--tls"]));
+    let vm = source.admin(
+        "POST",
+        "/add-vm",
+        &json!({ "name": "erp-db", "running": true, "vifs": 1, "disks": [{ "name": "system", "size": 64 * MIB }] }),
+    );
+    let disk = vm["disks"][0].as_str().unwrap().to_owned();
+    source.write(&disk, 0, &[1; 3 << 20]);
+    let stage = Stage::of(source, target, vm["vm"].as_str().unwrap());
+    stage.configure("read = { cbt = 'enable' }");
+    stage.json(&["run", "erp"], 0);
+    stage.source.write(&disk, 40 * MIB, b"a few bytes");
+    let delta = stage.json(&["run", "erp"], 0);
+    let sent = &disks(&delta)[0];
+    assert_eq!((&sent["source"], &sent["encoding"]), (&json!("nbd"), &json!("chunked")), "{delta:#}");
+    assert_eq!((&sent["changed_bytes"], &sent["bytes_sent"]), (&json!(64 << 10), &json!((64 << 10) + 24)));
+    assert_eq!(stage.json(&["verify", "erp", "--deep"], 0)["replicas"][0]["verdict"], "intact");
+
+    let point = delta["vms"][0]["targets"][0]["recovery_point"].as_str().unwrap();
+    let copy = stage.target.disks(point)[0].clone();
+    let record = stage.target.records("VDI").into_iter().find(|disk| disk["uuid"] == copy).unwrap();
+    // In the file that the point and the live disk share, as storage rots.
+    stage.target.write(record["sm_config"]["vhd-parent"].as_str().unwrap(), MIB + 5, &[2]);
+    let output = stage.vmferry(&["verify", "erp", "--deep"]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains("damaged") && text(&output).contains("1048576"), "{}", text(&output));
+    assert_eq!(stage.json(&["verify", "erp", "--deep"], 1)["replicas"][0]["disks"][0]["different_bytes"], 64 << 10);
+
+    let mended = stage.json(&["run", "erp"], 0);
+    let sent = &disks(&mended)[0];
+    assert_eq!((&sent["kind"], &sent["changed_bytes"]), (&json!("resync"), &json!(64 << 10)), "{mended:#}");
+    assert!(sent["reason"].as_str().unwrap().contains("damaged"), "{mended:#}");
+    let point = mended["vms"][0]["targets"][0]["recovery_point"].as_str().unwrap();
+    assert_eq!(stage.target.content(point), stage.source.content(&stage.vm));
+    assert_eq!(stage.json(&["verify", "erp", "--deep"], 0)["replicas"][0]["verdict"], "intact");
 }
 
 #[test]

@@ -2,43 +2,29 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+use vmferry_disk::transfer::{SocketCall, SocketReader, poll_readable};
 
-use super::connection::Connection;
-use super::head::{self, Request};
-use super::open::{Late, MAX_PAGE, Opened, malformed, open};
-use super::{after_failure, as_io, settle};
+use super::head::{self, Direction};
+use super::open::MAX_PAGE;
+use super::{Answered, Stream, as_io, settle};
+use crate::connection::Connection;
 use crate::error::Error;
 use crate::records::{Task, Vdi};
 use crate::reference::Ref;
-use crate::session::{Login, Session};
-use crate::tasks::OwnedTask;
-use crate::text::excerpt;
-
-const NAME: &str = "GET /export_raw_vdi";
-
-/// How long the answer's head may take. It comes before the disk is attached.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+use crate::session::Session;
 
 /// How an error begins that XAPI writes into a body whose 200 went out before.
 const ERROR_IN_BODY: &[u8] = b"HTTP/";
-
-/// How long an aborted export waits for its task.
-const TASK_AFTER_ABORT: Duration = Duration::from_secs(60);
 
 /// The VHD stream of a disk, or of what changed in it since a base. Reads end where the host closes the connection.
 ///
 /// The end of the data proves nothing; [`Export::finish`] and the structure of the stream do. Dropped, it closes
 /// its connection, upon which the host gives up, and removes its task in the background.
 pub struct Export {
-    connection: Connection,
-    address: String,
-    login: Arc<Login>,
-    task: OwnedTask,
+    stream: Stream,
     body: Body,
     received: u64,
     /// Why reading failed. The reader gets its text, [`Export::finish`] the error itself.
@@ -63,35 +49,14 @@ impl Session {
     /// Opens the VHD stream of `vdi`: whole, or with `base` only the blocks that differ from it. `label` names the
     /// task that the pool shows.
     pub async fn export_vdi(&self, vdi: &Ref<Vdi>, base: Option<&Ref<Vdi>>, label: &str) -> Result<Export, Error> {
-        let task = OwnedTask::create(self, label).await?;
         let mut query = vec![("format", "vhd".to_owned()), ("vdi", vdi.to_string())];
         query.extend(base.map(|base| ("base", base.to_string())));
-        query.push(("task_id", task.reference().to_string()));
-        let request = Request { verb: "GET", path: "/export_raw_vdi", query, length: None };
-        match open(self, request, HEAD_TIMEOUT, Late::Fail).await {
-            Ok(opened) => Ok(Export::new(opened, task)),
-            Err(e @ Error::Http { .. }) => Err(after_failure(e, task).await),
-            Err(e) => {
-                task.destroy().await;
-                Err(e)
-            }
-        }
+        let (stream, Answered { bytes, .. }) = Stream::open(self, Direction::Export, query, None, label).await?;
+        Ok(Export { stream, body: Body::Beginning(bytes), received: 0, failure: None })
     }
 }
 
 impl Export {
-    fn new(opened: Opened, task: OwnedTask) -> Self {
-        Self {
-            connection: opened.connection,
-            address: opened.address.to_string(),
-            login: opened.login,
-            task,
-            body: Body::Beginning(opened.received),
-            received: 0,
-            failure: None,
-        }
-    }
-
     /// Bytes read so far.
     pub fn received(&self) -> u64 {
         self.received
@@ -99,45 +64,40 @@ impl Export {
 
     /// The task that the host ends with the stream.
     pub fn task(&self) -> &Ref<Task> {
-        self.task.reference()
+        self.stream.task.reference()
     }
 
     /// Confirms a stream that was read to its end: waits for the host's task to succeed, and destroys it.
     ///
     /// After a failed read it tells why, as the host sees it.
     pub async fn finish(self) -> Result<(), Error> {
-        let Self { mut connection, address, task, body, received, failure, .. } = self;
+        let Self { stream, body, received, failure } = self;
         if let Some(failure) = failure {
-            drop(connection);
-            return Err(after_failure(failure, task).await);
+            return Err(stream.failed(failure).await);
         }
         let ahead = match &body {
             Body::Data { ahead, taken } => *taken < ahead.len(),
             Body::Beginning(ahead) => !ahead.is_empty(),
             Body::ErrorPage(_) | Body::Ended | Body::Failed => false,
         };
-        let at = address.clone();
+        let Stream { mut connection, peer, task } = stream;
+        let told = &peer;
         // Owns the connection, which is closed as soon as its end is known to be none.
         let end_of_stream = async move {
             let mut byte = [0];
             let more = match body {
                 _ if ahead => true,
                 Body::Ended => false,
-                _ => connection.read(&mut byte).await.map_err(|e| Error::transport(at, NAME, e))? > 0,
+                _ => connection.read(&mut byte).await.map_err(|e| told.transport(e))? > 0,
             };
             if more { Err(Error::NotAtEnd { bytes: received, length: None }) } else { Ok(()) }
         };
-        let outcome = settle(end_of_stream, &task, &address).await;
-        task.destroy().await;
-        outcome
+        settle(end_of_stream, task, &peer).await
     }
 
     /// Closes the connection, waits (bounded) until the host has let go of the disk, and destroys the task.
     pub async fn abort(self) {
-        drop(self.connection);
-        // However it ends, it is over; and a task that does not end in time is removed by the host at its end.
-        let _ = self.task.wait(TASK_AFTER_ABORT).await;
-        self.task.destroy().await;
+        self.stream.abort().await;
     }
 
     fn fail(&mut self, kind: io::ErrorKind, error: Error) -> io::Error {
@@ -150,13 +110,8 @@ impl Export {
     /// The failure that an error in the body stands for.
     fn error_in_body(&self, page: &[u8]) -> Error {
         match head::parse(page) {
-            Ok(Some(head)) => Error::Http {
-                address: self.address.clone(),
-                during: NAME.to_owned(),
-                status: head.status,
-                excerpt: excerpt(&page[head.length..], &[self.login.reference.expose()]),
-            },
-            _ => malformed(NAME, "an error in place of the disk".to_owned()),
+            Ok(Some(head)) => self.stream.peer.refusal(head.status, &page[head.length..]),
+            _ => self.stream.peer.malformed("an error in place of the disk".to_owned()),
         }
     }
 
@@ -187,7 +142,7 @@ impl AsyncRead for Export {
                         this.body = Body::ErrorPage(std::mem::take(bytes));
                         continue;
                     }
-                    match ready!(Self::poll_more(&mut this.connection, cx, bytes)) {
+                    match ready!(Self::poll_more(&mut this.stream.connection, cx, bytes)) {
                         Ok(false) => {
                             this.body = Body::Data { ahead: std::mem::take(bytes), taken: 0 };
                             continue;
@@ -196,7 +151,7 @@ impl AsyncRead for Export {
                     }
                 }
                 Body::ErrorPage(page) => {
-                    let more = ready!(Self::poll_more(&mut this.connection, cx, page));
+                    let more = ready!(Self::poll_more(&mut this.stream.connection, cx, page));
                     if matches!(more, Ok(true)) && page.len() < MAX_PAGE {
                         continue;
                     }
@@ -214,7 +169,7 @@ impl AsyncRead for Export {
                 Body::Data { .. } => {
                     let before = buf.filled().len();
                     let wanted = buf.remaining() > 0;
-                    let read = ready!(Pin::new(&mut this.connection).poll_read(cx, buf));
+                    let read = ready!(Pin::new(&mut this.stream.connection).poll_read(cx, buf));
                     if read.is_ok() {
                         let n = buf.filled().len() - before;
                         this.received += n as u64;
@@ -228,9 +183,52 @@ impl AsyncRead for Export {
             };
             if let Err(e) = read {
                 let kind = e.kind();
-                let error = Error::transport(&*this.address, NAME, e);
+                let error = this.stream.peer.transport(e);
                 return Poll::Ready(Err(this.fail(kind, error)));
             }
         }
+    }
+}
+
+impl SocketReader for Export {
+    fn lends_socket(&self) -> bool {
+        self.stream.connection.tcp().is_some()
+    }
+
+    fn read_ahead(&self) -> usize {
+        match &self.body {
+            Body::Beginning(bytes) | Body::ErrorPage(bytes) => bytes.len(),
+            Body::Data { ahead, taken } => ahead.len() - taken,
+            Body::Ended | Body::Failed => 0,
+        }
+    }
+
+    fn poll_read_call(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        call: &mut SocketCall<'_>,
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let tcp = match (&this.body, this.stream.connection.tcp()) {
+            (Body::Ended, _) => return Poll::Ready(Ok(0)),
+            (Body::Data { ahead, taken }, Some(tcp)) if *taken == ahead.len() => tcp,
+            // Whether data begins here or an error, only a read can tell.
+            _ => return Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
+        };
+        Poll::Ready(match ready!(poll_readable(tcp, cx, call)) {
+            Ok(moved) => {
+                this.received += moved as u64;
+                if moved == 0 {
+                    this.body = Body::Ended;
+                }
+                Ok(moved)
+            }
+            Err(e) if e.kind() == io::ErrorKind::Unsupported => Err(e),
+            Err(e) => {
+                let kind = e.kind();
+                let error = this.stream.peer.transport(e);
+                Err(this.fail(kind, error))
+            }
+        })
     }
 }

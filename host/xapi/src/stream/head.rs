@@ -16,25 +16,36 @@ const MAX_HEADERS: usize = 64;
 /// What is left as it is in a query argument: the characters of references and uuids.
 const ARGUMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b':');
 
+/// Which way the bytes of a disk go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Direction {
+    Export,
+    Import,
+}
+
+impl Direction {
+    /// Verb and path of the request. Errors name it so: without the query, which holds the session.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Export => "GET /export_raw_vdi",
+            Self::Import => "PUT /import_raw_vdi",
+        }
+    }
+}
+
 /// A request for a disk stream.
 pub(super) struct Request {
-    pub(super) verb: &'static str,
-    pub(super) path: &'static str,
+    pub(super) direction: Direction,
     pub(super) query: Vec<(&'static str, String)>,
-    /// Exact number of body bytes. XAPI refuses any transfer encoding, and without a length it takes the size of
-    /// the disk for the length of the stream.
+    /// Exact number of body bytes. XAPI refuses any transfer encoding, and a VHD stream without a length is taken to
+    /// be as long as the disk. Only what tells its own end goes without.
     pub(super) length: Option<u64>,
 }
 
 impl Request {
-    /// For messages: without the query, which holds the session.
-    pub(super) fn name(&self) -> String {
-        format!("{} {}", self.verb, self.path)
-    }
-
     /// The head's bytes; `None` if it is larger than XAPI takes.
     pub(super) fn encode(&self, at: &Address) -> Option<Vec<u8>> {
-        let mut head = format!("{} {}", self.verb, self.path);
+        let mut head = self.direction.name().to_owned();
         for (n, (name, value)) in self.query.iter().enumerate() {
             head.push(if n == 0 { '?' } else { '&' });
             head.extend([name, "="]);
@@ -51,15 +62,15 @@ impl Request {
 
 /// A response head.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Head {
-    pub(super) status: u16,
-    pub(super) location: Option<String>,
+pub(crate) struct Head {
+    pub(crate) status: u16,
+    pub(crate) location: Option<String>,
     /// Length of the head itself; what follows is the body.
-    pub(super) length: usize,
+    pub(crate) length: usize,
 }
 
 /// Reads a response head; `None` while it is incomplete.
-pub(super) fn parse(bytes: &[u8]) -> Result<Option<Head>, String> {
+pub(crate) fn parse(bytes: &[u8]) -> Result<Option<Head>, String> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut response = httparse::Response::new(&mut headers);
     match response.parse(bytes) {
@@ -78,7 +89,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Option<Head>, String> {
 }
 
 /// Where a redirect leads, or why it is not followed. The path is ours: XAPI repeats the request's own.
-pub(super) fn redirect_target(from: &Address, location: Option<&str>) -> Result<Address, (String, String)> {
+pub(crate) fn redirect_target(from: &Address, location: Option<&str>) -> Result<Address, (String, String)> {
     let Some(location) = location else {
         return Err(("nowhere".to_owned(), "the answer has no Location".to_owned()));
     };
@@ -94,8 +105,46 @@ pub(super) fn redirect_target(from: &Address, location: Option<&str>) -> Result<
 #[cfg(test)]
 mod tests {
     use expect_test::expect;
+    use proptest::prelude::*;
 
     use super::*;
+
+    /// Bytes that are nearly the head of an answer.
+    fn nearly_a_head() -> impl Strategy<Value = Vec<u8>> {
+        let line = prop_oneof![
+            Just("HTTP/1.1 200 OK".to_owned()),
+            Just("HTTP/1.1 302 Found".to_owned()),
+            Just("connection: close".to_owned()),
+            Just(String::new()),
+            "(?i)location: (https?|ftp)://[a-z0-9.:\\[\\]]{0,20}(/[a-z?=:]{0,20})?",
+            "[ -~]{0,30}",
+        ];
+        let lines = prop::collection::vec((line, prop_oneof![Just("\r\n"), Just("\n"), Just("\r")]), 0..8);
+        let noise = prop::collection::vec(any::<(prop::sample::Index, u8)>(), 0..3);
+        (lines, noise).prop_map(|(lines, noise)| {
+            let text: String = lines.iter().flat_map(|(line, end)| [line.as_str(), end]).collect();
+            let mut bytes = text.into_bytes();
+            for (at, byte) in noise {
+                if !bytes.is_empty() {
+                    let at = at.index(bytes.len());
+                    bytes[at] = byte;
+                }
+            }
+            bytes
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_an_answer_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            crate::fuzz::response_head(&bytes);
+        }
+
+        #[test]
+        fn what_is_nearly_a_head_ends_where_it_says(bytes in nearly_a_head()) {
+            crate::fuzz::response_head(&bytes);
+        }
+    }
 
     fn address(tls: bool) -> Address {
         Address { tls, host: "xen1".to_owned(), port: if tls { 443 } else { 8080 } }
@@ -104,8 +153,7 @@ mod tests {
     #[test]
     fn a_request_has_an_exact_length_and_no_encoding() {
         let request = Request {
-            verb: "PUT",
-            path: "/import_raw_vdi",
+            direction: Direction::Import,
             query: [("format", "vhd"), ("vdi", "OpaqueRef:1-2"), ("task_id", "DummyRef:|a b")]
                 .map(|(name, value)| (name, value.to_owned()))
                 .to_vec(),
@@ -120,14 +168,13 @@ mod tests {
 
         "#]]
         .assert_eq(&head.replace("\r\n", "\n"));
-        assert_eq!(request.name(), "PUT /import_raw_vdi");
     }
 
     #[test]
     fn four_references_fit_and_an_endless_one_is_refused() {
         let reference = format!("OpaqueRef:{}", "0".repeat(36));
         let query = ["vdi", "base", "session_id", "task_id"].map(|name| (name, reference.clone())).to_vec();
-        let request = Request { verb: "GET", path: "/export_raw_vdi", query, length: None };
+        let request = Request { direction: Direction::Export, query, length: None };
         assert!(request.encode(&address(true)).expect("fits").len() < 400);
 
         let request = Request { query: vec![("vdi", "x".repeat(2000))], ..request };

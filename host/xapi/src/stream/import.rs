@@ -2,48 +2,36 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Sleep, sleep};
+use vmferry_disk::transfer::{SocketCall, SocketWriter, poll_writable};
 
-use super::connection::Connection;
-use super::head::{self, Head, Request};
-use super::open::{Late, MAX_PAGE, Opened, malformed, open};
-use super::{after_failure, as_io, settle};
+use super::head::{self, Direction, Head};
+use super::open::MAX_PAGE;
+use super::{Answered, Peer, Stream, as_io, settle};
+use crate::connection::Connection;
 use crate::error::Error;
 use crate::records::{Task, Vdi};
 use crate::reference::Ref;
-use crate::session::{Login, Session};
-use crate::tasks::OwnedTask;
-use crate::text::excerpt;
-
-const NAME: &str = "PUT /import_raw_vdi";
-
-/// How long the body waits for the answer's head. XAPI answers at once, and a redirect has to be seen before the
-/// body begins.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+use crate::session::Session;
 
 /// How long a broken connection is read for what the host had to say. Linux keeps received bytes after a reset, so
 /// they are there at once or not at all.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// How long an aborted import waits for its task.
-const TASK_AFTER_ABORT: Duration = Duration::from_secs(60);
-
-/// A VHD stream into a disk. Exactly the promised number of bytes has to be written.
+/// A stream into a disk: VHD, of which exactly the promised number of bytes has to be written, or `chunked`, which
+/// tells its end itself.
 ///
 /// The answer is watched while bytes are written, so an early failure ends the writing. A write that succeeds proves
 /// nothing; [`Import::finish`] does. Dropped, it closes its connection, upon which the host gives up, and removes
 /// its task in the background; blocks that arrived stay written.
 pub struct Import {
-    connection: Connection,
-    address: String,
-    login: Arc<Login>,
-    task: OwnedTask,
-    length: u64,
+    stream: Stream,
+    /// Bytes promised; `None` if the stream tells its own end.
+    length: Option<u64>,
     written: u64,
     answer: Answer,
     state: State,
@@ -125,33 +113,32 @@ impl Answer {
 impl Session {
     /// Opens a VHD stream of exactly `length` bytes into `vdi`. `label` names the task that the pool shows.
     pub async fn import_vdi(&self, vdi: &Ref<Vdi>, length: u64, label: &str) -> Result<Import, Error> {
-        let task = OwnedTask::create(self, label).await?;
-        let query =
-            vec![("format", "vhd".to_owned()), ("vdi", vdi.to_string()), ("task_id", task.reference().to_string())];
-        let request = Request { verb: "PUT", path: "/import_raw_vdi", query, length: Some(length) };
-        match open(self, request, HEAD_TIMEOUT, Late::GoOn).await {
-            Ok(opened) => Ok(Import::new(opened, task, length)),
-            Err(e @ Error::Http { .. }) => Err(after_failure(e, task).await),
-            Err(e) => {
-                task.destroy().await;
-                Err(e)
-            }
-        }
+        let query = vec![("format", "vhd".to_owned()), ("vdi", vdi.to_string())];
+        Import::open(self, query, Some(length), label).await
+    }
+
+    /// Opens a stream of extents in XAPI's `chunked` framing into `vdi`; what no extent names stays as it is. `label`
+    /// names the task that the pool shows.
+    ///
+    /// Its length is unknown beforehand: the host takes the end marker (12 zero bytes) for the end, and writing on
+    /// behind it fails. It knows no limit of 2 TiB.
+    pub async fn import_chunked(&self, vdi: &Ref<Vdi>, label: &str) -> Result<Import, Error> {
+        let query = vec![("format", "raw".to_owned()), ("chunked", "true".to_owned()), ("vdi", vdi.to_string())];
+        Import::open(self, query, None, label).await
     }
 }
 
 impl Import {
-    fn new(opened: Opened, task: OwnedTask, length: u64) -> Self {
-        Self {
-            connection: opened.connection,
-            address: opened.address.to_string(),
-            login: opened.login,
-            task,
-            length,
-            written: 0,
-            answer: Answer { head: opened.head, bytes: opened.received, judged: 0, ended: false },
-            state: State::Writing,
-        }
+    async fn open(
+        session: &Session,
+        query: Vec<(&'static str, String)>,
+        length: Option<u64>,
+        label: &str,
+    ) -> Result<Self, Error> {
+        let (stream, answered) = Stream::open(session, Direction::Import, query, length, label).await?;
+        let Answered { head, bytes } = answered;
+        let answer = Answer { head, bytes, judged: 0, ended: false };
+        Ok(Self { stream, length, written: 0, answer, state: State::Writing })
     }
 
     /// Bytes written so far.
@@ -159,14 +146,14 @@ impl Import {
         self.written
     }
 
-    /// Bytes promised.
-    pub fn length(&self) -> u64 {
+    /// Bytes promised; `None` for `chunked`.
+    pub fn length(&self) -> Option<u64> {
         self.length
     }
 
     /// The task that the host ends with the stream.
     pub fn task(&self) -> &Ref<Task> {
-        self.task.reference()
+        self.stream.task.reference()
     }
 
     /// Confirms a stream that was written whole: waits until the host has closed the connection and its task has
@@ -178,47 +165,41 @@ impl Import {
             let error = std::future::poll_fn(|cx| self.poll_last_words(cx)).await;
             self.state = State::Failed(error);
         }
-        let Self { mut connection, address, login, task, length, written, mut answer, state } = self;
+        let Self { stream, length, written, mut answer, state } = self;
         let early = match state {
             State::Failed(error) => Some(error),
-            _ if written != length => Some(Error::NotAtEnd { bytes: written, length: Some(length) }),
+            _ if length.is_some_and(|length| written != length) => Some(Error::NotAtEnd { bytes: written, length }),
             _ => None,
         };
         if let Some(error) = early {
-            drop(connection);
-            return Err(after_failure(error, task).await);
+            return Err(stream.failed(error).await);
         }
-        let at = address.clone();
+        let Stream { mut connection, peer, task } = stream;
+        let told = &peer;
         let end_of_stream = async move {
-            let failed = |e| Error::transport(&*at, NAME, e);
             // The write side stays open until the host has closed: its TLS proxy takes a half-closed connection for
             // a closed one.
             let flushed = connection.flush().await;
             let read = std::future::poll_fn(|cx| answer.poll_fill(&mut connection, cx)).await;
-            answer.refusal(&at, &login).map_or(Ok(()), Err)?;
-            flushed.and(read).map_err(failed)?;
+            answer.refusal(told).map_or(Ok(()), Err)?;
+            flushed.and(read).map_err(|e| told.transport(e))?;
             match answer.meaning() {
                 Meaning::Accepted => Ok(()),
-                _ => Err(failed(io::Error::other("the connection ended without an answer"))),
+                _ => Err(told.transport(io::Error::other("the connection ended without an answer"))),
             }
         };
-        let outcome = settle(end_of_stream, &task, &address).await;
-        task.destroy().await;
-        outcome
+        settle(end_of_stream, task, &peer).await
     }
 
     /// Closes the connection, waits (bounded) until the host has let go of the disk, and destroys the task.
     pub async fn abort(self) {
-        drop(self.connection);
-        // However it ends, it is over; and a task that does not end in time is removed by the host at its end.
-        let _ = self.task.wait(TASK_AFTER_ABORT).await;
-        self.task.destroy().await;
+        self.stream.abort().await;
     }
 
     /// Looks at the answer without waiting for it. Whatever is said before the last byte, other than 200, ends the
     /// writing, and so does the end of the connection.
     fn watch(&mut self, cx: &mut Context<'_>) {
-        let read = self.answer.poll_fill(&mut self.connection, cx);
+        let read = self.answer.poll_fill(&mut self.stream.connection, cx);
         let cause = match read {
             Poll::Ready(Err(e)) => Some(e),
             Poll::Ready(Ok(())) => None,
@@ -234,20 +215,41 @@ impl Import {
 
     /// Reads what the host still has to say, and makes an error of it.
     fn poll_last_words(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
-        let State::LastWords { cause, until } = &mut self.state else {
-            return Poll::Ready(Error::Cut { address: self.address.clone(), bytes: self.written, length: self.length });
-        };
-        let read = self.answer.poll_fill(&mut self.connection, cx);
+        let cut = || Error::Cut { address: self.stream.peer.address.clone(), bytes: self.written, length: self.length };
+        let State::LastWords { cause, until } = &mut self.state else { return Poll::Ready(cut()) };
+        let read = self.answer.poll_fill(&mut self.stream.connection, cx);
         if read.is_pending() && until.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
-        if let Some(refusal) = self.answer.refusal(&self.address, &self.login) {
+        if let Some(refusal) = self.answer.refusal(&self.stream.peer) {
             return Poll::Ready(refusal);
         }
         Poll::Ready(match cause.take() {
-            Some(cause) => Error::transport(&*self.address, NAME, cause),
-            None => Error::Cut { address: self.address.clone(), bytes: self.written, length: self.length },
+            Some(cause) => self.stream.peer.transport(cause),
+            None => cut(),
         })
+    }
+
+    /// Writes by `put`, unless the host has objected, and counts the bytes.
+    fn poll_put(
+        &mut self,
+        cx: &mut Context<'_>,
+        put: impl FnOnce(&mut Connection, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if matches!(self.state, State::Writing) {
+            self.watch(cx);
+        }
+        if matches!(self.state, State::Writing) {
+            match ready!(put(&mut self.stream.connection, cx)) {
+                Ok(n) => {
+                    self.written += n as u64;
+                    return Poll::Ready(Ok(n));
+                }
+                Err(e) if e.kind() == io::ErrorKind::Unsupported => return Poll::Ready(Err(e)),
+                Err(e) => self.give_up(Some(e)),
+            }
+        }
+        self.poll_failure(cx).map(Err)
     }
 
     /// Ends the writing with the reason. The I/O error has its text.
@@ -277,16 +279,11 @@ impl Answer {
         Poll::Ready(Ok(()))
     }
 
-    fn refusal(&mut self, address: &str, login: &Login) -> Option<Error> {
+    fn refusal(&mut self, peer: &Peer) -> Option<Error> {
         match self.meaning() {
             Meaning::None | Meaning::Accepted => None,
-            Meaning::Garbage(reason) => Some(malformed(NAME, reason)),
-            Meaning::Refused { status, page } => Some(Error::Http {
-                address: address.to_owned(),
-                during: NAME.to_owned(),
-                status,
-                excerpt: excerpt(&page, &[login.reference.expose()]),
-            }),
+            Meaning::Garbage(reason) => Some(peer.malformed(reason)),
+            Meaning::Refused { status, page } => Some(peer.refusal(status, &page)),
         }
     }
 }
@@ -294,36 +291,20 @@ impl Answer {
 impl AsyncWrite for Import {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if matches!(this.state, State::Writing) {
-            this.watch(cx);
+        if let (State::Writing, Some(length)) = (&this.state, this.length)
+            && buf.len() as u64 > length.saturating_sub(this.written)
+        {
+            let (more, written) = (buf.len(), this.written);
+            let reason = format!("the import is {length} bytes long, {more} more were to follow {written}");
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidInput, reason)));
         }
-        if matches!(this.state, State::Writing) {
-            if buf.len() as u64 > this.length - this.written {
-                return Poll::Ready(Err(io::Error::new(
-                    io::ErrorKind::InvalidInput,
-                    format!(
-                        "the import is {} bytes long, {} more were to follow {}",
-                        this.length,
-                        buf.len(),
-                        this.written
-                    ),
-                )));
-            }
-            match ready!(Pin::new(&mut this.connection).poll_write(cx, buf)) {
-                Ok(n) => {
-                    this.written += n as u64;
-                    return Poll::Ready(Ok(n));
-                }
-                Err(e) => this.give_up(Some(e)),
-            }
-        }
-        this.poll_failure(cx).map(Err)
+        this.poll_put(cx, |connection, cx| Pin::new(connection).poll_write(cx, buf))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if matches!(this.state, State::Writing) {
-            match ready!(Pin::new(&mut this.connection).poll_flush(cx)) {
+            match ready!(Pin::new(&mut this.stream.connection).poll_flush(cx)) {
                 Ok(()) => return Poll::Ready(Ok(())),
                 Err(e) => this.give_up(Some(e)),
             }
@@ -335,5 +316,23 @@ impl AsyncWrite for Import {
     /// connection; [`Import::finish`] ends the stream.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.poll_flush(cx)
+    }
+}
+
+impl SocketWriter for Import {
+    fn lends_socket(&self) -> bool {
+        self.stream.connection.tcp().is_some()
+    }
+
+    /// How much the call moves is its maker's to bound: bytes beyond the promised length fail [`Import::finish`].
+    fn poll_write_call(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        call: &mut SocketCall<'_>,
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().poll_put(cx, |connection, cx| match connection.tcp() {
+            Some(tcp) => poll_writable(tcp, cx, call),
+            None => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
+        })
     }
 }

@@ -7,13 +7,13 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::connection::Connection;
-use super::head::{self, Head, Request};
+use super::head::{self, Direction, Head, Request};
+use super::{Answered, Peer};
+use crate::connection::Connection;
 use crate::endpoint::Address;
 use crate::error::Error;
 use crate::session::{Login, Session};
-use crate::text::excerpt;
-use crate::xmlrpc::Malformed;
+use crate::tls::Tls;
 
 /// How many redirects are followed. A host redirects once, to one that sees the storage.
 const MAX_REDIRECTS: usize = 3;
@@ -22,110 +22,95 @@ const MAX_REDIRECTS: usize = 3;
 pub(super) const MAX_PAGE: usize = 8 * 1024;
 const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What happens when the answer's head takes longer than the bound.
-#[derive(Clone, Copy)]
-pub(super) enum Late {
-    /// The stream failed.
-    Fail,
-    /// The answer is read when it comes: the host may want to see the body first.
-    GoOn,
-}
+/// How long the head of an export's answer may take. It comes before the disk is attached.
+const EXPORT_HEAD: Duration = Duration::from_secs(60);
+
+/// How long the body of an import waits for the answer's head, because a redirect has to be seen before the body begins.
+/// XAPI answers at once; who does not may want to see the body first.
+const IMPORT_HEAD: Duration = Duration::from_secs(10);
 
 /// A request that was accepted, or not refused yet.
 pub(super) struct Opened {
     pub(super) connection: Connection,
-    pub(super) address: Address,
-    /// The session that the request carries.
-    pub(super) login: Arc<Login>,
-    /// What has come of the answer: its head, if that is whole, and the bytes from there on; else the bytes so far.
-    pub(super) head: Option<Head>,
-    pub(super) received: Vec<u8>,
+    pub(super) peer: Peer,
+    pub(super) answered: Answered,
+    at: Address,
 }
 
 /// Sends `request`, completed by the session, to the pool's master, or to the host it redirects to.
-pub(super) async fn open(
-    session: &Session,
-    mut request: Request,
-    bound: Duration,
-    late: Late,
-) -> Result<Opened, Error> {
-    let name = request.name();
-    let login = session.current(&name)?;
+pub(super) async fn open(session: &Session, mut request: Request) -> Result<Opened, Error> {
+    let name = request.direction.name();
+    let login = session.current(name)?;
     request.query.push(("session_id", login.reference.expose().to_owned()));
     let mut address = login.master.clone();
     for _ in 0..=MAX_REDIRECTS {
-        let mut opened = send(session, &request, &login, address, bound, late).await?;
-        let Some(head) = opened.head.take() else { return Ok(opened) };
-        match head.status {
-            200 => {
-                opened.head = Some(head);
-                return Ok(opened);
-            }
+        let mut opened = send(session, &request, &login, address).await?;
+        let Some(Head { status, location, .. }) = &opened.answered.head else { return Ok(opened) };
+        match *status {
+            200 => return Ok(opened),
             301 | 302 | 303 | 307 | 308 => {
-                address = head::redirect_target(&opened.address, head.location.as_deref())
-                    .map_err(|(location, reason)| Error::Redirect { during: name.clone(), location, reason })?;
-                tracing::debug!(request = %name, host = %address, "redirected");
+                address = head::redirect_target(&opened.at, location.as_deref())
+                    .map_err(|(location, reason)| Error::Redirect { during: name.to_owned(), location, reason })?;
+                tracing::debug!(request = name, host = %address, "redirected");
             }
             status => {
                 let page = read_page(&mut opened).await;
-                return Err(Error::Http {
-                    address: opened.address.to_string(),
-                    during: name,
-                    status,
-                    excerpt: excerpt(&page, &[login.reference.expose()]),
-                });
+                return Err(opened.peer.refusal(status, &page));
             }
         }
     }
     let reason = format!("more than {MAX_REDIRECTS} redirects");
-    Err(Error::Redirect { during: name, location: address.rpc_url(), reason })
+    Err(Error::Redirect { during: name.to_owned(), location: address.rpc_url(), reason })
 }
 
-async fn send(
-    session: &Session,
-    request: &Request,
-    login: &Arc<Login>,
-    address: Address,
-    bound: Duration,
-    late: Late,
-) -> Result<Opened, Error> {
-    let name = request.name();
-    let head = request.encode(&address).ok_or_else(|| Error::Unsendable {
-        during: name.clone(),
+async fn send(session: &Session, request: &Request, login: &Arc<Login>, at: Address) -> Result<Opened, Error> {
+    let direction = request.direction;
+    let head = request.encode(&at).ok_or_else(|| Error::Unsendable {
+        during: direction.name().to_owned(),
         reason: "its head is larger than the 1024 bytes that XAPI takes".to_owned(),
     })?;
-    let mut connection = Connection::dial(&address, session.tls(), &name).await?;
-    let failed = |e| Error::transport(address.to_string(), &*name, e);
-    connection.write_all(&head).await.map_err(failed)?;
-    connection.flush().await.map_err(failed)?;
+    let (patience, standstill) = match direction {
+        Direction::Export => (EXPORT_HEAD, None),
+        Direction::Import => (IMPORT_HEAD, Some(session.standstill())),
+    };
+    let peer = Peer { direction, address: at.to_string(), login: Arc::clone(login) };
+    let dial = async |tls: &Tls| Connection::dial(&at, tls, standstill, direction.name()).await;
+    let mut connection = match dial(session.tls()).await {
+        // Each host has a certificate of its own, and the operator may have told the master's alone.
+        Err(e @ Error::CertificateNotTrusted { .. }) if at != login.master => {
+            let named = session.tls_named_for(&at).await?;
+            dial(&named.ok_or(e)?).await?
+        }
+        dialed => dialed?,
+    };
+    connection.write_all(&head).await.map_err(|e| peer.transport(e))?;
+    connection.flush().await.map_err(|e| peer.transport(e))?;
 
-    let mut received = Vec::new();
-    let deadline = Instant::now() + bound;
+    let mut bytes = Vec::new();
+    let deadline = Instant::now() + patience;
     let head = loop {
-        if let Some(head) = head::parse(&received).map_err(|reason| malformed(&name, reason))? {
-            received.drain(..head.length);
+        if let Some(head) = head::parse(&bytes).map_err(|reason| peer.malformed(reason))? {
+            bytes.drain(..head.length);
             break Some(head);
         }
-        match timeout_at(deadline, connection.read_buf(&mut received)).await {
-            Ok(Ok(0)) => return Err(failed(io::Error::other("the host closed the connection without an answer"))),
-            Ok(Ok(_)) => {}
-            Ok(Err(e)) => return Err(failed(e)),
-            Err(_) if matches!(late, Late::GoOn) => break None,
-            Err(_) => {
-                return Err(Error::Timeout { address: address.to_string(), during: name, seconds: bound.as_secs() });
+        match timeout_at(deadline, connection.read_buf(&mut bytes)).await {
+            Ok(Ok(0)) => {
+                let ended = io::Error::other("the host closed the connection without an answer");
+                return Err(peer.transport(ended));
             }
+            Ok(Ok(_)) => {}
+            Ok(Err(e)) => return Err(peer.transport(e)),
+            Err(_) => match direction {
+                Direction::Export => return Err(peer.timeout(direction.name(), patience)),
+                Direction::Import => break None,
+            },
         }
     };
-    Ok(Opened { connection, address, login: Arc::clone(login), head, received })
-}
-
-/// An answer that is no HTTP. Its text is not shown: it is whatever some other server sent.
-pub(super) fn malformed(during: &str, reason: String) -> Error {
-    Error::malformed(during, Malformed { reason, position: 0, snippet: String::new() })
+    Ok(Opened { connection, peer, answered: Answered { head, bytes }, at })
 }
 
 async fn read_page(opened: &mut Opened) -> Vec<u8> {
-    let mut page = std::mem::take(&mut opened.received);
+    let mut page = std::mem::take(&mut opened.answered.bytes);
     let reading = async {
         while page.len() < MAX_PAGE {
             match opened.connection.read_buf(&mut page).await {

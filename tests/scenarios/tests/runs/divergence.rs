@@ -55,18 +55,8 @@ async fn a_base_that_somebody_destroyed_means_a_full_copy_with_its_reason() {
     use vmferry_model::plan::FullReason;
     let world = World::new().await;
     world.run().await;
-    let session = world.at_source().await;
-    let snapshots = world.source.records("VM").into_iter().filter(|vm| vm["is_a_snapshot"] == true);
-    for snapshot in snapshots {
-        let disks = world.source.vm_disks(snapshot["uuid"].as_str().unwrap());
-        let vm = session.by_uuid::<Vm>(snapshot["uuid"].as_str().unwrap()).await.unwrap();
-        let () = session.call_async("VM.destroy", params![&vm]).await.unwrap();
-        for disk in disks {
-            let vdi = session.by_uuid::<vmferry_xapi::records::Vdi>(&disk).await.unwrap();
-            let () = session.call_async("VDI.destroy", params![&vdi]).await.unwrap();
-        }
-    }
-    session.logout().await.unwrap();
+    world.lose_source_snapshots().await;
+    world.lose_digests();
 
     let report = world.run().await;
     assert_eq!(report.outcome, Outcome::Succeeded, "{report:#?}");

@@ -9,5 +9,6 @@ mod keys;
 mod kills;
 mod leases;
 mod main_job;
+mod methods;
 mod policies;
 mod refusals;

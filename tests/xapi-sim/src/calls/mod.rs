@@ -1,9 +1,11 @@
 //! What calls do. A call is checked against the schema, then goes to the code of its message, or to the
 //! accessor that follows from a field.
 
+pub(crate) mod cbt;
 pub(crate) mod device;
 pub(crate) mod event;
 mod generic;
+pub(crate) mod nbd;
 mod pool;
 mod session;
 mod task;
@@ -143,6 +145,7 @@ impl Prepared {
                     "snapshot",
                     "clone",
                     "copy",
+                    "revert",
                     "provision",
                     "start",
                     "start_on",
@@ -151,9 +154,27 @@ impl Prepared {
                     "destroy",
                 ],
             ),
-            "VDI" => operation("VDI", &["snapshot", "clone", "copy", "resize", "destroy"]),
+            "VDI" => operation(
+                "VDI",
+                &[
+                    "snapshot",
+                    "clone",
+                    "copy",
+                    "resize",
+                    "destroy",
+                    "enable_cbt",
+                    "disable_cbt",
+                    "data_destroy",
+                    "list_changed_blocks",
+                ],
+            ),
             _ => None,
         }
+    }
+
+    /// The disk that has to be let go by all before the call is done, if it is such a call.
+    pub(crate) fn waits_for_vbds_of(&self) -> Option<&str> {
+        (self.class.name == "VDI" && self.message == cbt::DATA_DESTROY).then(|| self.args.text(0))
     }
 
     /// Does the call.

@@ -1,15 +1,18 @@
 //! Disks: records, chains, base copies, garbage collection, and what attaching them to a VM allows.
 
-use super::Args;
+use super::{Args, cbt, nbd};
 use crate::db::{Fields, Row};
 use crate::error::{ApiError, ApiResult};
-use crate::state::{State, fields};
+use crate::state::{HostNumber, State, fields};
 use crate::storage::node::NodeId;
 use crate::storage::{BLOCK_SIZE, vhd};
 use crate::value::{EPOCH, NULL_REF, Value, datetime};
 
 /// Links of a VHD chain, the live file counted.
 const MAX_CHAIN: usize = 30;
+
+/// The largest disk that is not a VHD.
+const MAX_LARGE_SIZE: u64 = 16 << 40;
 
 /// Whether a new disk made from another one is its snapshot or a disk of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,24 +50,12 @@ pub(super) fn run(state: &mut State, message: &str, args: &Args) -> Option<ApiRe
         "copy" => Some(copy(state, args).map(Value::String)),
         "resize" => void(resize(state, this, args.int(1))),
         "update" => void(managed(state, this).map(|_| ())),
-        // There is no network with the purpose nbd, which gives an empty set and no error.
-        "get_nbd_info" => Some(state.db.get("VDI", this).map(|_| Value::Array(Vec::new()))),
-        "enable_cbt" => Some(unsupported(state, this)),
-        // Nothing to turn off.
-        "disable_cbt" => void(managed(state, this).map(|_| ())),
-        "list_changed_blocks" => Some(Err(ApiError::backend(460, "Source and target VDI are unrelated"))),
-        "data_destroy" => Some(managed(state, this).and_then(|_| Err(ApiError::new("VDI_NO_CBT_METADATA", [this])))),
-        _ => None,
+        "get_nbd_info" => Some(nbd::info(state, this, &args.session)),
+        _ => cbt::run(state, message, this, args.text(1)),
     }
 }
 
-/// The SR does not track changes: `VDI_CONFIG_CBT` is missing from its features.
-fn unsupported(state: &State, vdi: &str) -> ApiResult<Value> {
-    let sr = managed(state, vdi)?.string("SR");
-    Err(ApiError::new("SR_OPERATION_NOT_SUPPORTED", [sr]))
-}
-
-fn managed<'a>(state: &'a State, vdi: &str) -> ApiResult<&'a Row> {
+pub(super) fn managed<'a>(state: &'a State, vdi: &str) -> ApiResult<&'a Row> {
     let row = state.db.get("VDI", vdi)?;
     match row.bool("managed") {
         true => Ok(row),
@@ -85,20 +76,77 @@ fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
-/// Sizes are multiples of 2 MiB, at least one and at most what a VHD can describe.
-fn round_size(size: i64) -> ApiResult<u64> {
-    let size = u64::try_from(size).map_err(|_| ApiError::backend(79, "VDI Invalid size"))?;
-    let size = size.max(1).checked_next_multiple_of(BLOCK_SIZE).filter(|size| *size <= vhd::MAX_SIZE);
-    size.ok_or_else(|| ApiError::backend(79, "VDI Invalid size"))
+/// In which format the file of a disk is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ImageFormat {
+    Vhd,
+    Raw,
+    Qcow2,
+}
+
+impl ImageFormat {
+    /// As the creator of the disk asked for it; the old way to ask for a raw file is the key `type`.
+    fn of(sm_config: Option<&Value>) -> ApiResult<Self> {
+        let entry = |key: &str| match sm_config {
+            Some(Value::Struct(config)) => config.get(key).map(Value::as_str),
+            _ => None,
+        };
+        match entry("image-format") {
+            None if entry("type") == Some("raw") => Ok(Self::Raw),
+            None | Some("vhd") => Ok(Self::Vhd),
+            Some("raw") => Ok(Self::Raw),
+            Some("qcow2") => Ok(Self::Qcow2),
+            Some(_) => Err(ApiError::backend(78, "VDI Creation failed: unknown image format")),
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Vhd => "vhd",
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+
+    fn max_size(self) -> u64 {
+        match self {
+            Self::Vhd => vhd::MAX_SIZE,
+            Self::Raw | Self::Qcow2 => MAX_LARGE_SIZE,
+        }
+    }
+
+    /// Sizes are multiples of 2 MiB, at least one and at most what the format can describe.
+    fn round_size(self, size: i64) -> ApiResult<u64> {
+        let rounded = u64::try_from(size).ok().and_then(|size| size.max(1).checked_next_multiple_of(BLOCK_SIZE));
+        let size = rounded.filter(|size| *size <= self.max_size());
+        size.ok_or_else(|| ApiError::backend(79, "VDI Invalid size"))
+    }
+}
+
+fn image_format(row: &Row) -> ApiResult<ImageFormat> {
+    ImageFormat::of(Some(row.get("sm_config")))
+}
+
+/// Whether the file of a disk is nothing but its content.
+pub(super) fn is_raw(row: &Row) -> bool {
+    image_format(row) == Ok(ImageFormat::Raw)
 }
 
 /// How many bytes are free on an SR, by what lies on it and not by its record.
 fn free_space(state: &State, sr: &str) -> ApiResult<u64> {
     let row = state.db.get("SR", sr)?;
     let size = u64::try_from(row.int("physical_size")).unwrap_or(0);
-    let vdis = row.list("VDIs");
-    let used: u64 = vdis.iter().filter_map(|vdi| state.disks.get(vdi)).map(|node| state.nodes.utilisation(*node)).sum();
+    let used: u64 = row.list("VDIs").iter().map(|vdi| utilisation(state, vdi)).sum();
     Ok(size.saturating_sub(used))
+}
+
+/// Bytes that a disk takes on its SR, its parents not counted. Without data there is the log alone.
+fn utilisation(state: &State, vdi: &str) -> u64 {
+    match (state.disks.get(vdi), state.db.find("VDI", vdi)) {
+        (Some(node), _) => state.nodes.utilisation(*node),
+        (None, Some(row)) => crate::storage::cbt::encoded_length(size_of(row)) as u64,
+        (None, None) => 0,
+    }
 }
 
 fn assert_space(state: &State, sr: &str, needed: u64) -> ApiResult<()> {
@@ -121,7 +169,16 @@ pub(crate) fn write(state: &mut State, vdi: &str, offset: u64, data: &[u8]) -> A
     if growth > 0 {
         assert_space(state, &sr, growth)?;
     }
+    put(state, vdi, offset, data)
+}
+
+/// Writes and notes it in the change log. Who writes into a snapshot damages it, and no log tells of that.
+pub(crate) fn put(state: &mut State, vdi: &str, offset: u64, data: &[u8]) -> ApiResult<()> {
+    let node = node_of(state, vdi)?;
     state.nodes.write(node, offset, data);
+    if !state.db.get("VDI", vdi)?.bool("is_a_snapshot") {
+        state.changes.record(vdi, offset, data.len() as u64);
+    }
     Ok(())
 }
 
@@ -134,18 +191,21 @@ pub(crate) fn create(state: &mut State, mut fields: Fields) -> ApiResult<String>
     if !plugged.iter().any(|pbd| state.db.find("PBD", pbd).is_some_and(|pbd| pbd.bool("currently_attached"))) {
         return Err(ApiError::new("SR_NOT_ATTACHED", [sr]));
     }
-    if fields.get("type").is_some_and(|kind| kind.as_str() == "cbt_metadata") {
-        return Err(ApiError::new("VDI_INCOMPATIBLE_TYPE", [NULL_REF, "cbt_metadata"]));
+    if fields.get("type").is_some_and(|kind| kind.as_str() == cbt::METADATA) {
+        return Err(ApiError::new("VDI_INCOMPATIBLE_TYPE", [NULL_REF, cbt::METADATA]));
+    }
+    let format = ImageFormat::of(fields.get("sm_config"))?;
+    if !state.driver(&sr)?.list("supported_image_formats").iter().any(|known| known == format.as_str()) {
+        return Err(ApiError::backend(78, "VDI Creation failed: the SR does not support the image format"));
     }
     let size = match fields.get("virtual_size") {
-        Some(Value::Int(size)) => round_size(*size)?,
-        _ => round_size(0)?,
+        Some(Value::Int(size)) => format.round_size(*size)?,
+        _ => format.round_size(0)?,
     };
     // Thin: the first block has to fit, not the whole disk.
     assert_space(state, &sr, BLOCK_SIZE)?;
-    let raw = matches!(fields.get("sm_config"), Some(Value::Struct(config)) if config.get("type").is_some_and(|kind| kind.as_str() == "raw"));
     fields.insert("virtual_size".to_owned(), Value::Int(signed(size)));
-    let node = state.nodes.create(None, raw);
+    let node = state.nodes.create(None, format != ImageFormat::Vhd);
     let vdi = insert(state, fields, node)?;
     refresh_sr(state, &sr)?;
     Ok(vdi)
@@ -179,6 +239,7 @@ fn assert_detached(state: &State, vdi: &str, operation: &str) -> ApiResult<()> {
 /// Attaching follows readers and writers. Refused with one parameter, unlike by the life cycle of the VDI.
 pub(crate) fn assert_attachable(state: &State, vdi: &str, mode: Mode) -> ApiResult<()> {
     let row = managed(state, vdi)?;
+    cbt::assert_has_data(row, vdi)?;
     if mode == Mode::Rw && row.bool("read_only") {
         return Err(ApiError::new("VDI_READONLY", [vdi]));
     }
@@ -194,13 +255,18 @@ pub(crate) fn assert_attachable(state: &State, vdi: &str, mode: Mode) -> ApiResu
     }
 }
 
-/// Attaches a disk to the control domain, which shows as a VBD for as long as it lasts.
-pub(crate) fn attach_to_dom0(state: &mut State, vdi: &str, mode: Mode) -> ApiResult<String> {
+/// Attaches a disk to the control domain of a host, which shows as a VBD for as long as it lasts.
+pub(crate) fn attach_to_dom0(state: &mut State, host: HostNumber, vdi: &str, mode: Mode) -> ApiResult<String> {
     assert_attachable(state, vdi, mode)?;
-    if mode == Mode::Rw && state.db.get("VDI", vdi)?.bool("is_a_snapshot") {
+    let row = state.db.get("VDI", vdi)?;
+    if mode == Mode::Rw && row.bool("is_a_snapshot") {
         return Err(ApiError::new("VDI_READONLY", [vdi]));
     }
-    let dom0 = state.dom0.clone();
+    let host = state.host(host);
+    if !state.sees(&host.reference, row.str("SR")) {
+        return Err(ApiError::new("SR_NOT_ATTACHED", [row.str("SR")]));
+    }
+    let dom0 = host.dom0.clone();
     let (number, device) = super::device::free_device(state, &dom0)?;
     state.db.insert(
         "VBD",
@@ -236,20 +302,28 @@ pub(crate) fn remove(state: &mut State, vdi: &str) -> ApiResult<()> {
     for vbd in vbds {
         state.db.remove("VBD", &vbd)?;
     }
-    let node = node_of(state, vdi)?;
+    drop_file(state, vdi)?;
+    state.changes.remove(vdi);
     state.db.remove("VDI", vdi)?;
-    state.disks.remove(vdi);
-    state.nodes.remove(node);
-    if !state.hold_gc {
-        collect_garbage(state)?;
-    }
     refresh_sr(state, &sr)
+}
+
+/// Takes the data of a disk away, if it has any, and what then serves nobody.
+pub(super) fn drop_file(state: &mut State, vdi: &str) -> ApiResult<()> {
+    if let Some(node) = state.disks.remove(vdi) {
+        state.nodes.remove(node);
+    }
+    match state.hold_gc {
+        true => Ok(()),
+        false => collect_garbage(state),
+    }
 }
 
 fn resize(state: &mut State, vdi: &str, size: i64) -> ApiResult<()> {
     assert_detached(state, vdi, "resize")?;
     let row = managed(state, vdi)?;
-    let (sr, old, new) = (row.string("SR"), size_of(row), round_size(size)?);
+    cbt::assert_has_data(row, vdi)?;
+    let (sr, old, new) = (row.string("SR"), size_of(row), image_format(row)?.round_size(size)?);
     if new < old {
         return Err(ApiError::backend(79, "VDI Invalid size: shrinking not allowed"));
     }
@@ -261,6 +335,7 @@ fn resize(state: &mut State, vdi: &str, size: i64) -> ApiResult<()> {
 /// made. The disk keeps its uuid.
 pub(crate) fn fork(state: &mut State, vdi: &str, kind: Fork) -> ApiResult<String> {
     let row = managed(state, vdi)?;
+    cbt::assert_has_data(row, vdi)?;
     if row.bool("sharable") && kind == Fork::Snapshot {
         return Err(ApiError::new("VDI_IS_SHARABLE", [vdi]));
     }
@@ -269,6 +344,9 @@ pub(crate) fn fork(state: &mut State, vdi: &str, kind: Fork) -> ApiResult<String
     }
     let source = row.fields.clone();
     let sr = row.string("SR");
+    // Changes of a raw file are kept in a VHD.
+    let knows_blocks = image_format(row)? != ImageFormat::Qcow2;
+    let tracked = kind == Fork::Snapshot && row.bool("cbt_enabled");
     let node = node_of(state, vdi)?;
     if state.nodes.depth(node) >= MAX_CHAIN {
         return Err(ApiError::backend(109, "The snapshot chain is too long"));
@@ -283,7 +361,7 @@ pub(crate) fn fork(state: &mut State, vdi: &str, kind: Fork) -> ApiResult<String
     let base = insert(state, base, node)?;
     let base_uuid = state.db.get("VDI", &base)?.string("uuid");
 
-    let live_node = state.nodes.create(Some(node), false);
+    let live_node = state.nodes.create(Some(node), !knows_blocks);
     state.disks.insert(vdi.to_owned(), live_node);
     state.db.set_entry("VDI", vdi, "sm_config", "vhd-parent", base_uuid.as_str())?;
 
@@ -305,9 +383,13 @@ pub(crate) fn fork(state: &mut State, vdi: &str, kind: Fork) -> ApiResult<String
     if kind == Fork::Snapshot {
         new.extend(fields! { "is_a_snapshot" => true, "snapshot_of" => vdi, "snapshot_time" => datetime(state.now()) });
     }
-    let new_node = state.nodes.create(Some(node), false);
+    let new_node = state.nodes.create(Some(node), !knows_blocks);
     let new = insert(state, new, new_node)?;
     state.db.set_entry("VDI", &new, "sm_config", "vhd-parent", base_uuid)?;
+    if tracked {
+        state.changes.snapshot(vdi, &new);
+        state.db.set("VDI", &new, "cbt_enabled", true)?;
+    }
     refresh_sr(state, &sr)?;
     Ok(new)
 }
@@ -318,22 +400,42 @@ fn copy(state: &mut State, args: &Args) -> ApiResult<String> {
     if !base.is_empty() && base != NULL_REF {
         return Err(ApiError::new("NOT_IMPLEMENTED", ["VDI.copy with base_vdi"]));
     }
+    if into.is_empty() || into == NULL_REF {
+        return copy_to(state, vdi, sr);
+    }
     assert_attachable(state, vdi, Mode::Ro)?;
-    let target = if into.is_empty() || into == NULL_REF {
-        copy_record(state, vdi, sr)?
-    } else {
-        assert_attachable(state, into, Mode::Rw)?;
-        into.to_owned()
-    };
+    assert_attachable(state, into, Mode::Rw)?;
+    let (size, room) = (size_of(state.db.get("VDI", vdi)?), size_of(state.db.get("VDI", into)?));
+    if room < size {
+        return Err(ApiError::new("VDI_TOO_SMALL", [into, &size.to_string()]));
+    }
+    fill(state, vdi, into)?;
+    Ok(into.to_owned())
+}
+
+/// A new disk on an SR, by default that of the original.
+pub(super) fn copy_to(state: &mut State, vdi: &str, sr: &str) -> ApiResult<String> {
+    assert_attachable(state, vdi, Mode::Ro)?;
+    let target = copy_record(state, vdi, sr)?;
+    match fill(state, vdi, &target) {
+        Ok(()) => Ok(target),
+        Err(error) => {
+            remove(state, &target)?;
+            Err(error)
+        }
+    }
+}
+
+/// Writes what one disk holds into another one.
+fn fill(state: &mut State, vdi: &str, target: &str) -> ApiResult<()> {
     let node = node_of(state, vdi)?;
     let pages: Vec<(u64, crate::storage::node::Page)> =
         state.nodes.stored_pages(node).map(|(offset, page)| (offset, page.clone())).collect();
     for (offset, page) in pages {
-        write(state, &target, offset, &page)?;
+        write(state, target, offset, &page)?;
     }
-    let sr = state.db.get("VDI", &target)?.string("SR");
-    refresh_sr(state, &sr)?;
-    Ok(target)
+    let sr = state.db.get("VDI", target)?.string("SR");
+    refresh_sr(state, &sr)
 }
 
 fn copy_record(state: &mut State, vdi: &str, sr: &str) -> ApiResult<String> {
@@ -419,7 +521,7 @@ fn forget(state: &mut State, vdi: &str) -> ApiResult<()> {
 pub(crate) fn refresh_sr(state: &mut State, sr: &str) -> ApiResult<()> {
     let (mut used, mut allocated) = (0, 0);
     for vdi in state.db.get("SR", sr)?.list("VDIs") {
-        let stored = state.disks.get(&vdi).map_or(0, |node| state.nodes.utilisation(*node));
+        let stored = utilisation(state, &vdi);
         used += stored;
         state.db.set("VDI", &vdi, "physical_utilisation", signed(stored))?;
         let row = state.db.get("VDI", &vdi)?;

@@ -25,6 +25,8 @@ pub(super) fn run(state: &mut State, message: &str, args: &Args) -> Option<ApiRe
         "destroy" => void(destroy(state, this)),
         "snapshot" => Some(snapshot(state, this, args.text(1), &args.list(2)).map(Value::String)),
         "clone" => Some(clone(state, this, args.text(1)).map(Value::String)),
+        "copy" => Some(copy(state, this, args.text(1), args.text(2)).map(Value::String)),
+        "revert" => void(revert(state, this)),
         "provision" => void(provision(state, this)),
         "start" => void(start(state, this, "start", None)),
         "start_on" => void(start(state, this, "start_on", Some(args.text(1)))),
@@ -179,23 +181,31 @@ fn disks(state: &State, vm: &str) -> ApiResult<Vec<String>> {
     Ok(disks.collect())
 }
 
-/// Forks disks one after the other; what was made is undone when one fails.
-fn fork_disks(state: &mut State, disks: Vec<String>, kind: Fork) -> ApiResult<BTreeMap<String, String>> {
-    let mut forked = BTreeMap::new();
+/// Makes a disk from each one after the other; what was made is undone when one fails.
+fn derive_disks(
+    state: &mut State,
+    disks: Vec<String>,
+    derive: impl Fn(&mut State, &str) -> ApiResult<String>,
+) -> ApiResult<BTreeMap<String, String>> {
+    let mut derived = BTreeMap::new();
     for disk in disks {
-        match vdi::fork(state, &disk, kind) {
+        match derive(state, &disk) {
             Ok(new) => {
-                forked.insert(disk, new);
+                derived.insert(disk, new);
             }
             Err(error) => {
-                for new in forked.values() {
+                for new in derived.values() {
                     vdi::remove(state, new)?;
                 }
                 return Err(error);
             }
         }
     }
-    Ok(forked)
+    Ok(derived)
+}
+
+fn fork_disks(state: &mut State, disks: Vec<String>, kind: Fork) -> ApiResult<BTreeMap<String, String>> {
+    derive_disks(state, disks, |state, disk| vdi::fork(state, disk, kind))
 }
 
 /// What a copy of a VM inherits: the record without what belongs to one life of one VM.
@@ -282,14 +292,70 @@ pub(crate) fn snapshot(state: &mut State, vm: &str, name: &str, ignored: &[Strin
 fn clone(state: &mut State, vm: &str, name: &str) -> ApiResult<String> {
     assert_operation(state, vm, "clone")?;
     let disks = disks(state, vm)?;
+    let disks = fork_disks(state, disks, Fork::Clone)?;
+    duplicate(state, vm, name, &disks)
+}
+
+/// Like a clone, with disks that have no chain, on any SR.
+fn copy(state: &mut State, vm: &str, name: &str, sr: &str) -> ApiResult<String> {
+    assert_operation(state, vm, "copy")?;
+    let disks = disks(state, vm)?;
+    let disks = derive_disks(state, disks, |state, disk| vdi::copy_to(state, disk, sr))?;
+    duplicate(state, vm, name, &disks)
+}
+
+/// Another VM of the same kind with these disks in place of its own, and addresses of its own.
+fn duplicate(state: &mut State, vm: &str, name: &str, disks: &BTreeMap<String, String>) -> ApiResult<String> {
     let mut fields = inherited(state, vm, name)?;
     if let Some(Value::Struct(other_config)) = fields.get_mut("other_config") {
         other_config.insert("mac_seed".to_owned(), uuid::Uuid::new_v4().to_string().into());
     }
-    let disks = fork_disks(state, disks, Fork::Clone)?;
     let new = insert(state, fields)?;
-    copy_devices(state, vm, &new, &disks, false)?;
+    copy_devices(state, vm, &new, disks, false)?;
     Ok(new)
+}
+
+/// Puts the VM of a snapshot back to it: its disks are destroyed, and only then clones of the snapshot's are made; its record takes
+/// over that of the snapshot, `other_config` included, its name excepted.
+fn revert(state: &mut State, snapshot: &str) -> ApiResult<()> {
+    let row = state.db.get("VM", snapshot)?;
+    if !row.bool("is_a_snapshot") {
+        return Err(ApiError::bare("REVERT_ONLY_ALLOWED_ON_SNAPSHOT"));
+    }
+    let vm = row.string("snapshot_of");
+    assert_operation(state, snapshot, "revert")?;
+    assert_operation(state, &vm, "reverting")?;
+    if state.db.get("VM", &vm)?.str("power_state") == "Running" {
+        shutdown(state, &vm, "hard_shutdown")?;
+    }
+    let name = state.db.get("VM", &vm)?.string("name_label");
+    let mut fields = inherited(state, snapshot, &name)?;
+    fields.remove("is_a_template");
+
+    let (old, frozen) = (disks(state, &vm)?, disks(state, snapshot)?);
+    for (class, device) in devices(state, &vm)? {
+        remove_device(state, class, &device)?;
+    }
+    for disk in &old {
+        vdi::remove(state, disk)?;
+    }
+    let clones = fork_disks(state, frozen, Fork::Clone)?;
+    for (frozen, clone) in &clones {
+        follow(state, frozen, clone)?;
+    }
+    for (field, value) in fields {
+        state.db.set("VM", &vm, &field, value)?;
+    }
+    copy_devices(state, snapshot, &vm, &clones, true)?;
+    state.db.set("VM", &vm, "parent", snapshot)?;
+    update_allowed_operations(state, &vm)
+}
+
+/// All snapshots of the disk that this one was taken of are snapshots of its successor from now on.
+fn follow(state: &mut State, frozen: &str, successor: &str) -> ApiResult<()> {
+    let gone = state.db.get("VDI", frozen)?.string("snapshot_of");
+    let same = state.db.table("VDI").filter(|(_, row)| row.str("snapshot_of") == gone).map(|(vdi, _)| vdi.clone());
+    same.collect::<Vec<_>>().iter().try_for_each(|vdi| state.db.set("VDI", vdi, "snapshot_of", successor))
 }
 
 fn provision(state: &mut State, vm: &str) -> ApiResult<()> {

@@ -1,5 +1,6 @@
-//! What lies on an SR: VHD nodes in chains, and the VHD format on the wire.
+//! What lies on an SR: VHD nodes in chains, change logs, and the VHD format on the wire.
 
+pub(crate) mod cbt;
 pub(crate) mod node;
 pub(crate) mod vhd;
 

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::{Accepted, Broken, Flow, accept, fail_late, refuse_with_task, report_progress};
+use super::{Accepted, Attached, Broken, Flow, accept, fail_late, refuse_with_task, report_progress};
 use crate::calls::vdi::{Mode, attach_to_dom0, detach_from_dom0, node_of, parent_of_export, size_of};
 use crate::core::Core;
 use crate::error::{ApiError, ApiResult};
 use crate::fault::{FaultKind, Use};
-use crate::state::State;
+use crate::state::{HostNumber, State};
 use crate::storage::{BLOCK_SIZE, vhd};
 use crate::wire::http::{Connection, Request};
 
@@ -50,8 +50,13 @@ struct Plan {
 }
 
 /// The connection is closed afterwards, whatever happened.
-pub(crate) async fn export(core: &Arc<Core>, connection: &mut Connection, request: &Request) -> std::io::Result<()> {
-    let Some(Accepted { task, fault }) = accept(core, connection, request, Use::Export).await? else {
+pub(crate) async fn export(
+    core: &Arc<Core>,
+    host: HostNumber,
+    connection: &mut Connection,
+    request: &Request,
+) -> std::io::Result<()> {
+    let Some(Accepted { task, fault }) = accept(core, host, connection, request, Use::Export).await? else {
         return Ok(());
     };
     let Some(format) = Format::parse(request.param("format").unwrap_or("raw")) else {
@@ -81,7 +86,14 @@ pub(crate) async fn export(core: &Arc<Core>, connection: &mut Connection, reques
     );
     connection.write(head.as_bytes()).await?;
     connection.flush().await?;
-    match send(core, connection, &task, fault, &vdi, base.as_deref(), format).await {
+    let sent = match core.with(|state| attach(state, host, &vdi, base.as_deref())) {
+        Ok(vbds) => {
+            let _attached = Attached { core, vbds };
+            send(core, connection, &task, fault, &vdi, base.as_deref(), format).await
+        }
+        Err(error) => Err(error.into()),
+    };
+    match sent {
         Ok(()) => core.with(|state| state.finish_task(&task, Ok(String::new()))),
         Err(broken) => fail_late(core, connection, &task, &broken).await,
     }
@@ -100,35 +112,23 @@ async fn send(
     if let Some(error) = fault.as_ref().and_then(FaultKind::api_error) {
         return Err(error.into());
     }
-    let attached = core.with(|state| attach(state, vdi, base))?;
-    let _detach = Detach { core, vbds: attached };
     let plan = core.with(|state| plan(state, vdi, base, format))?;
     let mut flow = Flow::new(core, fault);
     match format {
         Format::Vhd => send_vhd(core, connection, &mut flow, task, vdi, &plan).await?,
         Format::Raw => send_raw(core, connection, &mut flow, task, vdi, &plan).await?,
     }
+    flow.overrun(connection).await?;
     connection.flush().await?;
-    Ok(())
+    flow.finish(connection).await
 }
 
 /// The disk and its base hang on the control domain for as long as they are read.
-struct Detach<'a> {
-    core: &'a Core,
-    vbds: Vec<String>,
-}
-
-impl Drop for Detach<'_> {
-    fn drop(&mut self) {
-        self.core.with(|state| self.vbds.iter().for_each(|vbd| detach_from_dom0(state, vbd)));
-    }
-}
-
-fn attach(state: &mut State, vdi: &str, base: Option<&str>) -> ApiResult<Vec<String>> {
-    let mut vbds = vec![attach_to_dom0(state, vdi, Mode::Ro)?];
+fn attach(state: &mut State, host: HostNumber, vdi: &str, base: Option<&str>) -> ApiResult<Vec<String>> {
+    let mut vbds = vec![attach_to_dom0(state, host, vdi, Mode::Ro)?];
     // A disk against itself is attached once.
     if let Some(base) = base.filter(|base| *base != vdi) {
-        match attach_to_dom0(state, base, Mode::Ro) {
+        match attach_to_dom0(state, host, base, Mode::Ro) {
             Ok(vbd) => vbds.push(vbd),
             Err(error) => {
                 vbds.iter().for_each(|vbd| detach_from_dom0(state, vbd));

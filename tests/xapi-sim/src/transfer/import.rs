@@ -7,7 +7,7 @@ use crate::calls::vdi::{self, Mode, attach_to_dom0, detach_from_dom0, refresh_sr
 use crate::core::Core;
 use crate::error::{ApiError, ApiResult};
 use crate::fault::{FaultKind, Use};
-use crate::state::{State, fields};
+use crate::state::{HostNumber, State, fields};
 use crate::storage::vhd::{self, FOOTER_SIZE, HEADER_SIZE, Header};
 use crate::storage::{BLOCK_SIZE, SECTOR_SIZE};
 use crate::value::Value;
@@ -30,8 +30,13 @@ struct Refusal {
 }
 
 /// The connection is closed afterwards, whatever happened.
-pub(crate) async fn import(core: &Arc<Core>, connection: &mut Connection, request: &Request) -> std::io::Result<()> {
-    let Some(Accepted { task, fault }) = accept(core, connection, request, Use::Import).await? else {
+pub(crate) async fn import(
+    core: &Arc<Core>,
+    host: HostNumber,
+    connection: &mut Connection,
+    request: &Request,
+) -> std::io::Result<()> {
+    let Some(Accepted { task, fault }) = accept(core, host, connection, request, Use::Import).await? else {
         return Ok(());
     };
     let accepted = framing(request).and_then(|framing| {
@@ -50,8 +55,8 @@ pub(crate) async fn import(core: &Arc<Core>, connection: &mut Connection, reques
         connection.write(head.as_bytes()).await?;
         connection.flush().await?;
     }
-    let mut incoming =
-        Incoming { core, connection, flow: Flow::new(core, fault.clone()), task: &task, position: 0, percent: 0 };
+    let flow = Flow::new(core, fault.clone());
+    let mut incoming = Incoming { core, host, connection, flow, task: &task, position: 0, percent: 0 };
     let outcome = receive(&mut incoming, fault, framing, &target, request.content_length()).await;
     drop(incoming);
     match outcome {
@@ -106,6 +111,7 @@ fn target(state: &mut State, request: &Request, framing: Framing) -> Result<Stri
 /// The body: received by way of the flow, with its position.
 struct Incoming<'a> {
     core: &'a Core,
+    host: HostNumber,
     connection: &'a mut Connection,
     flow: Flow<'a>,
     task: &'a str,
@@ -165,14 +171,15 @@ async fn receive(
         return Err(ApiError::device_io().into());
     }
     let core = incoming.core;
-    let vbd = core.with(|state| attach_to_dom0(state, target, Mode::Rw))?;
+    let vbd = core.with(|state| attach_to_dom0(state, incoming.host, target, Mode::Rw))?;
     let _detach = Detach { core, vbd, target };
     let size = core.with(|state| state.db.get("VDI", target).map(size_of))?;
     match framing {
-        Framing::Vhd => receive_vhd(incoming, target, length.unwrap_or(size)).await,
-        Framing::Raw => receive_raw(incoming, target, length.unwrap_or(size)).await,
-        Framing::Chunked => receive_chunked(incoming, target).await,
+        Framing::Vhd => receive_vhd(incoming, target, length.unwrap_or(size)).await?,
+        Framing::Raw => receive_raw(incoming, target, length.unwrap_or(size)).await?,
+        Framing::Chunked => receive_chunked(incoming, target).await?,
     }
+    incoming.flow.finish(incoming.connection).await
 }
 
 /// Whatever was written stays, and the sizes in the records tell it.

@@ -11,10 +11,11 @@ use base64::Engine as _;
 pub(crate) use export::export;
 pub(crate) use import::import;
 
+use crate::calls::vdi::detach_from_dom0;
 use crate::core::Core;
 use crate::error::{ApiError, ApiResult};
 use crate::fault::{FaultKind, Use};
-use crate::state::State;
+use crate::state::{HostNumber, State};
 use crate::wire::http::{Connection, Request, Response, error_page};
 
 /// A transfer that was accepted: authenticated, with its task.
@@ -25,9 +26,11 @@ struct Accepted {
 
 /// Why a transfer ends early.
 #[derive(Debug)]
-enum Broken {
+pub(crate) enum Broken {
     /// The connection is of no use any more.
     Connection,
+    /// It is to end by RST.
+    Reset,
     /// The work failed; the connection could still carry an answer.
     Api(ApiError),
 }
@@ -48,7 +51,7 @@ impl Broken {
     /// What the task says: an interrupted transfer looks like a broken device.
     fn api_error(&self) -> ApiError {
         match self {
-            Self::Connection => ApiError::device_io(),
+            Self::Connection | Self::Reset => ApiError::device_io(),
             Self::Api(error) => error.clone(),
         }
     }
@@ -58,13 +61,16 @@ impl Broken {
 /// the task. `None` when the request has been answered.
 async fn accept(
     core: &Arc<Core>,
+    host: HostNumber,
     connection: &mut Connection,
     request: &Request,
     used: Use<'_>,
 ) -> std::io::Result<Option<Accepted>> {
+    let redirect = core.with(|state| elsewhere(state, host, request)).or_else(|| core.redirect_transfers_to.clone());
     let fault = core.with(|state| {
         state.calls.push(format!("{} {}", request.method, request.path.trim_end_matches('/')));
-        let fault = state.faults.strike(used);
+        // Where a transfer is not to be had no fault waits for it.
+        let fault = if redirect.is_some() { None } else { state.faults.strike(used) };
         if fault == Some(FaultKind::SessionLost)
             && let Some(session) = request.param("session_id")
         {
@@ -92,7 +98,7 @@ async fn accept(
             .await?;
         return Ok(None);
     }
-    if let Some(base) = &core.redirect_transfers_to {
+    if let Some(base) = redirect {
         // The task is not touched: it is the other host's business.
         let location = format!("{base}{}?{}", request.path, request.query);
         let headers = vec![("location", location)];
@@ -108,6 +114,18 @@ async fn accept(
             Ok(None)
         }
     }
+}
+
+/// Scheme and address of a host that sees the SR of this transfer, where this one does not.
+fn elsewhere(state: &State, host: HostNumber, request: &Request) -> Option<String> {
+    let sr = match request.param("vdi") {
+        Some(vdi) => state.db.find("VDI", &state.db.by_ref_or_uuid("VDI", vdi).ok()?)?.string("SR"),
+        None => state.db.by_ref_or_uuid("SR", request.param("sr_id").or_else(|| request.param("sr_uuid"))?).ok()?,
+    };
+    if state.sees(&state.host(host).reference, &sr) {
+        return None;
+    }
+    state.hosts.iter().find(|host| state.sees(&host.reference, &sr)).map(|host| host.url.clone())
 }
 
 fn authenticate(state: &mut State, request: &Request) -> ApiResult<()> {
@@ -150,8 +168,20 @@ async fn refuse_with_task(
     refuse(connection, status, &error.to_string()).await
 }
 
-/// The bytes of one body: counted, and stopped where a fault says so.
-struct Flow<'a> {
+/// Disks that hang on a control domain, for as long as this lives.
+pub(crate) struct Attached<'a> {
+    pub(crate) core: &'a Core,
+    pub(crate) vbds: Vec<String>,
+}
+
+impl Drop for Attached<'_> {
+    fn drop(&mut self) {
+        self.core.with(|state| self.vbds.iter().for_each(|vbd| detach_from_dom0(state, vbd)));
+    }
+}
+
+/// The bytes of one body, or of the payload of one NBD connection: counted, and stopped where a fault says so.
+pub(crate) struct Flow<'a> {
     core: &'a Core,
     id: u64,
     moved: u64,
@@ -159,13 +189,13 @@ struct Flow<'a> {
 }
 
 impl<'a> Flow<'a> {
-    fn new(core: &'a Core, fault: Option<FaultKind>) -> Self {
+    pub(crate) fn new(core: &'a Core, fault: Option<FaultKind>) -> Self {
         Self { core, id: core.transfers.begin(), moved: 0, fault }
     }
 
     /// How many of the next `wanted` bytes may move before the fault strikes.
     fn until_fault(&self, wanted: usize) -> usize {
-        let Some(FaultKind::CutAfter(at) | FaultKind::StallAfter(at)) = self.fault else {
+        let Some(at) = self.fault.as_ref().and_then(FaultKind::strikes_at) else {
             return wanted;
         };
         usize::try_from(at.saturating_sub(self.moved)).unwrap_or(usize::MAX).min(wanted)
@@ -195,11 +225,30 @@ impl<'a> Flow<'a> {
                 () = self.core.stall() => Ok(()),
                 () = connection.closed() => Err(Broken::Connection),
             },
+            Some(FaultKind::ResetAfter(_)) => Err(Broken::Reset),
+            Some(FaultKind::FailAfter(_)) => Err(ApiError::device_io().into()),
             _ => Err(Broken::Connection),
         }
     }
 
-    async fn send(&mut self, connection: &mut Connection, mut bytes: &[u8]) -> Result<(), Broken> {
+    /// What is left for the faults behind the last byte.
+    async fn finish(&mut self, connection: &mut Connection) -> Result<(), Broken> {
+        match self.until_fault(1) {
+            0 => self.strike(connection).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Goes on with zeroes, if the fault says so.
+    async fn overrun(&mut self, connection: &mut Connection) -> Result<(), Broken> {
+        let zeroes = [0; 64 << 10];
+        while self.fault == Some(FaultKind::Endless) {
+            self.send(connection, &zeroes).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn send(&mut self, connection: &mut Connection, mut bytes: &[u8]) -> Result<(), Broken> {
         loop {
             let (now, later) = bytes.split_at(self.until_fault(bytes.len()));
             connection.write(&self.damage(now)).await?;
@@ -252,8 +301,12 @@ fn report_progress(core: &Core, task: &str, last: &mut u64, done: u64, total: u6
 async fn fail_late(core: &Core, connection: &mut Connection, task: &str, broken: &Broken) {
     let error = broken.api_error();
     core.with(|state| state.finish_task(task, Err(&error)));
-    if matches!(broken, Broken::Api(_)) {
+    match broken {
+        Broken::Connection => {}
+        Broken::Reset => connection.reset(),
         // The peer may be gone; the task has the error anyway.
-        let _ = refuse(connection, "500 Internal Server Error", &error.to_string()).await;
+        Broken::Api(_) => {
+            let _ = refuse(connection, "500 Internal Server Error", &error.to_string()).await;
+        }
     }
 }

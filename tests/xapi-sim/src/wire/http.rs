@@ -6,6 +6,7 @@ use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Interest};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
 
 /// The limit of xapi on TCP for request line and headers together.
 const MAX_HEAD: usize = 1024;
@@ -23,6 +24,7 @@ pub(crate) struct Connection {
     /// A second handle of the socket, to hear that the peer is gone without reading what it sent.
     socket: Option<TcpStream>,
     buffer: Vec<u8>,
+    reset: bool,
 }
 
 #[derive(Debug)]
@@ -52,7 +54,23 @@ pub(crate) enum HeadError {
 
 impl Connection {
     pub(crate) fn new(stream: impl Stream + 'static, socket: Option<TcpStream>) -> Self {
-        Self { stream: Box::new(stream), socket, buffer: Vec::new() }
+        Self { stream: Box::new(stream), socket, buffer: Vec::new(), reset: false }
+    }
+
+    /// A connection that was just accepted, in the clear.
+    pub(crate) fn accepted(socket: TcpStream) -> io::Result<Self> {
+        socket.set_nodelay(true)?;
+        let socket = socket.into_std()?;
+        let watched = TcpStream::from_std(socket.try_clone()?)?;
+        Ok(Self::new(TcpStream::from_std(socket)?, Some(watched)))
+    }
+
+    /// The same connection under TLS. What the peer sent in the clear after it had asked for TLS is an error.
+    pub(crate) async fn start_tls(self, acceptor: &TlsAcceptor) -> io::Result<Self> {
+        if !self.buffer.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "bytes in the clear before the TLS handshake"));
+        }
+        Ok(Self::new(acceptor.accept(self.stream).await?, self.socket))
     }
 
     /// The next request, up to its empty line.
@@ -124,8 +142,17 @@ impl Connection {
         self.stream.flush().await
     }
 
-    /// Ends the connection; over TLS with the closing alert.
+    /// Has the connection end by RST as soon as it is dropped.
+    pub(crate) fn reset(&mut self) {
+        // The peer may be gone already, which is as well.
+        self.reset = self.socket.as_ref().is_some_and(|socket| socket.set_zero_linger().is_ok());
+    }
+
+    /// Ends the connection; over TLS with the closing alert. Nothing where it ends by RST.
     pub(crate) async fn shutdown(&mut self) {
+        if self.reset {
+            return;
+        }
         // The peer may be gone already, which is as well.
         let _ = self.stream.shutdown().await;
     }

@@ -34,6 +34,11 @@ impl Answer {
 }
 
 impl Client {
+    /// At another host of the pool that the session is of.
+    pub(crate) fn at(url: &str, session: &str) -> Self {
+        Self { address: url.trim_start_matches("http://").to_owned(), session: session.to_owned() }
+    }
+
     pub(crate) async fn login(sim: &Sim) -> Self {
         let mut client = Self { address: sim.url().trim_start_matches("http://").to_owned(), session: String::new() };
         let session =

@@ -1,0 +1,114 @@
+//! Whether a target takes XAPI's `chunked` framing, and the proof.
+//!
+//! The framing is known from XAPI's source, not from hosts in the field. So what is written by it for the first time on a
+//! host version is read back before the commit, and the result is remembered for that version.
+
+use crate::error::RunError;
+use crate::inventory::AttachedDisk;
+use crate::lane::Lane;
+use crate::progress::Progress;
+use crate::readback::ReadBack;
+use crate::run::Run;
+use crate::source::Chunked;
+use std::path::Path;
+use vmferry_disk::digest::{Leaf, Table};
+use vmferry_disk::extent::Extents;
+use vmferry_model::store::RunStore;
+use vmferry_xapi::records::{Host, Pool, Vdi};
+use vmferry_xapi::{Error, Ref, Session};
+
+const PROVEN: &str = "proven";
+const REFUTED: &str = "refuted";
+
+/// What is known of the hosts of a pool, and under which name more is remembered.
+#[derive(Clone, Debug)]
+pub(crate) struct Framing {
+    pub(crate) chunked: Chunked,
+    fact: String,
+}
+
+impl Framing {
+    /// Asks the pool for its version, and the store what hosts of that version did.
+    pub(crate) async fn of(session: &Session, runs: &dyn RunStore) -> Result<Self, Error> {
+        let pools = session.get_all_records::<Pool>().await?;
+        let master = pools.into_iter().next().map(|(_, pool)| pool.master).unwrap_or_default();
+        let host: Host = session.get_record(&master).await?;
+        let version = |key: &str| host.software_version.get(key).map_or("?", String::as_str);
+        let fact = format!(
+            "chunked import on {} {} build {}, xapi {}",
+            version("product_brand"),
+            version("product_version"),
+            version("build_number"),
+            version("xapi_build")
+        );
+        let chunked = match runs.recall(&fact).await.ok().flatten().as_deref() {
+            Some(PROVEN) => Chunked::Proven,
+            Some(_) => Chunked::Unusable("a host of this version wrote something else than it was sent"),
+            None => Chunked::Untried,
+        };
+        Ok(Self { chunked, fact })
+    }
+}
+
+/// A disk that arrived in the framing for the first time.
+pub(crate) struct FirstUse<'a> {
+    pub(crate) disk: &'a AttachedDisk,
+    /// Where it landed.
+    pub(crate) landed: &'a Ref<Vdi>,
+    /// The recovery point's disk that it was put on; `None` for a new disk.
+    pub(crate) landed_on: Option<&'a Ref<Vdi>>,
+    /// What was written; `None` if some of what was planned was left out, because the target held it.
+    pub(crate) extents: Option<&'a Extents>,
+    /// Digests of what the whole disk should be now.
+    pub(crate) table: &'a Path,
+}
+
+/// Reads back what was written, and remembers what came of it.
+pub(crate) async fn prove(run: &Run<'_>, lane: &Lane<'_>, vm: &str, this: &FirstUse<'_>) -> Result<(), RunError> {
+    let failed = |message: String| RunError::Transfer { disk: this.disk.record.uuid.clone(), message };
+    let different = read_back(run, lane, vm, run.progress, this).await?;
+    let value = if different == 0 { PROVEN } else { REFUTED };
+    if let Err(error) = run.runs.remember(&lane.framing.fact, value).await {
+        tracing::warn!(%error, "what a host did with the chunked framing is forgotten, and will be tried again");
+    }
+    match different {
+        0 => Ok(()),
+        different => Err(failed(format!(
+            "the host did not write what it was sent in the chunked framing: {different} pieces of 64 KiB differ; \
+             from now on it gets VHD, and the next run sends the disk so"
+        ))),
+    }
+}
+
+/// Leaves that are not what they should be.
+async fn read_back(
+    run: &Run<'_>,
+    lane: &Lane<'_>,
+    vm: &str,
+    progress: &dyn Progress,
+    this: &FirstUse<'_>,
+) -> Result<u64, RunError> {
+    let table = Table::open(this.table).map_err(RunError::Digests)?;
+    let mut different = 0;
+    let mut compare = |leaf: u64, digest: Leaf| {
+        if table.leaf(leaf).ok() != Some(digest) {
+            different += 1;
+        }
+    };
+    // With nothing left out, the blocks that differ from what was there before hold all that was written. Else the whole
+    // disk tells, the blocks that it does not have included.
+    let base = this.landed_on.filter(|_| this.extents.is_some());
+    let landed = AttachedDisk { vdi: this.landed.clone(), ..this.disk.clone() };
+    let back = ReadBack { job: run.job, progress, vm };
+    let read = back.read(&lane.session, &landed, base, &mut compare).await?;
+    let whole = Extents::whole_disk(this.disk.record.virtual_size);
+    let expected = this.extents.filter(|_| base.is_some()).unwrap_or(&whole);
+    let unread = expected.without(&read).to_leaves(this.disk.record.virtual_size);
+    let mut missing = 0;
+    for leaf in unread.leaf_numbers() {
+        // In a whole disk, what is not there is zeroes; in a difference, it was not written.
+        let zeroes = base.is_none() && table.leaf(leaf).map_err(RunError::Digests)? == Leaf::ZERO;
+        missing += u64::from(!zeroes);
+    }
+    Ok(different + missing)
+}

@@ -1,0 +1,131 @@
+//! Reads a disk and says what it holds, leaf by leaf.
+
+use crate::error::{RunError, chain};
+use crate::inventory::AttachedDisk;
+use crate::job::Job;
+use crate::progress::{DiskLabel, Progress};
+use crate::source::MAX_VHD_DISK;
+use vmferry_disk::chunked::{Coverage, Plan};
+use vmferry_disk::digest::Leaf;
+use vmferry_disk::extent::Extents;
+use vmferry_disk::nbd;
+use vmferry_disk::transfer::{self, Layout, Options};
+use vmferry_disk::vhd::Head;
+use vmferry_xapi::records::Vdi;
+use vmferry_xapi::{Import, Ref, Session};
+
+/// On whose behalf disks are read back.
+#[derive(Clone, Copy)]
+pub(crate) struct ReadBack<'a> {
+    pub(crate) job: &'a Job,
+    pub(crate) progress: &'a dyn Progress,
+    /// Name of the VM, for the watcher.
+    pub(crate) vm: &'a str,
+}
+
+impl ReadBack<'_> {
+    /// Reads a disk, or with `base` what differs from it, and hands out the digest of every 64 KiB. Gives the ranges
+    /// that were read; in a whole disk, the rest is zeroes.
+    pub(crate) async fn read(
+        &self,
+        session: &Session,
+        disk: &AttachedDisk,
+        base: Option<&Ref<Vdi>>,
+        leaves: &mut (dyn FnMut(u64, Leaf) + Send),
+    ) -> Result<Extents, RunError> {
+        let label = DiskLabel {
+            vm: self.vm.to_owned(),
+            disk: disk.record.name_label.clone(),
+            disk_uuid: disk.record.uuid.clone(),
+            targets: Vec::new(),
+        };
+        let read = match disk.record.virtual_size > MAX_VHD_DISK {
+            true => self.by_nbd(session, disk, &label, leaves).await,
+            false => self.by_export(session, disk, base, &label, leaves).await,
+        };
+        self.progress.disk_finished(&label, read.is_ok());
+        read.map_err(|message| RunError::Transfer { disk: label.disk_uuid, message })
+    }
+
+    async fn by_export(
+        &self,
+        session: &Session,
+        disk: &AttachedDisk,
+        base: Option<&Ref<Vdi>>,
+        label: &DiskLabel,
+        leaves: &mut (dyn FnMut(u64, Leaf) + Send),
+    ) -> Result<Extents, String> {
+        let task = format!("vmferry {}: reading disk {} back", self.job.name, disk.record.name_label);
+        let mut export = session.export_vdi(&disk.vdi, base, &task).await.map_err(|error| chain(&error))?;
+        let patience = self.job.tuning.first_byte;
+        let head = match tokio::time::timeout(patience, Head::read(&mut export)).await {
+            Ok(head) => head.map_err(|error| chain(&error)),
+            Err(_) => Err(format!("the host did not send the first byte within {patience:?}")),
+        };
+        let read = match &head {
+            Ok(head) => {
+                self.progress.disk_started(label, head.stream_length());
+                self.hash(&mut export, Layout::Vhd(head), label, leaves).await.map(|()| Extents::of_vhd(head))
+            }
+            Err(why) => Err(why.clone()),
+        };
+        match read {
+            Ok(extents) => export.finish().await.map(|()| extents).map_err(|error| chain(&error)),
+            Err(why) => {
+                export.abort().await;
+                Err(why)
+            }
+        }
+    }
+
+    async fn by_nbd(
+        &self,
+        session: &Session,
+        disk: &AttachedDisk,
+        label: &DiskLabel,
+        leaves: &mut (dyn FnMut(u64, Leaf) + Send),
+    ) -> Result<Extents, String> {
+        let reading = &self.job.reading;
+        let connections = session.nbd_clients(&disk.vdi, reading.connections).await.map_err(|error| chain(&error))?;
+        let extents = Extents::whole_disk(disk.record.virtual_size);
+        let plan =
+            Plan::new(disk.record.virtual_size, extents.clone(), Coverage::Whole).map_err(|error| chain(&error))?;
+        let source = nbd::Source::chunked(connections.clients, &plan, reading.pace);
+        let mut source = source.map_err(|error| chain(&error))?;
+        self.progress.disk_started(label, extents.total_bytes());
+        self.hash(&mut source, Layout::Chunked(&plan), label, leaves).await.map(|()| extents)
+    }
+
+    async fn hash(
+        &self,
+        source: &mut (impl tokio::io::AsyncRead + Unpin),
+        layout: Layout<'_>,
+        label: &DiskLabel,
+        leaves: &mut (dyn FnMut(u64, Leaf) + Send),
+    ) -> Result<(), String> {
+        let progress = Reads { progress: self.progress, label };
+        let options = Options {
+            leaves: Some(leaves),
+            progress: &progress,
+            throttles: &[],
+            stall: self.job.tuning.stall,
+            first_byte: self.job.tuning.first_byte,
+        };
+        let no_sink: &mut [Import] = &mut [];
+        transfer::lockstep(source, layout, no_sink, options).await.map(drop).map_err(|error| chain(&error))
+    }
+}
+
+/// Tells the watcher how much was read.
+struct Reads<'a> {
+    progress: &'a dyn Progress,
+    label: &'a DiskLabel,
+}
+
+impl transfer::Progress for Reads<'_> {
+    fn read(&self, bytes: u64) {
+        self.progress.disk_advanced(self.label, bytes);
+    }
+
+    fn written(&self, _: usize, _: u64) {}
+}

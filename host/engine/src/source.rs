@@ -1,0 +1,405 @@
+//! How a disk is read, and in which encoding it travels: what is possible, what is chosen, and why not better.
+//!
+//! | Transfer | Read | Encoding |
+//! | --- | --- | --- |
+//! | delta, changed blocks known, NBD open | NBD, the changed 64 KiB | `chunked` or VHD, whichever is shorter |
+//! | delta otherwise | VHD export against the base | VHD |
+//! | full | VHD export; NBD beyond VHD's 2 TiB | VHD; `chunked` without zeroes |
+//! | resync | VHD export; NBD beyond VHD's 2 TiB | `chunked`, only what differs |
+
+use crate::error::chain;
+use crate::job::{Nbd, Reading};
+use crate::plan::SR_GRANULARITY;
+use crate::snapshot::TakenDisk;
+use crate::transfer::{From, SourceFailed};
+use std::io;
+use std::path::Path;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, ReadBuf};
+use uuid::Uuid;
+use vmferry_disk::chunked::{Coverage, Plan, Resync, chunked_bytes, vhd_bytes};
+use vmferry_disk::digest::{Leaf, Table};
+use vmferry_disk::extent::Extents;
+use vmferry_disk::transfer::{Layout, SocketCall, SocketReader};
+use vmferry_disk::vhd::{BLOCK_SIZE, DiskType, Head, HeadError, NewDisk, Writer};
+use vmferry_disk::{cbt, nbd};
+use vmferry_xapi::records::Vdi;
+use vmferry_xapi::{Connection, Export, NbdClient, Ref, Session};
+
+/// Largest disk that XAPI exports as VHD.
+pub(crate) const MAX_VHD_DISK: u64 = 2040 << 30;
+
+/// An open source, read as a stream of one encoding.
+pub(crate) struct Source {
+    pub(crate) reader: Reader,
+    pub(crate) shape: Shape,
+    /// Why a better way was not taken.
+    pub(crate) notes: Vec<String>,
+}
+
+/// The encoding of a stream, and what it has to hold.
+pub(crate) enum Shape {
+    Vhd(Box<Head>),
+    Chunked(Plan),
+}
+
+impl Shape {
+    pub(crate) fn layout(&self) -> Layout<'_> {
+        match self {
+            Self::Vhd(head) => Layout::Vhd(head),
+            Self::Chunked(plan) => Layout::Chunked(plan),
+        }
+    }
+
+    /// Bytes that will be read, as far as it is known: what is left out of a `chunked` stream counts as if it came.
+    pub(crate) fn expected_bytes(&self) -> u64 {
+        match self {
+            Self::Vhd(head) => head.stream_length(),
+            Self::Chunked(plan) => chunked_bytes(plan.extents()),
+        }
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Vhd(_) => "vhd",
+            Self::Chunked(_) => "chunked",
+        }
+    }
+}
+
+/// Whether a target takes the `chunked` framing, which is known from XAPI's source alone until a host has shown it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Chunked {
+    /// A host of this version wrote what it was sent.
+    Proven,
+    /// Nobody tried it yet: what is written has to be read back before it counts.
+    Untried,
+    /// It cannot be tried here, or a host of this version wrote something else.
+    Unusable(&'static str),
+}
+
+/// What is asked of [`open`].
+pub(crate) struct Opening<'a> {
+    pub(crate) source: &'a Session,
+    pub(crate) disk: &'a TakenDisk,
+    pub(crate) from: &'a From,
+    pub(crate) reading: &'a Reading,
+    pub(crate) chunked: Chunked,
+    pub(crate) first_byte: Duration,
+    /// What the pool shows as the name of an export's task.
+    pub(crate) label: &'a str,
+}
+
+/// Opens a disk in the best way that there is.
+pub(crate) async fn open(this: &Opening<'_>) -> Result<Source, SourceFailed> {
+    let mut notes = Vec::new();
+    let framing = match this.chunked {
+        Chunked::Proven | Chunked::Untried => true,
+        Chunked::Unusable(why) => {
+            notes.push(format!("the chunked framing is not used: {why}"));
+            false
+        }
+    };
+    if matches!(this.from, From::Copy(_)) && !framing {
+        return Err(this.failed(format!("what differs cannot be sent alone; {}", notes.join("; "))));
+    }
+    if this.is_beyond_vhd() && !framing {
+        return Err(
+            this.failed(format!("it is larger than the {MAX_VHD_DISK} bytes of a VHD, and {}", notes.join("; ")))
+        );
+    }
+    if let Some(extents) = this.to_read_by_nbd(&mut notes).await? {
+        match this.connect(&mut notes).await {
+            Ok(clients) => {
+                let (reader, shape) = this.by_nbd(clients, extents, framing).await?;
+                return Ok(Source { reader, shape, notes });
+            }
+            Err(why) if this.is_beyond_vhd() => {
+                return Err(this.failed(format!("it is larger than the {MAX_VHD_DISK} bytes of a VHD, and {why}")));
+            }
+            Err(why) => notes.push(why),
+        }
+    }
+    let (reader, shape) = this.by_export().await?;
+    Ok(Source { reader, shape, notes })
+}
+
+impl Opening<'_> {
+    fn size(&self) -> u64 {
+        self.disk.of.record.virtual_size
+    }
+
+    fn is_beyond_vhd(&self) -> bool {
+        self.size() > MAX_VHD_DISK
+    }
+
+    fn failed(&self, why: String) -> SourceFailed {
+        SourceFailed(format!("disk {} ({} bytes): {why}", self.disk.of.record.name_label, self.size()))
+    }
+
+    /// What is to be read by NBD; `None` where an export is the better way, or the only one.
+    async fn to_read_by_nbd(&self, notes: &mut Vec<String>) -> Result<Option<Extents>, SourceFailed> {
+        let mode = if self.is_beyond_vhd() { Nbd::Always } else { self.reading.nbd };
+        if let (From::Base(base), Nbd::Auto | Nbd::Always) = (self.from, mode) {
+            match self.changed(base).await {
+                Ok(extents) => return Ok(Some(extents)),
+                Err(why) => notes.push(why),
+            }
+        }
+        match (mode, self.from) {
+            _ if self.is_beyond_vhd() => Ok(Some(Extents::whole_disk(self.size()))),
+            // A copy has to be compared where the source has nothing as well; an export says where that is.
+            (Nbd::Auto | Nbd::Never, _) | (Nbd::Always, From::Copy(_)) => Ok(None),
+            (Nbd::Always, From::Base(_) | From::Nothing) => self.used_blocks().await.map(Some),
+        }
+    }
+
+    /// What changed since `base`, in 64 KiB, or why that is not known.
+    async fn changed(&self, base: &Ref<Vdi>) -> Result<Extents, String> {
+        if !self.disk.cbt_enabled {
+            return Err("changed-block tracking is off for the disk, so blocks of 2 MiB travel".to_owned());
+        }
+        let unknown = |why: &dyn std::error::Error| format!("what changed is not known in 64 KiB: {}", chain(why));
+        let bitmap = self.source.list_changed_blocks(base, &self.disk.vdi).await.map_err(|error| unknown(&error))?;
+        cbt::changed_extents(&bitmap, self.size()).map_err(|error| unknown(&error))
+    }
+
+    /// The blocks that an export would hold: its head says so, and the rest is not read.
+    async fn used_blocks(&self) -> Result<Extents, SourceFailed> {
+        let mut export = self.export().await?;
+        let head = self.head(&mut export).await;
+        export.abort().await;
+        Ok(Extents::of_vhd(&head.map_err(|broken| SourceFailed(broken.message))?))
+    }
+
+    async fn connect(&self, notes: &mut Vec<String>) -> Result<Vec<NbdClient>, String> {
+        let connections = self.source.nbd_clients(&self.disk.vdi, self.reading.connections).await;
+        let connections = connections.map_err(|error| chain(&error))?;
+        if !connections.encrypted {
+            notes.push("read by NBD without TLS, as the purpose of the pool's network says".to_owned());
+        }
+        if let Some(failure) = connections.fewer {
+            notes.push(format!("only {} NBD connections: {failure}", connections.clients.len()));
+        }
+        Ok(connections.clients)
+    }
+
+    async fn by_nbd(
+        &self,
+        clients: Vec<NbdClient>,
+        extents: Extents,
+        framing: bool,
+    ) -> Result<(Reader, Shape), SourceFailed> {
+        let (size, pace) = (self.size(), self.reading.pace);
+        let vhd = vhd_bytes(size, &extents);
+        if framing && vhd.is_none_or(|vhd| chunked_bytes(&extents) <= vhd) {
+            let plan = Plan::new(size, extents, Coverage::Whole)?;
+            let source = Plain::Nbd(nbd::Source::chunked(clients, &plan, pace)?);
+            let held: Held = match self.from {
+                From::Base(_) => return Ok((Reader::Plain(source), Shape::Chunked(plan))),
+                From::Nothing => Box::new(|_| Some(Leaf::ZERO)),
+                From::Copy(table) => held_by(table)?,
+            };
+            let reader = Resync::of_chunked(source, &plan, held);
+            let plan = reader.plan().clone();
+            return Ok((Reader::Compared(reader), Shape::Chunked(plan)));
+        }
+        let blocks = extents.to_vhd_blocks(size);
+        let used: Vec<u32> =
+            blocks.split(BLOCK_SIZE).map(|block| (block.offset / u64::from(BLOCK_SIZE)) as u32).collect();
+        let disk = NewDisk { virtual_size: size, unique_id: Uuid::new_v4(), creator: *b"tap\0", parent: None };
+        let writer = Writer::new(&disk, &used)?;
+        let mut source = nbd::Source::vhd(clients, &writer, pace)?;
+        let head = Head::read(&mut source).await?;
+        Ok((Reader::Plain(Plain::Nbd(source)), Shape::Vhd(Box::new(head))))
+    }
+
+    async fn by_export(&self) -> Result<(Reader, Shape), SourceFailed> {
+        let mut export = self.export().await?;
+        let head = match self.head(&mut export).await {
+            Ok(head) => head,
+            Err(Broken { ended, message }) => return Err(Plain::Export(export).explain(ended, message).await),
+        };
+        let From::Copy(table) = self.from else {
+            return Ok((Reader::Plain(Plain::Export(export)), Shape::Vhd(Box::new(head))));
+        };
+        let reader = Resync::of_vhd(Plain::Export(export), &head, held_by(table)?)?;
+        let plan = reader.plan().clone();
+        Ok((Reader::Compared(reader), Shape::Chunked(plan)))
+    }
+
+    async fn export(&self) -> Result<Export, SourceFailed> {
+        let base = match self.from {
+            From::Base(base) => Some(base),
+            From::Nothing | From::Copy(_) => None,
+        };
+        Ok(self.source.export_vdi(&self.disk.vdi, base, self.label).await?)
+    }
+
+    /// Reads the stream's head and checks that it is the stream that was asked for. Whether it is a difference stands
+    /// in the footer; against which disk does not, so that is kept on our side alone.
+    async fn head(&self, export: &mut Export) -> Result<Head, Broken> {
+        let wrong = |message| Broken { ended: false, message };
+        let patience = self.first_byte;
+        let head = tokio::time::timeout(patience, Head::read(export))
+            .await
+            .map_err(|_| wrong(format!("the source did not send the first byte within {patience:?}")))?
+            .map_err(|error| Broken { ended: !matches!(error, HeadError::Vhd(_)), message: chain(&error) })?;
+        let size = self.size();
+        if head.virtual_size() != size && head.virtual_size() != size.next_multiple_of(SR_GRANULARITY) {
+            return Err(wrong(format!("the disk has {size} bytes, the source sends one of {}", head.virtual_size())));
+        }
+        let wanted = if matches!(self.from, From::Base(_)) { DiskType::Differencing } else { DiskType::Dynamic };
+        if head.disk_type() != wanted {
+            return Err(wrong(format!("asked for a {wanted:?} stream, the source sends a {:?} one", head.disk_type())));
+        }
+        Ok(head)
+    }
+}
+
+/// A head that cannot be used.
+struct Broken {
+    /// Whether the stream itself came to an end, rather than that its bytes are wrong.
+    ended: bool,
+    message: String,
+}
+
+/// What a target holds, leaf by leaf; `None` where it is not known.
+type Held = Box<dyn FnMut(u64) -> Option<Leaf> + Send + Sync>;
+
+fn held_by(table: &Path) -> Result<Held, SourceFailed> {
+    let table = Table::open(table)?;
+    Ok(Box::new(move |leaf| table.leaf(leaf).ok()))
+}
+
+/// A source as the transfer reads it.
+#[expect(clippy::large_enum_variant, reason = "there is one of it for each transfer")]
+pub(crate) enum Reader {
+    /// As it comes.
+    Plain(Plain),
+    /// Without what the target holds already.
+    Compared(Resync<Plain, Held>),
+}
+
+/// A source as XAPI gives it.
+pub(crate) enum Plain {
+    Export(Export),
+    Nbd(nbd::Source<Connection>),
+}
+
+impl Reader {
+    /// `export` or `nbd`, as reports name it.
+    pub(crate) fn name(&self) -> &'static str {
+        match self.plain() {
+            Plain::Export(_) => "export",
+            Plain::Nbd(_) => "nbd",
+        }
+    }
+
+    /// Bytes of disk that were compared and not sent.
+    pub(crate) fn left_out(&self) -> u64 {
+        match self {
+            Self::Plain(_) => 0,
+            Self::Compared(compared) => compared.counts().compared_bytes - compared.counts().sent_bytes,
+        }
+    }
+
+    /// Confirms a source that was read to its end.
+    pub(crate) async fn finish(self) -> Result<(), SourceFailed> {
+        match self.into_plain() {
+            Plain::Export(export) => Ok(export.finish().await?),
+            Plain::Nbd(source) => {
+                // Everything asked for has come; how the goodbye goes does not matter.
+                for client in source.into_clients() {
+                    let _ = client.disconnect().await;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Ends a source that is not wanted any more.
+    pub(crate) async fn abort(self) {
+        if let Plain::Export(export) = self.into_plain() {
+            export.abort().await;
+        }
+    }
+
+    /// Ends a source that broke. `ended`: the stream came to an end, rather than that its bytes are wrong.
+    pub(crate) async fn explain(self, ended: bool, message: String) -> SourceFailed {
+        self.into_plain().explain(ended, message).await
+    }
+
+    fn plain(&self) -> &Plain {
+        match self {
+            Self::Plain(plain) => plain,
+            Self::Compared(compared) => compared.source(),
+        }
+    }
+
+    fn into_plain(self) -> Plain {
+        match self {
+            Self::Plain(plain) => plain,
+            Self::Compared(compared) => compared.into_source(),
+        }
+    }
+}
+
+impl Plain {
+    /// Why an export ended early, XAPI tells in its task alone; of bytes that are wrong it knows nothing.
+    async fn explain(self, ended: bool, message: String) -> SourceFailed {
+        let Self::Export(export) = self else { return SourceFailed(message) };
+        if !ended {
+            export.abort().await;
+            return SourceFailed(message);
+        }
+        match export.finish().await {
+            Err(cause) => SourceFailed(format!("{message}: {}", chain(&cause))),
+            Ok(()) => SourceFailed(message),
+        }
+    }
+}
+
+impl AsyncRead for Plain {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Export(export) => Pin::new(export).poll_read(cx, buf),
+            Self::Nbd(source) => Pin::new(source).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncRead for Reader {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(plain) => Pin::new(plain).poll_read(cx, buf),
+            Self::Compared(compared) => Pin::new(compared).poll_read(cx, buf),
+        }
+    }
+}
+
+impl SocketReader for Reader {
+    fn lends_socket(&self) -> bool {
+        matches!(self, Self::Plain(Plain::Export(export)) if export.lends_socket())
+    }
+
+    fn read_ahead(&self) -> usize {
+        match self {
+            Self::Plain(Plain::Export(export)) => export.read_ahead(),
+            _ => 0,
+        }
+    }
+
+    fn poll_read_call(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        call: &mut SocketCall<'_>,
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(Plain::Export(export)) => Pin::new(export).poll_read_call(cx, call),
+            _ => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
+        }
+    }
+}
