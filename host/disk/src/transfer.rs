@@ -88,6 +88,11 @@ pub trait Progress: Send + Sync {
     fn read(&self, bytes: u64);
     /// The `sink`th sink took `bytes` more.
     fn written(&self, sink: usize, bytes: u64);
+    /// A number that grows while the source works and gives nothing, as one that compares much and finds little to
+    /// send: see [`Resync::work`](crate::chunked::Resync::work). Such a source has not stalled.
+    fn work(&self) -> u64 {
+        0
+    }
 }
 
 /// Nobody watches.

@@ -11,16 +11,23 @@ use crate::transfer::blocking;
 use crate::view::{PointDisk, TargetView};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use vmferry_disk::digest::Table;
+use uuid::Uuid;
+use vmferry_disk::digest::{Table, remove_abandoned_drafts};
 
-/// The tables in one folder.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Digests<'a> {
-    folder: &'a Path,
+/// The tables of one tenant, in a folder of their own: what tenants may write into the keys of their objects names files here.
+#[derive(Clone, Debug)]
+pub(crate) struct Digests {
+    folder: PathBuf,
 }
 
-impl<'a> Digests<'a> {
-    pub(crate) fn new(folder: &'a Path) -> Self {
+impl Digests {
+    /// Opens the folder of `tenant` and clears away what processes that died left in it.
+    pub(crate) fn open(root: &Path, tenant: &str) -> Self {
+        let folder = root.join(Uuid::new_v5(&Uuid::NAMESPACE_URL, tenant.as_bytes()).to_string());
+        let swept = std::fs::create_dir_all(&folder).and_then(|()| remove_abandoned_drafts(&folder));
+        if let Err(error) = swept {
+            tracing::warn!(folder = %folder.display(), %error, "digest tables cannot be kept here");
+        }
         Self { folder }
     }
 
@@ -34,17 +41,16 @@ impl<'a> Digests<'a> {
         self.folder.join(read_table(target_disk))
     }
 
-    /// The table that says what this copy really holds: for a damaged one what was read from it, else its content's, if
-    /// that is the one which the recovery point names. Reads the whole table.
+    /// The table that says what this copy really holds: for a damaged one what was read from it, else its content's; only if
+    /// it is the one that the disk's keys name. Reads the whole table.
     pub(crate) async fn of_copy(&self, held: &PointDisk) -> Option<PathBuf> {
-        let (path, wanted) = if held.damaged {
-            (self.as_read(held.uuid()), None)
-        } else {
-            (self.of_content(&held.content_key), Some(held.digest.clone()?))
+        let (path, wanted) = match &held.damaged {
+            Some(root) => (self.as_read(held.uuid()), root.clone()),
+            None => (self.of_content(&held.content_key), held.digest.clone()?),
         };
         blocking(move || {
             let root = Table::open(&path).and_then(|table| table.root()).ok()?;
-            wanted.is_none_or(|wanted| wanted == root.to_string()).then_some(path)
+            (wanted == root.to_string()).then_some(path)
         })
         .await
     }
@@ -78,12 +84,12 @@ impl<'a> Digests<'a> {
 pub(crate) fn tables_of(target: &TargetView) -> impl Iterator<Item = String> {
     let disks = target.points().flat_map(|point| &point.disks);
     disks.flat_map(|held| {
-        let read = held.damaged.then(|| read_table(held.uuid()));
+        let read = held.damaged.as_ref().map(|_| read_table(held.uuid()));
         [Some(content_table(&held.content_key)), read].into_iter().flatten()
     })
 }
 
-fn content_table(content_key: &str) -> String {
+pub(crate) fn content_table(content_key: &str) -> String {
     format!("{content_key}.leaves")
 }
 

@@ -1,5 +1,6 @@
 //! The engine an orchestrator holds.
 
+use crate::digests::Digests;
 use crate::error::{EngineError, RunError, chain};
 use crate::holder::Holder;
 use crate::inventory::Inventory;
@@ -16,7 +17,6 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use uuid::Uuid;
-use vmferry_disk::digest::remove_abandoned_drafts;
 use vmferry_model::plan::JobPlan;
 use vmferry_model::report::{Outcome, RunReport, VmReport};
 use vmferry_model::store::RunStore;
@@ -44,10 +44,6 @@ impl Engine {
     ///
     /// `digest_dir` holds the digest tables; losing it costs digests, never a chain.
     pub fn new(endpoints: BTreeMap<String, Endpoint>, runs: Arc<dyn RunStore>, digest_dir: PathBuf) -> Self {
-        let swept = std::fs::create_dir_all(&digest_dir).and_then(|()| remove_abandoned_drafts(&digest_dir));
-        if let Err(error) = swept {
-            tracing::warn!(folder = %digest_dir.display(), %error, "digest tables cannot be kept here");
-        }
         Self { pools: Pools::new(endpoints), runs, digest_dir, holder: Holder::this_process() }
     }
 
@@ -159,7 +155,7 @@ impl Engine {
             progress,
             pools: &self.pools,
             runs: self.runs.as_ref(),
-            digest_dir: &self.digest_dir,
+            digests: Digests::open(&self.digest_dir, &job.tenant),
             holder: &self.holder,
         }
     }

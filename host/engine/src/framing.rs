@@ -1,7 +1,8 @@
 //! Whether a target takes XAPI's `chunked` framing, and the proof.
 //!
 //! The framing is known from XAPI's source, not from hosts in the field. So what is written by it for the first time on a
-//! host version is read back before the commit, and the result is remembered for that version.
+//! host version is read back before the commit, and the result is remembered for that version: for this pool of this tenant
+//! alone, because a pool may say of itself what it likes, and another tenant's must not suffer from it.
 
 use crate::error::RunError;
 use crate::inventory::AttachedDisk;
@@ -28,14 +29,15 @@ pub(crate) struct Framing {
 }
 
 impl Framing {
-    /// Asks the pool for its version, and the store what hosts of that version did.
-    pub(crate) async fn of(session: &Session, runs: &dyn RunStore) -> Result<Self, Error> {
+    /// Asks the pool for its version, and the store what its hosts of that version did.
+    pub(crate) async fn of(session: &Session, runs: &dyn RunStore, tenant: &str) -> Result<Self, Error> {
         let pools = session.get_all_records::<Pool>().await?;
-        let master = pools.into_iter().next().map(|(_, pool)| pool.master).unwrap_or_default();
-        let host: Host = session.get_record(&master).await?;
+        let pool = pools.into_iter().next().map(|(_, pool)| pool).unwrap_or_default();
+        let host: Host = session.get_record(&pool.master).await?;
         let version = |key: &str| host.software_version.get(key).map_or("?", String::as_str);
         let fact = format!(
-            "chunked import on {} {} build {}, xapi {}",
+            "tenant {tenant}, pool {}: chunked import on {} {} build {}, xapi {}",
+            pool.uuid,
             version("product_brand"),
             version("product_version"),
             version("build_number"),
@@ -59,6 +61,8 @@ pub(crate) struct FirstUse<'a> {
     pub(crate) landed_on: Option<&'a Ref<Vdi>>,
     /// What was written; `None` if some of what was planned was left out, because the target held it.
     pub(crate) extents: Option<&'a Extents>,
+    /// Bytes of the disk that were written.
+    pub(crate) written: u64,
     /// Digests of what the whole disk should be now.
     pub(crate) table: &'a Path,
 }
@@ -67,8 +71,17 @@ pub(crate) struct FirstUse<'a> {
 pub(crate) async fn prove(run: &Run<'_>, lane: &Lane<'_>, vm: &str, this: &FirstUse<'_>) -> Result<(), RunError> {
     let failed = |message: String| RunError::Transfer { disk: this.disk.record.uuid.clone(), message };
     let different = read_back(run, lane, vm, run.progress, this).await?;
-    let value = if different == 0 { PROVEN } else { REFUTED };
-    if let Err(error) = run.runs.remember(&lane.framing.fact, value).await {
+    let fact = &lane.framing.fact;
+    // A stream without data proves nothing, and one good disk does not take back what another one showed.
+    let known = run.runs.recall(fact).await.ok().flatten();
+    let value = match different {
+        0 if this.written == 0 || known.is_some() => None,
+        0 => Some(PROVEN),
+        _ => Some(REFUTED),
+    };
+    if let Some(value) = value
+        && let Err(error) = run.runs.remember(fact, value).await
+    {
         tracing::warn!(%error, "what a host did with the chunked framing is forgotten, and will be tried again");
     }
     match different {

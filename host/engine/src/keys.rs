@@ -55,7 +55,8 @@ pub(crate) const CONTENT: &str = "vmferry:content";
 pub(crate) const DISK: &str = "vmferry:disk";
 /// On source snapshots: space-separated uuids of the target SRs that hold a recovery point of it.
 pub(crate) const EXPORTED_TO: &str = "vmferry:exported-to";
-/// On a recovery point's disk that was read back and is not what was sent: its content key. Such a disk is never a base.
+/// On a recovery point's disk that was read back and is not what was sent: `<content key>:<root of what was read>`. Such a
+/// disk is never a base.
 pub(crate) const DAMAGED: &str = "vmferry:damaged";
 /// On a recovery point: held by the operator, never pruned.
 pub(crate) const HOLD: &str = "vmferry:hold";
@@ -123,7 +124,12 @@ pub(crate) fn digest_of<'a>(keys: &'a Keys, content_key: &str) -> Option<&'a str
     keys.get(DIGEST)?.strip_prefix(content_key)?.strip_prefix(':')
 }
 
-/// The value of [`DIGEST`].
+/// The root of what was read from a damaged disk, if the key names this very content.
+pub(crate) fn damaged_root<'a>(keys: &'a Keys, content_key: &str) -> Option<&'a str> {
+    keys.get(DAMAGED)?.strip_prefix(content_key)?.strip_prefix(':')
+}
+
+/// The value of [`DIGEST`] and [`DAMAGED`].
 pub(crate) fn digest_value(content_key: &str, root: &str) -> String {
     format!("{content_key}:{root}")
 }

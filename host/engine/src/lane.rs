@@ -1,6 +1,5 @@
 //! One target of one VM in one run: what it holds, what it will get, and how it ends.
 
-use crate::digests::Digests;
 use crate::error::{RunError, chain};
 use crate::forecast;
 use crate::framing::Framing;
@@ -63,7 +62,7 @@ impl<'j> Lane<'j> {
         let inventory = Inventory::load(&session).await?;
         let (sr, sr_record) = find_sr(&inventory, target)?;
         let view = TargetView::new(&inventory, identity, &target.sr);
-        let framing = Framing::of(&session, run.runs).await?;
+        let framing = Framing::of(&session, run.runs, &run.job.tenant).await?;
         Ok(Self {
             target,
             session,
@@ -167,7 +166,7 @@ impl<'j> Lane<'j> {
             Chunked::Unusable(_) => false,
         };
         if framing && (damaged || transfers.iter().any(|transfer| transfer.kind() == Kind::Full)) {
-            transfers = plan(&Digests::new(run.digest_dir).comparable(&self.view).await);
+            transfers = plan(&run.digests.comparable(&self.view).await);
         }
         self.transfers = transfers;
         self.plans.clear();

@@ -1,7 +1,6 @@
 //! Steps 7 and 8 of a run: which reads feed which targets, and what is known of the bytes afterwards.
 
-use crate::digests::Digests;
-use crate::error::RunError;
+use crate::error::{RunError, chain};
 use crate::framing::{self, FirstUse};
 use crate::job::Integrity;
 use crate::lease::Lease;
@@ -13,20 +12,22 @@ use crate::transfer::{self, Destination, From, Moved, SourceFailed, Stream, Stre
 use crate::view::SourceVm;
 use futures_util::stream;
 use futures_util::{FutureExt, StreamExt};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use vmferry_disk::digest::{Root, Table};
-use vmferry_disk::extent::Extents;
+use vmferry_disk::digest::Table;
 use vmferry_model::plan::Transfer;
 use vmferry_model::report::DiskReport;
 
 impl Work<'_> {
     /// Steps 7 and 8: all disks, each read once per base, the leases renewed meanwhile.
     pub(crate) async fn transfer(&mut self, lease: &Lease, source: &SourceVm, taken: &Taken) -> Result<(), RunError> {
-        let mut streams = Vec::new();
+        let (mut streams, mut unready) = (Vec::new(), Vec::new());
         for (index, disk) in taken.disks.iter().enumerate() {
             for (start, lanes) in self.by_start(index) {
-                streams.push((index, self.stream(source, disk, index, &start, &lanes).await?));
+                match self.stream(source, disk, index, &start, &lanes).await {
+                    Ok(stream) => streams.push((index, stream)),
+                    Err(error) => unready.push((lanes, disk, chain(&error))),
+                }
             }
         }
         let run = self.run;
@@ -41,83 +42,80 @@ impl Work<'_> {
             })
             .collect();
         let moving = stream::iter(moving).buffer_unordered(run.job.tuning.disks_in_parallel.max(1));
-        let mut reports: BTreeMap<(usize, usize), DiskReport> = BTreeMap::new();
-        let mut roots: BTreeMap<usize, Root> = BTreeMap::new();
-        let mut first_uses: Vec<(usize, Written)> = Vec::new();
         let moved: Vec<_> = tokio::select! {
             moved = moving.collect() => moved,
             lost = lease.lost() => return Err(lost),
         };
+        for (lanes, disk, message) in unready {
+            self.fail_all(&lanes, disk, &message);
+        }
+        self.settle(taken, moved).await;
+        self.no_lane_left()
+    }
+
+    /// Books what became of the streams, each told by its disk and the lanes that it fed.
+    async fn settle(&mut self, taken: &Taken, moved: Vec<(usize, Vec<usize>, Result<Moved, SourceFailed>)>) {
+        let mut reports: BTreeMap<(usize, usize), DiskReport> = BTreeMap::new();
+        let mut roots: BTreeMap<usize, BTreeSet<String>> = BTreeMap::new();
+        for (index, _, result) in &moved {
+            let root = result.as_ref().ok().and_then(|moved| moved.facts.digest);
+            roots.entry(*index).or_default().extend(root.map(|root| root.to_string()));
+        }
         for (index, lanes, result) in moved {
-            match result {
-                Ok(Moved { facts, lanes: results }) => {
-                    // Streams from different bases end in the same content, or one of them is wrong.
-                    if let Some(root) = facts.digest
-                        && *roots.entry(index).or_insert(root) != root
-                    {
-                        let disk = &taken.disks[index].of.record.uuid;
-                        for lane in lanes {
-                            self.lanes[lane].fail(RunError::Transfer {
-                                disk: disk.clone(),
-                                message: "its digest differs from that of the same disk sent from another base; the next run rolls back and sends it again".to_owned(),
-                            });
-                        }
-                        continue;
-                    }
-                    if facts.encoding == "chunked" {
-                        let untried = |lane: &usize| matches!(self.lanes[*lane].framing.chunked, Chunked::Untried);
-                        let lanes = results.iter().filter(|(_, result)| result.is_ok()).map(|(lane, _)| *lane);
-                        first_uses.push((
-                            index,
-                            Written { lanes: lanes.filter(untried).collect(), extents: facts.extents.clone() },
-                        ));
-                    }
-                    for (lane, result) in results {
-                        match result {
-                            Ok(bytes) => {
-                                let report = self.disk_report(lane, index, taken, &facts, bytes);
-                                reports.insert((lane, index), report);
-                            }
-                            Err(error) => self.lanes[lane].fail(error),
-                        }
-                    }
-                }
+            let Moved { facts, lanes: results } = match result {
+                Ok(moved) => moved,
                 Err(SourceFailed(message)) => {
-                    for lane in lanes {
-                        let disk = taken.disks[index].of.record.uuid.clone();
-                        self.lanes[lane].fail(RunError::Transfer { disk, message: message.clone() });
+                    self.fail_all(&lanes, &taken.disks[index], &message);
+                    continue;
+                }
+            };
+            // Streams from different starts end in the same content, or one of them is wrong, and nobody knows which.
+            if roots.get(&index).is_some_and(|roots| roots.len() > 1) {
+                let message = "streams of it from different bases end in different contents; nothing was committed, \
+                               and the next run sends it again";
+                self.fail_all(&lanes, &taken.disks[index], message);
+                continue;
+            }
+            for (lane, result) in results {
+                match result {
+                    Ok(bytes) => {
+                        reports.insert((lane, index), self.disk_report(lane, index, taken, &facts, bytes));
+                        self.prove(taken, index, lane, &facts).await;
                     }
+                    Err(error) => self.lanes[lane].fail(error),
                 }
             }
-        }
-        for (index, written) in first_uses {
-            self.prove(taken, index, written).await;
         }
         for ((lane, _), report) in reports {
             self.lanes[lane].disks.push(report);
         }
-        self.no_lane_left()
     }
 
-    /// Reads back what targets wrote that never took this framing before.
-    async fn prove(&mut self, taken: &Taken, index: usize, written: Written) {
+    fn fail_all(&mut self, lanes: &[usize], disk: &TakenDisk, message: &str) {
+        for lane in lanes {
+            let disk = disk.of.record.uuid.clone();
+            self.lanes[*lane].fail(RunError::Transfer { disk, message: message.to_owned() });
+        }
+    }
+
+    /// Reads back what a target wrote, if its hosts never took this framing before.
+    async fn prove(&mut self, taken: &Taken, index: usize, number: usize, facts: &StreamFacts) {
+        let lane = &self.lanes[number];
+        if facts.encoding != "chunked" || lane.framing.chunked != Chunked::Untried || !lane.is_live() {
+            return;
+        }
         let disk = &taken.disks[index];
-        let table = Digests::new(self.run.digest_dir).of_content(&disk.uuid);
-        for number in written.lanes {
-            let lane = &self.lanes[number];
-            let landed_on = lane.transfers[index].lands_on().and_then(|copy| lane.view.point_disk(copy));
-            let first_use = FirstUse {
-                disk: &disk.of,
-                landed: &lane.landed[index],
-                landed_on: landed_on.map(|held| &held.attached.vdi),
-                extents: written.extents.as_ref(),
-                table: &table,
-            };
-            if lane.is_live()
-                && let Err(error) = framing::prove(self.run, lane, &self.name, &first_use).await
-            {
-                self.lanes[number].fail(error);
-            }
+        let landed_on = lane.transfers[index].lands_on().and_then(|copy| lane.view.point_disk(copy));
+        let first_use = FirstUse {
+            disk: &disk.of,
+            landed: &lane.landed[index],
+            landed_on: landed_on.map(|held| &held.attached.vdi),
+            extents: facts.extents.as_ref(),
+            written: facts.changed_bytes,
+            table: &self.run.digests.of_content(&disk.uuid),
+        };
+        if let Err(error) = framing::prove(self.run, lane, &self.name, &first_use).await {
+            self.lanes[number].fail(error);
         }
     }
 
@@ -148,7 +146,7 @@ impl Work<'_> {
             object: object.to_owned(),
             why: "it vanished during the run; the next run plans without it".to_owned(),
         };
-        let digests = Digests::new(self.run.digest_dir);
+        let digests = &self.run.digests;
         let held = |copy: &str| lanes.iter().find_map(|&lane| self.lanes[lane].view.point_disk(copy));
         let (from, known) = match start {
             Start::Nothing => (From::Nothing, None),
@@ -171,7 +169,13 @@ impl Work<'_> {
             (Integrity::Digest, _, known) => match known {
                 Some(known) => {
                     let (path, size) = (digests.of_content(&disk.uuid), disk.of.record.virtual_size);
-                    Some(blocking(move || Table::derive_from(&known, path, size)).await.map_err(RunError::Digests)?)
+                    match blocking(move || Table::derive_from(&known, path, size)).await {
+                        Ok(table) => Some(table),
+                        Err(error) => {
+                            tracing::warn!(%error, disk = disk.of.record.uuid, "the disk is sent without digests");
+                            None
+                        }
+                    }
                 }
                 None => None,
             },
@@ -205,9 +209,9 @@ impl Work<'_> {
     async fn table_of_base(&self, base: &str, lanes: &[usize]) -> Option<PathBuf> {
         let held = lanes.iter().find_map(|&lane| {
             let mut held = self.lanes[lane].view.points().flat_map(|point| &point.disks);
-            held.find(|held| held.content_key == base && held.digest.is_some() && !held.damaged)
+            held.find(|held| held.content_key == base && held.digest.is_some() && held.damaged.is_none())
         })?;
-        Digests::new(self.run.digest_dir).of_copy(held).await
+        self.run.digests.of_copy(held).await
     }
 
     fn disk_report(
@@ -236,13 +240,6 @@ impl Work<'_> {
             seconds: facts.elapsed.as_secs_f64(),
         }
     }
-}
-
-/// What targets wrote in a framing that nobody saw their hosts take before.
-struct Written {
-    lanes: Vec<usize>,
-    /// `None` if some of what was planned was left out.
-    extents: Option<Extents>,
 }
 
 /// Where a disk's transfer starts.

@@ -2,7 +2,7 @@
 
 use crate::inventory::AttachedDisk;
 use crate::source::MAX_VHD_DISK;
-use crate::view::{Condition, Point, PointDisk, Replica, SourceVm, TargetView};
+use crate::view::{Condition, Point, PointDisk, Replica, SourceVm, TargetView, is_unused};
 use std::collections::BTreeSet;
 use vmferry_model::plan::{Base, FullReason, Transfer};
 use vmferry_xapi::Ref;
@@ -37,12 +37,13 @@ pub(crate) fn transfer(
     let usable = copies.iter().filter(|(_, held)| !shrunk(held));
     let comparable =
         usable.clone().find(|(_, held)| known.contains(held.uuid())).map(|(_, held)| held.uuid().to_owned());
-    let newest_is_damaged = copies.first().is_some_and(|(_, held)| held.damaged);
+    let newest_is_damaged = copies.first().is_some_and(|(_, held)| held.damaged.is_some());
     if let (true, Some(copy)) = (newest_is_damaged, &comparable) {
         return Transfer::Resync { copy: copy.clone(), reason: FullReason::ReplicaDamaged };
     }
-    let is_base =
-        |held: &PointDisk| !held.damaged && source.bases.get(&held.content_key).is_some_and(|base| base.of == disk.vdi);
+    let is_base = |held: &PointDisk| {
+        held.damaged.is_none() && source.bases.get(&held.content_key).is_some_and(|base| base.of == disk.vdi)
+    };
     if let Some((age, held)) = usable.clone().find(|(_, held)| is_base(held)) {
         return Transfer::Delta {
             base: Base {
@@ -97,7 +98,7 @@ pub(crate) fn landing(transfer: &Transfer, target: &TargetView, untouched: Optio
     let Some(held) = transfer.lands_on().and_then(|copy| target.point_disk(copy)) else { return Landing::Fresh };
     let live = untouched
         // A damaged disk is mended on a clone; of one beyond VHD nobody can prove that it is untouched.
-        .filter(|_| !held.damaged && held.attached.record.virtual_size <= MAX_VHD_DISK)
+        .filter(|_| held.damaged.is_none() && held.attached.record.virtual_size <= MAX_VHD_DISK)
         .filter(|replica| replica.newest().disks.iter().any(|disk| disk.uuid() == held.uuid()))
         .and_then(|replica| replica.live_disk(held));
     match live {
@@ -114,6 +115,11 @@ pub(crate) fn divergence(replica: &Replica) -> Option<String> {
     }
     if replica.record.power_state != PowerState::Halted {
         return Some(format!("it is {:?}", replica.record.power_state).to_lowercase());
+    }
+    // The storage tells of other disks whether they were written; of these, only whether they could be.
+    let beyond_vhd = replica.disks.iter().any(|disk| disk.record.virtual_size > MAX_VHD_DISK);
+    if beyond_vhd && !is_unused(&replica.record) {
+        return Some("its start is not blocked any more, and it may have been used".to_owned());
     }
     let point = replica.newest();
     let whole = point.disks.len() == replica.disks.len() && point.disks.iter().all(|d| replica.live_disk(d).is_some());
@@ -186,7 +192,7 @@ mod tests {
                 content_key: (*content).to_owned(),
                 source_disk: Some((*of).to_owned()),
                 digest: None,
-                damaged: false,
+                damaged: None,
             }],
         };
         let mut points: Vec<Point> = points.iter().enumerate().map(point).collect();
@@ -249,7 +255,7 @@ mod tests {
         let size = 64 * MIB;
         let disk = disk(size);
         let mut view = target(&[("disk", "a", size), ("disk", "b", size)]);
-        view.replicas[0].points[0].disks[0].damaged = true;
+        view.replicas[0].points[0].disks[0].damaged = Some("root".to_owned());
         let source = source(disk.clone(), &["a", "b"], true);
         let planned = |known: &[&str]| {
             let known = known.iter().map(|copy| (*copy).to_owned()).collect();

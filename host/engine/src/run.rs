@@ -21,7 +21,6 @@ use futures_util::FutureExt;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::time::Duration;
 use vmferry_model::plan::{JobPlan, Kind, TargetPlan, Transfer, VmPlan};
 use vmferry_model::plugin::Approval;
@@ -42,7 +41,7 @@ pub(crate) struct Run<'a> {
     pub(crate) progress: &'a dyn Progress,
     pub(crate) pools: &'a Pools,
     pub(crate) runs: &'a dyn RunStore,
-    pub(crate) digest_dir: &'a Path,
+    pub(crate) digests: Digests,
     pub(crate) holder: &'a Holder,
 }
 
@@ -301,7 +300,7 @@ impl Work<'_> {
             }
         }
         if self.unopened.is_empty() {
-            Digests::new(self.run.digest_dir).drop_unused(&held, &self.digest_tables());
+            self.run.digests.drop_unused(&held, &self.digest_tables());
         }
     }
 
@@ -325,6 +324,9 @@ impl Work<'_> {
     }
 
     async fn discard(&mut self, taken: &Taken) {
+        // Nobody holds this content, so nobody will ask for its digests.
+        let tables = taken.disks.iter().map(|disk| digests::content_table(&disk.uuid)).collect();
+        self.run.digests.drop_unused(&tables, &BTreeSet::new());
         if let Err(error) = snapshot::destroy(self.session, &taken.reference).await {
             self.warnings.push(format!(
                 "source snapshot {} is left for the next run to remove: {}",

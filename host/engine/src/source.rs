@@ -15,6 +15,8 @@ use crate::transfer::{From, SourceFailed};
 use std::io;
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, ReadBuf};
@@ -295,6 +297,14 @@ impl Reader {
         match self.plain() {
             Plain::Export(_) => "export",
             Plain::Nbd(_) => "nbd",
+        }
+    }
+
+    /// What keeps it from counting as stalled while it compares.
+    pub(crate) fn work(&self) -> Option<Arc<AtomicU64>> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Compared(compared) => Some(compared.work()),
         }
     }
 

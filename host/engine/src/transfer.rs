@@ -135,7 +135,7 @@ pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Result<Moved, So
         }
     };
     let hashing = run.job.integrity == crate::Integrity::Digest;
-    let meter = Meter::new(run.progress, &stream.label, imports.len());
+    let meter = Meter::new(run.progress, &stream.label, imports.len(), reader.work());
     let links = stream.destinations.iter().filter(|to| lanes.contains(&to.lane)).flat_map(|to| &to.throttles);
     let throttles: Vec<Arc<Throttle>> = run.job.throttles.iter().chain(links).cloned().collect();
     let options = Options {
@@ -232,16 +232,22 @@ struct Meter<'a> {
     label: &'a DiskLabel,
     written: Vec<AtomicU64>,
     told: AtomicU64,
+    work: Option<Arc<AtomicU64>>,
 }
 
 impl<'a> Meter<'a> {
-    fn new(progress: &'a dyn Progress, label: &'a DiskLabel, sinks: usize) -> Self {
-        Self { progress, label, written: (0..sinks).map(|_| AtomicU64::new(0)).collect(), told: AtomicU64::new(0) }
+    fn new(progress: &'a dyn Progress, label: &'a DiskLabel, sinks: usize, work: Option<Arc<AtomicU64>>) -> Self {
+        let written = (0..sinks).map(|_| AtomicU64::new(0)).collect();
+        Self { progress, label, written, told: AtomicU64::new(0), work }
     }
 }
 
 impl transfer::Progress for Meter<'_> {
     fn read(&self, _: u64) {}
+
+    fn work(&self) -> u64 {
+        self.work.as_ref().map_or(0, |work| work.load(Ordering::Relaxed))
+    }
 
     /// A dead sink stays behind, so the foremost one is what is told.
     fn written(&self, sink: usize, bytes: u64) {

@@ -136,6 +136,7 @@ impl Engine {
         progress: &dyn Progress,
     ) -> Result<VerifyReport, EngineError> {
         let source = SourcePool { engine: self, job, inventory: OnceCell::new() };
+        let digests = Digests::open(&self.digest_dir, &job.tenant);
         let mut report = VerifyReport { job: job.name.clone(), replicas: Vec::new() };
         for target in &job.targets {
             let survivor = Survivor::reach(self, target).await?;
@@ -143,7 +144,7 @@ impl Engine {
             {
                 for replica in survivor.view(job, vm).replicas {
                     progress.step(&replica.record.name_label, "looking at the newest recovery point");
-                    let look = Look { engine: self, job, survivor: &survivor, source: &source, progress };
+                    let look = Look { job, survivor: &survivor, source: &source, digests: &digests, progress };
                     report.replicas.push(look.at(vm, &replica, options.deep).await);
                 }
             }
@@ -182,10 +183,10 @@ impl SourcePool<'_> {
 
 /// One look at one replica.
 struct Look<'a> {
-    engine: &'a Engine,
     job: &'a Job,
     survivor: &'a Survivor<'a>,
     source: &'a SourcePool<'a>,
+    digests: &'a Digests,
     progress: &'a dyn Progress,
 }
 
@@ -249,7 +250,7 @@ impl Look<'_> {
     }
 
     async fn read_disk(&self, held: &PointDisk, replica: &str) -> Result<VerifiedDisk, RunError> {
-        let digests = self.digests();
+        let digests = self.digests;
         let (verdict, reason, different, found) = match self.expected(held, replica).await? {
             Expected::Nothing(why) => (Verdict::Unknown, why, None, None),
             expected => {
@@ -261,10 +262,10 @@ impl Look<'_> {
         };
         if let Some(found) = found {
             // The table first: a mark without it costs the next run a full copy, a table without a mark nothing.
-            blocking(move || found.commit()).await.map_err(RunError::Digests)?;
-            let mark = [(keys::DAMAGED, held.content_key.clone())];
+            let root = blocking(move || found.commit()).await.map_err(RunError::Digests)?;
+            let mark = [(keys::DAMAGED, keys::digest_value(&held.content_key, &root.to_string()))];
             set_keys(&self.survivor.session, &held.attached.vdi, &mark, &[]).await?;
-        } else if held.damaged && verdict == Verdict::Intact {
+        } else if held.damaged.is_some() && verdict == Verdict::Intact {
             set_keys(&self.survivor.session, &held.attached.vdi, &[], &[keys::DAMAGED]).await?;
         }
         Ok(VerifiedDisk {
@@ -285,7 +286,7 @@ impl Look<'_> {
     /// What a disk should be: by the table of what was sent, by its root that stands on the disk, or by the source's
     /// snapshot, if that is still there.
     async fn expected(&self, held: &PointDisk, replica: &str) -> Result<Expected, RunError> {
-        let path = self.digests().of_content(&held.content_key);
+        let path = self.digests.of_content(&held.content_key);
         let root: Option<Root> = held.digest.as_ref().and_then(|digest| digest.parse().ok());
         let table = path.clone();
         let known = blocking(move || Table::open(&table).and_then(|table| table.root()).ok()).await;
@@ -319,10 +320,6 @@ impl Look<'_> {
         let back = ReadBack { job: self.job, progress: self.progress, vm: replica };
         back.read(session, disk, None, &mut |leaf, digest| table.set(leaf, digest)).await?;
         Ok(table)
-    }
-
-    fn digests(&self) -> Digests<'_> {
-        Digests::new(&self.engine.digest_dir)
     }
 }
 

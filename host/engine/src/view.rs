@@ -9,6 +9,7 @@ use crate::job::JobIds;
 use crate::keys::{self, Keys, State};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
+use uuid::Uuid;
 use vmferry_xapi::Ref;
 use vmferry_xapi::records::{PowerState, Vdi, VdiType, Vm};
 
@@ -213,7 +214,7 @@ pub(crate) struct Point {
 impl Point {
     /// Whether `verify` found one of its disks damaged. It is not offered for failover and does not count as kept.
     pub(crate) fn is_damaged(&self) -> bool {
-        self.disks.iter().any(|disk| disk.damaged)
+        self.disks.iter().any(|disk| disk.damaged.is_some())
     }
 }
 
@@ -235,8 +236,8 @@ pub(crate) struct PointDisk {
     pub(crate) source_disk: Option<String>,
     /// Root of its block digests, where it is recorded for this very content.
     pub(crate) digest: Option<String>,
-    /// It was read back and is not what was sent.
-    pub(crate) damaged: bool,
+    /// Root of what was read from it, where that was not what had been sent.
+    pub(crate) damaged: Option<String>,
 }
 
 impl PointDisk {
@@ -409,13 +410,15 @@ fn point(
 
 fn point_disk(disk: &AttachedDisk) -> Option<PointDisk> {
     let keys = &disk.record.other_config;
+    // It names a file of ours, so it is a uuid or nothing.
     let content_key = keys.get(keys::XO_CONTENT_KEY).or_else(|| keys.get(keys::XO_COPY_OF))?;
+    Uuid::parse_str(content_key).ok()?;
     disk.record.is_a_snapshot.then(|| PointDisk {
         attached: disk.clone(),
         content_key: content_key.clone(),
         source_disk: keys.get(keys::DISK).cloned(),
         digest: keys::digest_of(keys, content_key).map(str::to_owned),
-        damaged: keys.get(keys::DAMAGED) == Some(content_key),
+        damaged: keys::damaged_root(keys, content_key).map(str::to_owned),
     })
 }
 

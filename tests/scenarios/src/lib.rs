@@ -96,9 +96,7 @@ impl World {
 
     /// Removes the digest tables, as a lost state folder would.
     pub fn lose_digests(&self) {
-        for entry in std::fs::read_dir(self.digest_dir()).expect("the folder") {
-            std::fs::remove_file(entry.expect("an entry").path()).expect("removed");
-        }
+        std::fs::remove_dir_all(self.digest_dir()).expect("removed");
     }
 
     /// A new engine: what a process that has just started has.
@@ -144,8 +142,14 @@ impl World {
         self.target.vm_disks(vm).iter().map(|disk| self.target.sha256(disk)).collect()
     }
 
-    /// The folder of the digest tables.
-    pub fn digest_dir(&self) -> std::path::PathBuf {
+    /// How many digest tables there are, drafts included.
+    pub fn digest_tables(&self) -> usize {
+        let entries =
+            |folder| std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+        entries(self.digest_dir()).map(|tenant| entries(tenant).count()).sum()
+    }
+
+    fn digest_dir(&self) -> std::path::PathBuf {
         self.folder.path().join("digests")
     }
 

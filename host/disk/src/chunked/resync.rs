@@ -3,6 +3,8 @@
 use std::io;
 use std::ops::Range;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, ReadBuf};
@@ -42,6 +44,7 @@ pub struct Resync<R, F> {
     /// Bytes of the frames that were given.
     given: usize,
     state: State,
+    work: Arc<AtomicU64>,
     plan: Plan,
 }
 
@@ -112,7 +115,8 @@ where
     fn new(source: R, scan: SourceScan, plan: Plan, held: F) -> Self {
         let sieve = Sieve::new(plan.disk_size(), held);
         let buffer = vec![0; BUFFER_SIZE].into();
-        Self { source, scan, buffer, ended: None, sieve, given: 0, state: State::Comparing, plan }
+        let work = Arc::new(AtomicU64::new(0));
+        Self { source, scan, buffer, ended: None, sieve, given: 0, state: State::Comparing, work, plan }
     }
 
     /// What the resulting stream is to be checked against.
@@ -123,6 +127,11 @@ where
     /// What became of the source's data so far.
     pub fn counts(&self) -> ResyncCounts {
         self.sieve.counts
+    }
+
+    /// A number that grows with what is read and compared, sent or not: [`Progress::work`](crate::transfer::Progress::work).
+    pub fn work(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.work)
     }
 
     /// The source.
@@ -138,6 +147,7 @@ where
     /// Compares more of the source, whose frames were all given.
     fn poll_compare(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let filled = ready!(self.poll_fill(cx));
+        self.work.fetch_add(filled as u64, Ordering::Relaxed);
         self.given = 0;
         self.sieve.clear_frames();
         if filled > 0 {
@@ -184,6 +194,7 @@ where
             let gap = resync.sieve.gaps.first().map(|gap| gap.at);
             let ready = &resync.sieve.frames[resync.given..gap.unwrap_or(resync.sieve.frames.len())];
             if ready.is_empty() && gap.is_some() {
+                resync.work.fetch_add(1, Ordering::Relaxed);
                 if ready!(resync.sieve.poll_zeroes(cx, buffer)) {
                     return Poll::Ready(Ok(()));
                 }

@@ -21,6 +21,8 @@ pub(super) struct Intake<'a, R> {
     at: u64,
     patience: Patience,
     alarm: Alarm,
+    /// What the source had worked when it was last looked at.
+    work: u64,
     /// What came behind the bytes: the end, or an error that is told once.
     ended: Option<io::Result<()>>,
 }
@@ -35,7 +37,7 @@ impl<'a, R: AsyncRead + Unpin> Intake<'a, R> {
         patience: Patience,
     ) -> Self {
         progress.read(at);
-        Self { reader, progress, throttles, at, patience, alarm: Alarm::new(), ended: None }
+        Self { reader, progress, throttles, at, patience, alarm: Alarm::new(), work: 0, ended: None }
     }
 
     /// Bytes of the stream that came, head included.
@@ -117,6 +119,11 @@ impl<'a, R: AsyncRead + Unpin> Intake<'a, R> {
                 if let Poll::Ready(done) = read(self.reader, cx) {
                     self.patience.moved();
                     return Poll::Ready(Ok(done));
+                }
+                let work = self.progress.work();
+                if work != self.work {
+                    self.work = work;
+                    self.patience.at_work();
                 }
                 match self.patience.waiting() {
                     Ok(deadline) => ready!(self.alarm.poll(cx, deadline)),

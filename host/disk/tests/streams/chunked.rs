@@ -1,12 +1,18 @@
 //! Transfers of the `chunked` framing, whose length nobody knows before its end.
 
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, repeat};
-use vmferry_disk::chunked::{ChunkedError, Coverage, END_MARKER, Plan, frame_header};
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf, repeat};
+use tokio::time::{Instant, Sleep, sleep};
+use vmferry_disk::chunked::{ChunkedError, Coverage, END_MARKER, Plan, Resync, frame_header};
 use vmferry_disk::digest::{LEAF_SIZE, Leaf};
 use vmferry_disk::extent::{Extent, Extents};
-use vmferry_disk::transfer::{Content, Layout, Options, Outcome, TransferError, lockstep};
+use vmferry_disk::transfer::{Content, Layout, Options, Outcome, Progress, TransferError, lockstep};
 
 use crate::model;
 
@@ -150,4 +156,55 @@ async fn a_leaf_left_open_is_found_before_the_end_is_passed_on() {
     let moved = transfer(&mut stream.as_slice(), &plan).await;
     assert!(matches!(moved.result, Err(TransferError::PartialLeaf { disk_offset: LEAF_SIZE })), "{:?}", moved.result);
     assert!(moved.sink.len() < stream.len());
+}
+
+/// A source that takes its time before each piece of 64 KiB.
+struct Slow<'a> {
+    rest: &'a [u8],
+    pause: Pin<Box<Sleep>>,
+}
+
+impl AsyncRead for Slow<'_> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        ready!(self.pause.as_mut().poll(cx));
+        self.pause.as_mut().reset(Instant::now() + Duration::from_secs(40));
+        let (piece, rest) = self.rest.split_at(self.rest.len().min(LEAF_SIZE as usize).min(buffer.remaining()));
+        buffer.put_slice(piece);
+        self.rest = rest;
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Knows how far a comparison is.
+struct Working(Arc<AtomicU64>);
+
+impl Progress for Working {
+    fn read(&self, _: u64) {}
+    fn written(&self, _: usize, _: u64) {}
+    fn work(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_compares_and_finds_nothing_to_send_has_not_stalled() {
+    let extents = extents(&[(0, 100)]);
+    let plan = Plan::new(DISK_SIZE, extents.clone(), Coverage::Whole).unwrap();
+    let stream = stream(&extents, 65536);
+    let held: Vec<Leaf> = digests(&extents).into_iter().map(|(_, leaf)| leaf).collect();
+    let minute = Duration::from_secs(60);
+    for watched in [true, false] {
+        let pause = Box::pin(sleep(Duration::from_secs(1)));
+        let slow = Slow { rest: &stream, pause };
+        let mut source = Resync::of_chunked(slow, &plan, |leaf| held.get(leaf as usize).copied());
+        let working = Working(source.work());
+        let progress: &dyn Progress = if watched { &working } else { &() };
+        let options = Options { leaves: None, progress, throttles: &[], stall: minute, first_byte: minute };
+        let plan = source.plan().clone();
+        let result = lockstep(&mut source, Layout::Chunked(&plan), &mut [Vec::new()], options).await;
+        match result {
+            Ok(outcome) => assert!(watched && outcome.content.data_bytes() == 0, "{outcome:?}"),
+            Err(error) => assert!(!watched && matches!(error, TransferError::SourceStalled { .. }), "{error:?}"),
+        }
+    }
 }

@@ -24,6 +24,7 @@ async fn check(name: &str, at: FaultPoint, kind: FaultKind, on_target: bool) {
     assert_eq!(world.target_content(&point_of(&first)), first_content, "{name}: the last point is intact");
     // The failed run has put right what it could reach: both sides hold what they held before it.
     world.assert_tidy(1);
+    assert_eq!(world.digest_tables(), 2, "{name}: digest tables of the point's disks alone");
     let replica = only_target(&failed).replica.as_ref().expect("a replica");
     assert_eq!(world.target_content(replica), first_content, "{name}: the replica is its last point again");
 

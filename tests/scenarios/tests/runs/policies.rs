@@ -52,8 +52,7 @@ async fn retention_drops_what_the_rule_drops_and_the_disks_with_it() {
     assert_eq!(points[2].1, [points[0].0.clone()]);
     assert_eq!(points[3].1, [points[1].0.clone()]);
     world.assert_tidy(2);
-    let tables = std::fs::read_dir(world.digest_dir()).unwrap().count();
-    assert_eq!(tables, 2 * 2, "one digest table per disk and recovery point");
+    assert_eq!(world.digest_tables(), 2 * 2, "one digest table per disk and recovery point");
 }
 
 #[tokio::test]
