@@ -2,7 +2,19 @@
 
 use crate::stage::{MIB, Stage, text};
 use serde_json::{Value, json};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+
+/// A daemon that does not outlive a test that fails.
+struct Daemon(Option<Child>);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(mut daemon) = self.0.take() {
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+    }
+}
 
 #[test]
 fn the_daemon_runs_the_job_again_and_again_and_ends_on_sigterm() {
@@ -16,6 +28,7 @@ fn the_daemon_runs_the_job_again_and_again_and_ends_on_sigterm() {
 
     stall();
     let daemon = stage.command(&["daemon"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut daemon = Daemon(Some(daemon));
     stalled();
     go_on();
     for disk in stage.source.disks(&stage.vm) {
@@ -24,9 +37,10 @@ fn the_daemon_runs_the_job_again_and_again_and_ends_on_sigterm() {
     stall();
     stalled();
     go_on();
-    let ended = Command::new("sh").args(["-c", &format!("kill -TERM {}", daemon.id())]).status().unwrap();
+    let ended =
+        Command::new("sh").args(["-c", &format!("kill -TERM {}", daemon.0.as_ref().unwrap().id())]).status().unwrap();
     assert!(ended.success());
-    let output = daemon.wait_with_output().unwrap();
+    let output = daemon.0.take().unwrap().wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
 
     // Whatever it was doing, the next run finds everything in order.
