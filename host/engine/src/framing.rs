@@ -4,6 +4,7 @@
 //! host version is read back before the commit, and the result is remembered for that version: for this pool of this tenant
 //! alone, because a pool may say of itself what it likes, and another tenant's must not suffer from it.
 
+use crate::digests::table_size;
 use crate::error::RunError;
 use crate::inventory::AttachedDisk;
 use crate::lane::Lane;
@@ -114,9 +115,10 @@ async fn read_back(
     let landed = AttachedDisk { vdi: this.landed.clone(), ..this.disk.clone() };
     let back = ReadBack { job: run.job, progress, vm };
     let read = back.read(&lane.session, &landed, base, &mut compare).await?;
-    let whole = Extents::whole_disk(this.disk.record.virtual_size);
+    let size = table_size(this.disk.record.virtual_size);
+    let whole = Extents::whole_disk(size);
     let expected = this.extents.filter(|_| base.is_some()).unwrap_or(&whole);
-    let unread = expected.without(&read).to_leaves(this.disk.record.virtual_size);
+    let unread = expected.without(&read).to_leaves(size);
     let mut missing = 0;
     for leaf in unread.leaf_numbers() {
         // In a whole disk, what is not there is zeroes; in a difference, it was not written.

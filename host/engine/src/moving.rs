@@ -1,5 +1,6 @@
 //! Steps 7 and 8 of a run: which reads feed which targets, and what is known of the bytes afterwards.
 
+use crate::digests::table_size;
 use crate::error::{RunError, chain};
 use crate::framing::{self, FirstUse};
 use crate::job::Integrity;
@@ -164,11 +165,11 @@ impl Work<'_> {
             (Integrity::Structure, ..) => None,
             (Integrity::Digest, Start::Nothing, _) => {
                 let path = digests.of_content(&disk.uuid);
-                Some(Table::create(path, disk.of.record.virtual_size).map_err(RunError::Digests)?)
+                Some(Table::create(path, table_size(disk.of.record.virtual_size)).map_err(RunError::Digests)?)
             }
             (Integrity::Digest, _, known) => match known {
                 Some(known) => {
-                    let (path, size) = (digests.of_content(&disk.uuid), disk.of.record.virtual_size);
+                    let (path, size) = (digests.of_content(&disk.uuid), table_size(disk.of.record.virtual_size));
                     match blocking(move || Table::derive_from(&known, path, size)).await {
                         Ok(table) => Some(table),
                         Err(error) => {

@@ -144,6 +144,11 @@ impl Opening<'_> {
     /// What is to be read by NBD; `None` where an export is the better way, or the only one.
     async fn to_read_by_nbd(&self, notes: &mut Vec<String>) -> Result<Option<Extents>, SourceFailed> {
         let mode = if self.is_beyond_vhd() { Nbd::Always } else { self.reading.nbd };
+        if mode != Nbd::Never && !self.is_beyond_vhd() && !self.size().is_multiple_of(SR_GRANULARITY) {
+            // Digests are those of the rounded disk, which an export gives and NBD does not.
+            notes.push("its size is no multiple of 2 MiB, so it is exported".to_owned());
+            return Ok(None);
+        }
         if let (From::Base(base), Nbd::Auto | Nbd::Always) = (self.from, mode) {
             match self.changed(base).await {
                 Ok(extents) => return Ok(Some(extents)),

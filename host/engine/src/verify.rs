@@ -5,7 +5,7 @@
 //! that no failover offers it and no delta builds on it, and what was read stays in a table: the next run mends it with the
 //! extents that differ alone.
 
-use crate::digests::Digests;
+use crate::digests::{Digests, table_size};
 use crate::engine::Engine;
 use crate::error::{EngineError, RunError, chain};
 use crate::inventory::{AttachedDisk, Inventory};
@@ -316,7 +316,7 @@ impl Look<'_> {
         replica: &str,
         path: PathBuf,
     ) -> Result<DraftTable, RunError> {
-        let mut table = Table::create(path, disk.record.virtual_size).map_err(RunError::Digests)?;
+        let mut table = Table::create(path, table_size(disk.record.virtual_size)).map_err(RunError::Digests)?;
         let back = ReadBack { job: self.job, progress: self.progress, vm: replica };
         back.read(session, disk, None, &mut |leaf, digest| table.set(leaf, digest)).await?;
         Ok(table)
