@@ -8,7 +8,6 @@ use crate::digests::table_size;
 use crate::error::RunError;
 use crate::inventory::AttachedDisk;
 use crate::lane::Lane;
-use crate::progress::Progress;
 use crate::readback::ReadBack;
 use crate::run::Run;
 use crate::source::Chunked;
@@ -71,7 +70,7 @@ pub(crate) struct FirstUse<'a> {
 /// Reads back what was written, and remembers what came of it.
 pub(crate) async fn prove(run: &Run<'_>, lane: &Lane<'_>, vm: &str, this: &FirstUse<'_>) -> Result<(), RunError> {
     let failed = |message: String| RunError::Transfer { disk: this.disk.record.uuid.clone(), message };
-    let different = read_back(run, lane, vm, run.progress, this).await?;
+    let different = read_back(run, lane, vm, this).await?;
     let fact = &lane.framing.fact;
     // A stream without data proves nothing, and one good disk does not take back what another one showed.
     let known = run.runs.recall(fact).await.ok().flatten();
@@ -95,13 +94,7 @@ pub(crate) async fn prove(run: &Run<'_>, lane: &Lane<'_>, vm: &str, this: &First
 }
 
 /// Leaves that are not what they should be.
-async fn read_back(
-    run: &Run<'_>,
-    lane: &Lane<'_>,
-    vm: &str,
-    progress: &dyn Progress,
-    this: &FirstUse<'_>,
-) -> Result<u64, RunError> {
+async fn read_back(run: &Run<'_>, lane: &Lane<'_>, vm: &str, this: &FirstUse<'_>) -> Result<u64, RunError> {
     let table = Table::open(this.table).map_err(RunError::Digests)?;
     let mut different = 0;
     let mut compare = |leaf: u64, digest: Leaf| {
@@ -113,7 +106,7 @@ async fn read_back(
     // disk tells, the blocks that it does not have included.
     let base = this.landed_on.filter(|_| this.extents.is_some());
     let landed = AttachedDisk { vdi: this.landed.clone(), ..this.disk.clone() };
-    let back = ReadBack { job: run.job, progress, vm };
+    let back = ReadBack { job: run.job, progress: run.progress, vm };
     let read = back.read(&lane.session, &landed, base, &mut compare).await?;
     let size = table_size(this.disk.record.virtual_size);
     let whole = Extents::whole_disk(size);

@@ -121,12 +121,16 @@ impl std::fmt::Display for State {
 
 /// The root of a disk's block digests, if the key names this very content.
 pub(crate) fn digest_of<'a>(keys: &'a Keys, content_key: &str) -> Option<&'a str> {
-    keys.get(DIGEST)?.strip_prefix(content_key)?.strip_prefix(':')
+    root_beside(keys, DIGEST, content_key)
 }
 
 /// The root of what was read from a damaged disk, if the key names this very content.
 pub(crate) fn damaged_root<'a>(keys: &'a Keys, content_key: &str) -> Option<&'a str> {
-    keys.get(DAMAGED)?.strip_prefix(content_key)?.strip_prefix(':')
+    root_beside(keys, DAMAGED, content_key)
+}
+
+fn root_beside<'a>(keys: &'a Keys, key: &str, content_key: &str) -> Option<&'a str> {
+    keys.get(key)?.strip_prefix(content_key)?.strip_prefix(':')
 }
 
 /// The value of [`DIGEST`] and [`DAMAGED`].

@@ -196,8 +196,6 @@ enum Expected {
     Table(PathBuf),
     /// As a whole.
     Root(Root),
-    /// It cannot be known, and why.
-    Nothing(&'static str),
 }
 
 impl Look<'_> {
@@ -252,8 +250,8 @@ impl Look<'_> {
     async fn read_disk(&self, held: &PointDisk, replica: &str) -> Result<VerifiedDisk, RunError> {
         let digests = self.digests;
         let (verdict, reason, different, found) = match self.expected(held, replica).await? {
-            Expected::Nothing(why) => (Verdict::Unknown, why, None, None),
-            expected => {
+            Err(why) => (Verdict::Unknown, why, None, None),
+            Ok(expected) => {
                 let path = digests.as_read(held.uuid());
                 let found = self.hash(&self.survivor.session, &held.attached, replica, path).await?;
                 let path = digests.of_content(&held.content_key);
@@ -285,7 +283,8 @@ impl Look<'_> {
 
     /// What a disk should be: by the table of what was sent, by its root that stands on the disk, or by the source's
     /// snapshot, if that is still there.
-    async fn expected(&self, held: &PointDisk, replica: &str) -> Result<Expected, RunError> {
+    /// Else, why it cannot be known.
+    async fn expected(&self, held: &PointDisk, replica: &str) -> Result<Result<Expected, &'static str>, RunError> {
         let path = self.digests.of_content(&held.content_key);
         let root: Option<Root> = held.digest.as_ref().and_then(|digest| digest.parse().ok());
         let table = path.clone();
@@ -293,18 +292,18 @@ impl Look<'_> {
         if let Some(known) = known
             && root.is_none_or(|root| root == known)
         {
-            return Ok(Expected::Table(path));
+            return Ok(Ok(Expected::Table(path)));
         }
         match (root, self.source.snapshot_disk(&held.content_key).await) {
             (_, Ok(Some((session, vdi)))) => {
                 let disk = AttachedDisk { vdi, ..held.attached.clone() };
                 let sent = self.hash(&session, &disk, replica, path.clone()).await?;
                 blocking(move || sent.commit()).await.map_err(RunError::Digests)?;
-                Ok(Expected::Table(path))
+                Ok(Ok(Expected::Table(path)))
             }
-            (Some(root), _) => Ok(Expected::Root(root)),
-            (None, Ok(None)) => Ok(Expected::Nothing("no digest was recorded, and the source's snapshot is gone")),
-            (None, Err(_)) => Ok(Expected::Nothing("no digest was recorded, and the source could not be asked")),
+            (Some(root), _) => Ok(Ok(Expected::Root(root))),
+            (None, Ok(None)) => Ok(Err("no digest was recorded, and the source's snapshot is gone")),
+            (None, Err(_)) => Ok(Err("no digest was recorded, and the source could not be asked")),
         }
     }
 
@@ -346,6 +345,5 @@ fn compare(mut found: DraftTable, expected: &Expected, path: PathBuf) -> Result<
             let reason = "it is not what was sent; which part of it cannot be told without the digest table";
             Ok((Verdict::Damaged, reason, None, Some(found)))
         }
-        Expected::Nothing(why) => Ok((Verdict::Unknown, *why, None, None)),
     }
 }
