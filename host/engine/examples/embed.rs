@@ -42,7 +42,7 @@ async fn main() -> anyhow::Result<()> {
     };
     let store = Arc::new(Store::open(&std::env::temp_dir().join("vmferry-embedded")).await?);
     let engine = Engine::new(endpoints, store.clone(), store.digest_dir());
-    let report = engine.run(&job, &Policies::default(), &RunOptions::default(), &Silent).await;
+    let report = engine.run(&job, &Policies::default(), &RunOptions::default(), Arc::new(Silent)).await;
     engine.close().await;
     anyhow::ensure!(report.error.is_none(), "{:?}", report.error);
     for vm in report.vms {

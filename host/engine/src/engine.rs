@@ -54,7 +54,7 @@ impl Engine {
         job: &Job,
         policies: &Policies,
         options: &RunOptions,
-        progress: &dyn Progress,
+        progress: Arc<dyn Progress>,
     ) -> RunReport {
         let mut report = RunReport {
             job: job.name.clone(),
@@ -68,7 +68,7 @@ impl Engine {
         };
         let started = tell::started(&job.name, &report.run, report.started_at);
         report.warnings = tell::tell(&policies.notifiers, &started).await;
-        match self.run_vms(job, policies, options, progress).await {
+        match self.run_vms(job, policies, options, &progress).await {
             Ok(vms) if vms.is_empty() => {
                 report.outcome = Outcome::Skipped;
                 report.warnings.push(format!("the selection of job {} matches no VM", job.name));
@@ -96,7 +96,7 @@ impl Engine {
         job: &Job,
         policies: &Policies,
         options: &RunOptions,
-        progress: &dyn Progress,
+        progress: &Arc<dyn Progress>,
     ) -> Result<Vec<VmReport>, RunError> {
         let run = self.context(job, policies, options, progress);
         let source = self.pools.session(&job.select.pool).await?;
@@ -122,7 +122,8 @@ impl Engine {
     /// What a run would do now. Changes nothing on any pool.
     pub async fn plan(&self, job: &Job, only: Option<&str>) -> Result<JobPlan, EngineError> {
         let (policies, options) = (Policies::default(), RunOptions::default());
-        let run = self.context(job, &policies, &options, &crate::Silent);
+        let silent: Arc<dyn Progress> = Arc::new(crate::Silent);
+        let run = self.context(job, &policies, &options, &silent);
         let source = self.pools.session(&job.select.pool).await?;
         let inventory = Inventory::load(&source).await?;
         let mut vms = Vec::new();
@@ -146,7 +147,7 @@ impl Engine {
         job: &'a Job,
         policies: &'a Policies,
         options: &'a RunOptions,
-        progress: &'a dyn Progress,
+        progress: &'a Arc<dyn Progress>,
     ) -> Run<'a> {
         Run {
             job,
@@ -174,7 +175,7 @@ mod tests {
             job: &'a Job,
             policies: &'a Policies,
             options: &'a RunOptions,
-            progress: &'a dyn Progress,
+            progress: Arc<dyn Progress>,
         ) {
             spawnable(engine.run(job, policies, options, progress));
             spawnable(engine.plan(job, None));

@@ -106,7 +106,7 @@ async fn read_back(run: &Run<'_>, lane: &Lane<'_>, vm: &str, this: &FirstUse<'_>
     // disk tells, the blocks that it does not have included.
     let base = this.landed_on.filter(|_| this.extents.is_some());
     let landed = AttachedDisk { vdi: this.landed.clone(), ..this.disk.clone() };
-    let back = ReadBack { job: run.job, progress: run.progress, vm };
+    let back = ReadBack { job: run.job, progress: run.progress.as_ref(), vm };
     let read = back.read(&lane.session, &landed, base, &mut compare).await?;
     let size = table_size(this.disk.record.virtual_size);
     let whole = Extents::whole_disk(size);

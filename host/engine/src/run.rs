@@ -21,6 +21,7 @@ use futures_util::FutureExt;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 use vmferry_model::plan::{JobPlan, Kind, TargetPlan, Transfer, VmPlan};
 use vmferry_model::plugin::Approval;
@@ -38,7 +39,7 @@ pub(crate) struct Run<'a> {
     pub(crate) policies: &'a Policies,
     /// Wait for a held lease instead of skipping the VM.
     pub(crate) wait: bool,
-    pub(crate) progress: &'a dyn Progress,
+    pub(crate) progress: &'a Arc<dyn Progress>,
     pub(crate) pools: &'a Pools,
     pub(crate) runs: &'a dyn RunStore,
     pub(crate) digests: Digests,

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
 use vmferry_disk::digest::{DraftTable, Leaf, Root};
 use vmferry_disk::extent::Extents;
 use vmferry_disk::transfer::{self, EngineName, Options, SinkError, Throttle, TransferError};
@@ -128,24 +129,27 @@ pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Result<Moved, So
         return Ok(Moved { facts, lanes: results });
     }
 
-    let mut table = stream.table;
-    let mut record = |leaf: u64, digest: Leaf| {
-        if let Some(table) = &mut table {
-            table.set(leaf, digest);
-        }
-    };
     let hashing = run.job.integrity == crate::Integrity::Digest;
-    let meter = Meter::new(run.progress, &stream.label, imports.len(), reader.work());
+    let meter = Meter::new(Arc::clone(run.progress), stream.label.clone(), imports.len(), reader.work());
     let links = stream.destinations.iter().filter(|to| lanes.contains(&to.lane)).flat_map(|to| &to.throttles);
     let throttles: Vec<Arc<Throttle>> = run.job.throttles.iter().chain(links).cloned().collect();
-    let options = Options {
-        leaves: hashing.then_some(&mut record),
-        progress: &meter,
-        throttles: &throttles,
-        stall: run.job.tuning.stall,
-        first_byte: run.job.tuning.first_byte,
+    let (stall, first_byte) = (run.job.tuning.stall, run.job.tuning.first_byte);
+    let mut table = stream.table;
+    // A task of its own: the disks of a run flow on as many cores as there are, and a wake-up stays on the thread that
+    // got it.
+    let flowing = async move {
+        let mut record = |leaf: u64, digest: Leaf| {
+            if let Some(table) = &mut table {
+                table.set(leaf, digest);
+            }
+        };
+        let leaves: Option<&mut (dyn FnMut(u64, Leaf) + Send)> = if hashing { Some(&mut record) } else { None };
+        let options = Options { leaves, progress: &meter, throttles: &throttles, stall, first_byte };
+        let outcome = transfer::relay(&mut reader, shape.layout(), &mut imports, options).await;
+        (reader, shape, imports, table, outcome)
     };
-    let outcome = match transfer::relay(&mut reader, shape.layout(), &mut imports, options).await {
+    let (reader, shape, imports, table, outcome) = beside(flowing).await;
+    let outcome = match outcome {
         Ok(outcome) => outcome,
         Err(TransferError::NoSinkLeft { sinks, .. }) => {
             reader.abort().await;
@@ -218,6 +222,17 @@ async fn conclude(import: Import, bytes: u64, result: Result<(), SinkError>, dis
     }
 }
 
+/// Runs a future as a task of its own, which ends where this is dropped.
+async fn beside<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    let mut task = JoinSet::new();
+    task.spawn(work);
+    match task.join_next().await {
+        Some(Ok(done)) => done,
+        Some(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),
+        None => std::future::pending().await,
+    }
+}
+
 /// Runs work that reads or writes a whole digest table (256 MiB for a disk of 1 TiB) beside the streams.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
@@ -227,22 +242,22 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
 }
 
 /// Tells the watcher how far the stream got.
-struct Meter<'a> {
-    progress: &'a dyn Progress,
-    label: &'a DiskLabel,
+struct Meter {
+    progress: Arc<dyn Progress>,
+    label: DiskLabel,
     written: Vec<AtomicU64>,
     told: AtomicU64,
     work: Option<Arc<AtomicU64>>,
 }
 
-impl<'a> Meter<'a> {
-    fn new(progress: &'a dyn Progress, label: &'a DiskLabel, sinks: usize, work: Option<Arc<AtomicU64>>) -> Self {
+impl Meter {
+    fn new(progress: Arc<dyn Progress>, label: DiskLabel, sinks: usize, work: Option<Arc<AtomicU64>>) -> Self {
         let written = (0..sinks).map(|_| AtomicU64::new(0)).collect();
         Self { progress, label, written, told: AtomicU64::new(0), work }
     }
 }
 
-impl transfer::Progress for Meter<'_> {
+impl transfer::Progress for Meter {
     fn read(&self, _: u64) {}
 
     fn work(&self) -> u64 {
@@ -254,7 +269,7 @@ impl transfer::Progress for Meter<'_> {
         let now = self.written[sink].fetch_add(bytes, Ordering::Relaxed) + bytes;
         let told = self.told.fetch_max(now, Ordering::Relaxed);
         if now > told {
-            self.progress.disk_advanced(self.label, now - told);
+            self.progress.disk_advanced(&self.label, now - told);
         }
     }
 }

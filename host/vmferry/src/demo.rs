@@ -110,7 +110,7 @@ async fn run_once(
 ) -> Result<RunReport, Failure> {
     screen.line(format_args!("run {n}"));
     let progress = screen.progress();
-    let report = at.engine.run(job, policies, &RunOptions::default(), progress.as_ref()).await;
+    let report = at.engine.run(job, policies, &RunOptions::default(), progress).await;
     let (errors, warnings) = report::problems(&report);
     for warning in &warnings {
         screen.line(warning.as_warning());

@@ -18,12 +18,14 @@ pub async fn main() -> ExitCode {
     let cli = Cli::parse();
     let screen = Screen::of_this_process();
     start_log(&cli, &screen);
-    match verbs::perform(cli, &screen).await {
-        Ok(exit) => exit.into(),
-        Err(failure) => {
+    // On a worker, not here: this thread has no I/O driver, and each wake-up of a stream would cross from one that has.
+    match tokio::spawn(async move { verbs::perform(cli, &screen).await }).await {
+        Ok(Ok(exit)) => exit.into(),
+        Ok(Err(failure)) => {
             say(&failure);
             failure.exit.into()
         }
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     }
 }
 

@@ -5,8 +5,9 @@
 
 #![allow(clippy::print_stdout, reason = "a bench prints")]
 
-mod full;
 mod measure;
+mod pool;
+mod whole;
 
 use clap::{Parser, Subcommand};
 
@@ -19,11 +20,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// One full copy through the program, against `curl | curl` over the same streams
-    Full(full::Full),
+    /// A full copy and a delta through the program, against `curl | curl` over the same streams
+    Whole(whole::Whole),
     /// Serves a simulated pool for a measured process
     #[command(hide = true)]
-    Serve(full::Serve),
+    Serve(pool::Serve),
     /// Runs a command and prints what it took
     #[command(hide = true)]
     Measured {
@@ -34,7 +35,7 @@ enum Bench {
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().bench {
-        Bench::Full(full) => full.run(),
+        Bench::Whole(whole) => whole.run(),
         Bench::Serve(serve) => serve.run(),
         Bench::Measured { command } => measure::child(&command),
     }

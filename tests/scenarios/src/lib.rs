@@ -109,7 +109,7 @@ impl World {
     /// Runs the job once, as a process of its own would.
     pub async fn run(&self) -> RunReport {
         let engine = self.engine();
-        let report = engine.run(&self.job, &self.policies, &RunOptions::default(), &Silent).await;
+        let report = engine.run(&self.job, &self.policies, &RunOptions::default(), Arc::new(Silent)).await;
         engine.close().await;
         report
     }

@@ -4,7 +4,7 @@ use super::units::Size;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::HashMap;
 use std::io::{self, IsTerminal, Write};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vmferry_engine::{DiskLabel, Progress};
 
 /// Lines on standard error that leave bars intact, and the bars themselves.
@@ -33,11 +33,11 @@ impl Screen {
     }
 
     /// How to watch a run here.
-    pub fn progress(&self) -> Box<dyn Progress> {
+    pub fn progress(&self) -> Arc<dyn Progress> {
         if self.on_terminal {
-            Box::new(Bars { screen: self.clone(), open: Mutex::default() })
+            Arc::new(Bars { screen: self.clone(), open: Mutex::default() })
         } else {
-            Box::new(Lines { open: Mutex::default() })
+            Arc::new(Lines { open: Mutex::default() })
         }
     }
 }

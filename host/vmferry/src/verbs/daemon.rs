@@ -91,6 +91,6 @@ struct OneJob {
 #[async_trait]
 impl Work for OneJob {
     async fn run(&self) -> RunReport {
-        self.at.engine.run(&self.job, &self.policies, &self.options, &Silent).await
+        self.at.engine.run(&self.job, &self.policies, &self.options, Arc::new(Silent)).await
     }
 }

@@ -19,7 +19,7 @@ pub(super) async fn run(at: &Workplace, arguments: &Run, screen: &Screen) -> Res
     let options = RunOptions { only: arguments.what.vm.clone(), wait: compose::waits(configured, arguments.wait) };
     let progress = screen.progress();
     let report = tokio::select! {
-        report = at.engine.run(&job, &policies, &options, progress.as_ref()) => at.close(report).await,
+        report = at.engine.run(&job, &policies, &options, progress) => at.close(report).await,
         () = signals::end() => return Err(interrupted()),
     };
     let (errors, warnings) = report::problems(&report);

@@ -50,7 +50,7 @@ pub(crate) struct Report {
 
 impl Forward {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        let report = tokio::runtime::Runtime::new()?.block_on(self.forward())?;
+        let report = tokio::runtime::Runtime::new()?.block_on(async { tokio::spawn(self.forward()).await? })?;
         println!("{}", serde_json::to_string(&report)?);
         Ok(())
     }

@@ -49,7 +49,7 @@ pub(crate) struct Digest {
 
 impl NbdRead {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        tokio::runtime::Runtime::new()?.block_on(self.read())
+        tokio::runtime::Runtime::new()?.block_on(async { tokio::spawn(self.read()).await? })
     }
 
     async fn read(self) -> anyhow::Result<()> {

@@ -1,5 +1,6 @@
 //! Two runs never work on one VM at the same time.
 
+use std::sync::Arc;
 use vmferry_engine::{RunOptions, Silent};
 use vmferry_model::report::Outcome;
 use vmferry_scenarios::{World, point_of};
@@ -78,7 +79,7 @@ async fn a_run_that_waits_goes_on_when_the_lease_is_free() {
         world.source.wait_until_stalled().await;
         let options = RunOptions { wait: true, ..RunOptions::default() };
         let policies = vmferry_engine::Policies::default();
-        let run = engine.run(&world.job, &policies, &options, &Silent);
+        let run = engine.run(&world.job, &policies, &options, Arc::new(Silent));
         let release = async { world.source.clear_faults() };
         tokio::join!(run, release).0
     };
