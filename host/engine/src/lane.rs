@@ -230,17 +230,18 @@ impl<'j> Lane<'j> {
         }
     }
 
-    pub(crate) fn into_report(self) -> TargetReport {
+    /// What became of it; `stopped` is the outcome of a target that was not reached before the whole run ended.
+    pub(crate) fn into_report(self, stopped: Outcome) -> TargetReport {
         let replica = self.view.current().map(|replica| replica.record.uuid.clone());
-        let (replica, recovery_point) = match self.committed {
-            Some((replica, point)) => (Some(replica), Some(point)),
-            None => (replica, None),
+        let (replica, recovery_point, outcome) = match self.committed {
+            Some((replica, point)) => (Some(replica), Some(point), Outcome::Succeeded),
+            None => (replica, None, stopped),
         };
         TargetReport {
             target: self.target.name.clone(),
             replica,
             recovery_point,
-            outcome: self.failed.as_ref().map_or(Outcome::Succeeded, RunError::outcome),
+            outcome: self.failed.as_ref().map_or(outcome, RunError::outcome),
             error: self.failed.map(|error| chain(&error)),
             pruned: self.pruned,
             warnings: self.warnings,

@@ -348,7 +348,8 @@ impl Work<'_> {
 
     fn into_report(self, error: Option<RunError>) -> VmReport {
         let mut targets: Vec<TargetReport> = self.unopened;
-        targets.extend(self.lanes.into_iter().map(Lane::into_report));
+        let stopped = error.as_ref().map_or(Outcome::Failed, RunError::outcome);
+        targets.extend(self.lanes.into_iter().map(|lane| lane.into_report(stopped)));
         targets
             .sort_by_key(|target| self.run.job.targets.iter().position(|configured| configured.name == target.target));
         let outcome = match &error {

@@ -12,7 +12,7 @@ use vmferry_model::plan::JobPlan;
 use vmferry_model::report::{DiskReport, RunReport, TargetReport};
 use vmferry_store::Store;
 use vmferry_xapi::records::{Vdi, Vm};
-use vmferry_xapi::{Endpoint, Ref, Session, Trust, params};
+use vmferry_xapi::{Endpoint, IntoValue, Ref, Session, Trust, Value, params};
 use xapi_sim::{DiskSpec, Sim, SimConfig, VmSpec};
 
 /// One mebibyte.
@@ -142,6 +142,11 @@ impl World {
         self.target.vm_disks(vm).iter().map(|disk| self.target.sha256(disk)).collect()
     }
 
+    /// Whether there are digest tables to lose.
+    pub fn has_digests(&self) -> bool {
+        self.digest_dir().exists()
+    }
+
     /// How many digest tables there are, drafts included.
     pub fn digest_tables(&self) -> usize {
         let entries =
@@ -185,6 +190,40 @@ fn add_vm(pool: &Sim, disks: &[u64]) -> String {
         other_config: vec![("auto_poweron".to_owned(), "true".to_owned())],
         vifs: 1,
     })
+}
+
+/// A VM that nobody replicates, with a little data.
+pub fn bystander(pool: &Sim) -> String {
+    let vm = add_vm(pool, &[8 * MIB]);
+    pool.write(&pool.vm_disks(&vm)[0], 0, b"somebody else's");
+    vm
+}
+
+/// A record for `VDI.create`.
+pub fn disk_record(sr: &str, size: u64) -> Value {
+    let texts = [("name_label", "more"), ("SR", sr), ("type", "user")].map(|(key, text)| (key, text.into_value()));
+    let flags = [("sharable", false), ("read_only", false)].map(|(key, flag)| (key, flag.into_value()));
+    let rest = [("virtual_size", size.into_value()), ("other_config", Value::Struct(BTreeMap::new()))];
+    record(texts.into_iter().chain(flags).chain(rest))
+}
+
+/// A record for `VBD.create`, at the next free device number.
+pub fn vbd_record(vm: &str, disk: &str) -> Value {
+    let texts = [
+        ("VM", vm),
+        ("VDI", disk),
+        ("userdevice", "autodetect"),
+        ("mode", "RW"),
+        ("type", "Disk"),
+        ("qos_algorithm_type", ""),
+    ];
+    let flags = [("bootable", false), ("empty", false)].map(|(key, flag)| (key, flag.into_value()));
+    let maps = ["other_config", "qos_algorithm_params"].map(|key| (key, Value::Struct(BTreeMap::new())));
+    record(texts.map(|(key, text)| (key, text.into_value())).into_iter().chain(flags).chain(maps))
+}
+
+fn record(fields: impl IntoIterator<Item = (&'static str, Value)>) -> Value {
+    Value::Struct(fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
 }
 
 /// A simulated pool on a free port.

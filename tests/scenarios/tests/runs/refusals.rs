@@ -3,7 +3,7 @@
 use vmferry_model::report::{Outcome, RunReport};
 use vmferry_scenarios::{MIB, World, endpoint};
 use vmferry_xapi::Endpoint;
-use xapi_sim::Sim;
+use xapi_sim::{Fault, FaultKind, FaultPoint, Sim};
 
 /// Everything a pool holds, sessions and tasks aside, as text.
 fn everything(pool: &Sim) -> String {
@@ -93,4 +93,14 @@ async fn an_unmapped_network_is_an_error_and_not_a_guess() {
     world.job.targets[0].networks.insert("Storage VLAN 7".to_owned(), "none".to_owned());
     let report = world.run().await;
     assert_eq!(report.outcome, Outcome::Succeeded, "{report:#?}");
+}
+
+#[tokio::test]
+async fn a_target_that_was_not_reached_before_the_run_ended_has_not_succeeded() {
+    let world = World::new().await;
+    let in_use = FaultKind::ApiError("VDI_IN_USE".to_owned(), Vec::new());
+    world.source.inject(Fault { at: FaultPoint::Call("VM.snapshot".to_owned()), nth: 1, kind: in_use });
+    let report = world.run().await;
+    assert_eq!(report.outcome, Outcome::Failed, "{report:#?}");
+    assert_eq!(report.vms[0].targets[0].outcome, Outcome::Failed, "{report:#?}");
 }
