@@ -11,13 +11,10 @@ use xapi_sim::{DiskSpec, Sim, SimConfig, VmSpec};
 const BLOCK: u64 = 2 << 20;
 
 /// How large the VM's disk is, and how much of it holds data.
-#[derive(Args, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub(crate) struct Disk {
-    /// GiB
-    #[arg(long)]
     pub(crate) gib: u64,
-    /// Blocks of 2 MiB that hold data, spread evenly
-    #[arg(long)]
+    /// Blocks of 2 MiB that hold data, spread evenly.
     pub(crate) blocks: u64,
 }
 
@@ -37,8 +34,12 @@ impl Disk {
 pub(crate) struct Serve {
     #[arg(long)]
     tls: bool,
-    #[command(flatten)]
-    disk: Option<Disk>,
+    /// Size of the VM's disk; without it there is no VM
+    #[arg(long, requires = "blocks")]
+    gib: Option<u64>,
+    /// Blocks of 2 MiB that hold data, spread evenly
+    #[arg(long, requires = "gib")]
+    blocks: Option<u64>,
 }
 
 impl Serve {
@@ -46,22 +47,23 @@ impl Serve {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Runtime::new()?;
         let sim = runtime.block_on(Sim::start(SimConfig { tls: self.tls, ..SimConfig::default() }))?;
+        let disk = self.gib.zip(self.blocks).map(|(gib, blocks)| Disk { gib, blocks });
         let mut data = Random(0x9e37_79b9_7f4a_7c15);
-        let vm = self.disk.map(|Disk { gib, .. }| {
-            let disk = DiskSpec { name: "disk".to_owned(), size: gib << 30, ..DiskSpec::default() };
+        let vm = disk.map(|disk| {
+            let disk = DiskSpec { name: "disk".to_owned(), size: disk.size(), ..DiskSpec::default() };
             sim.add_vm(VmSpec { name: "vm".to_owned(), disks: vec![disk], ..VmSpec::default() })
         });
-        let disk = vm.as_ref().map(|vm| sim.vm_disks(vm).remove(0));
+        let vdi = vm.as_ref().map(|vm| sim.vm_disks(vm).remove(0));
         let mut write = |blocks: u64| {
-            let (Some(Disk { gib, blocks: used }), Some(disk)) = (self.disk, &disk) else { return };
+            let (Some(disk), Some(vdi)) = (disk, &vdi) else { return };
             for number in 0..blocks {
-                let place = number * (used / blocks) * (((gib << 30) / BLOCK) / used);
-                sim.write(disk, place * BLOCK, &data.block());
+                let place = number * (disk.blocks / blocks) * (disk.size() / BLOCK / disk.blocks);
+                sim.write(vdi, place * BLOCK, &data.block());
             }
         };
-        write(self.disk.map_or(0, |disk| disk.blocks));
+        write(disk.map_or(0, |disk| disk.blocks));
         let ready = serde_json::json!({
-            "url": sim.url(), "sr": sim.default_sr(), "vm": vm, "disk": disk, "pin": sim.certificate_sha256(),
+            "url": sim.url(), "sr": sim.default_sr(), "vm": vm, "disk": vdi, "pin": sim.certificate_sha256(),
         });
         println!("{ready}");
         for line in std::io::stdin().lines() {

@@ -75,7 +75,7 @@ impl Life {
         }
         // Small disks: every point is read after every step.
         let (source, target) = (life.world.source.clone(), life.world.target.clone());
-        life.adopt(&source, &life.world.vm.clone());
+        life.adopt(&source, &vmferry_scenarios::bystander(&source));
         life.adopt(&target, &vmferry_scenarios::bystander(&target));
         life.world.replace_vm(&[8 * MIB, 4 * MIB]);
         life.guest_writes();
