@@ -37,6 +37,8 @@ pub struct RunOptions {
     pub only: Option<String>,
     /// Wait for a VM that another run works on, instead of skipping it.
     pub wait: bool,
+    /// The moment that is now, where it is decided what to try again; `None` asks the clock.
+    pub now: Option<Timestamp>,
 }
 
 impl Engine {
@@ -157,6 +159,7 @@ impl Engine {
             runs: self.runs.as_ref(),
             digests: Digests::open(&self.digest_dir, &job.tenant),
             holder: &self.holder,
+            now: options.now.unwrap_or_else(Timestamp::now),
         }
     }
 }
