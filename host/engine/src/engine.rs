@@ -37,7 +37,7 @@ pub struct RunOptions {
     pub only: Option<String>,
     /// Wait for a VM that another run works on, instead of skipping it.
     pub wait: bool,
-    /// The moment that is now, where it is decided what to try again; `None` asks the clock.
+    /// The moment that is now where it is decided what to try again; by default, when the run begins.
     pub now: Option<Timestamp>,
 }
 
@@ -70,7 +70,8 @@ impl Engine {
         };
         let started = tell::started(&job.name, &report.run, report.started_at);
         report.warnings = tell::tell(&policies.notifiers, &started).await;
-        match self.run_vms(job, policies, options, progress).await {
+        let now = options.now.unwrap_or(report.started_at);
+        match self.run_vms(&self.context(job, policies, options, progress, now), options).await {
             Ok(vms) if vms.is_empty() => {
                 report.outcome = Outcome::Skipped;
                 report.warnings.push(format!("the selection of job {} matches no VM", job.name));
@@ -93,19 +94,13 @@ impl Engine {
         report
     }
 
-    async fn run_vms(
-        &self,
-        job: &Job,
-        policies: &Policies,
-        options: &RunOptions,
-        progress: &dyn Progress,
-    ) -> Result<Vec<VmReport>, RunError> {
-        let run = self.context(job, policies, options, progress);
+    async fn run_vms(&self, run: &Run<'_>, options: &RunOptions) -> Result<Vec<VmReport>, RunError> {
+        let job = run.job;
         let source = self.pools.session(&job.select.pool).await?;
         let inventory = Inventory::load(&source).await?;
         let selected = select(&inventory, job, options.only.as_deref());
         let vms = selected.into_iter().map(|(uuid, vm)| {
-            let (run, source) = (&run, &source);
+            let source = &source;
             async move {
                 match vm {
                     Ok((reference, record)) => run::replicate(run, source, reference, record).await,
@@ -124,7 +119,7 @@ impl Engine {
     /// What a run would do now. Changes nothing on any pool.
     pub async fn plan(&self, job: &Job, only: Option<&str>) -> Result<JobPlan, EngineError> {
         let (policies, options) = (Policies::default(), RunOptions::default());
-        let run = self.context(job, &policies, &options, &crate::Silent);
+        let run = self.context(job, &policies, &options, &crate::Silent, Timestamp::now());
         let source = self.pools.session(&job.select.pool).await?;
         let inventory = Inventory::load(&source).await?;
         let mut vms = Vec::new();
@@ -149,6 +144,7 @@ impl Engine {
         policies: &'a Policies,
         options: &'a RunOptions,
         progress: &'a dyn Progress,
+        now: Timestamp,
     ) -> Run<'a> {
         Run {
             job,
@@ -159,7 +155,7 @@ impl Engine {
             runs: self.runs.as_ref(),
             digests: Digests::open(&self.digest_dir, &job.tenant),
             holder: &self.holder,
-            now: options.now.unwrap_or_else(Timestamp::now),
+            now,
         }
     }
 }

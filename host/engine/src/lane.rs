@@ -162,16 +162,16 @@ impl<'j> Lane<'j> {
 
     /// Decides how each disk of the source travels here, and forecasts it.
     pub(crate) async fn plan_transfers(&mut self, run: &Run<'_>, inventory: &Inventory, source: &SourceVm) {
-        let mut indifferent = BTreeSet::new();
+        let mut untold = BTreeSet::new();
         for disk in &source.disks {
             if tried::has_no_differences(run, disk).await {
-                indifferent.insert(&disk.vdi);
+                untold.insert(&disk.vdi);
             }
         }
         let plan = |known: &BTreeSet<String>| {
             let disks = source.disks.iter().map(|disk| {
                 let planned = plan::transfer(source, disk, &self.view, &self.target.sr, known);
-                match indifferent.contains(&disk.vdi) {
+                match untold.contains(&disk.vdi) {
                     true => plan::without_differences(planned, |copy| known.contains(copy)),
                     false => planned,
                 }
@@ -318,21 +318,24 @@ pub(crate) async fn written_disk(session: &Session, replica: &Replica, patience:
         let head = match begun {
             Ok((export, head)) => {
                 export.abort().await;
-                head
+                Some(head)
             }
-            Err(NotBegun::NoDifferences(_)) => {
-                asked.untold.insert(live.vdi.clone());
-                continue;
-            }
+            Err(NotBegun::NoDifferences(_)) => None,
             Err(NotBegun::Failed(message)) => {
                 return Err(RunError::Transfer { disk: live.record.uuid.clone(), message });
             }
         };
         wait_until_detached(session, &live.vdi).await?;
-        if head.used_blocks() > 0 {
-            let written = bytes(head.changed_bytes());
-            asked.written = Some(format!("{written} of its disk {} were written since", live.record.uuid));
-            break;
+        match head {
+            Some(head) if head.used_blocks() > 0 => {
+                let written = bytes(head.changed_bytes());
+                asked.written = Some(format!("{written} of its disk {} were written since", live.record.uuid));
+                break;
+            }
+            Some(_) => {}
+            None => {
+                asked.untold.insert(live.vdi.clone());
+            }
         }
     }
     Ok(asked)

@@ -43,7 +43,7 @@ pub(crate) struct Run<'a> {
     pub(crate) runs: &'a dyn RunStore,
     pub(crate) digests: Digests,
     pub(crate) holder: &'a Holder,
-    /// When it began.
+    /// When it began, by which it is decided what to try again.
     pub(crate) now: Timestamp,
 }
 

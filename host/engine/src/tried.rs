@@ -50,7 +50,7 @@ impl FromStr for Setback {
 pub(crate) async fn nbd_is_left_alone(run: &Run<'_>, disk: &AttachedDisk) -> Option<String> {
     let setback = recall(run, &nbd_of(run, disk)).await.filter(|setback| setback.is_fresh(run.now))?;
     Some(format!(
-        "NBD broke off in the run of {}: {}; read by export until {}",
+        "NBD broke off in the run of {:.0}: {}; read by export until {:.0}",
         setback.run,
         setback.why,
         setback.run + A_DAY

@@ -234,8 +234,10 @@ impl Look<'_> {
             (None, false) if !asked.untold.is_empty() => Verdict::Unknown,
             (None, false) => Verdict::Untouched,
         };
-        let untold = (!asked.untold.is_empty())
-            .then(|| "its storage does not tell whether somebody wrote to it; `verify --deep` reads it".to_owned());
+        let untold = (!asked.untold.is_empty()).then(|| {
+            "its storage does not tell whether somebody wrote to it; `--deep` reads its newest recovery point"
+                .to_owned()
+        });
         verified.error = asked.written.or(untold);
         Ok(())
     }

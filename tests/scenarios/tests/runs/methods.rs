@@ -252,7 +252,8 @@ async fn nbd_that_broke_off_is_left_alone_for_a_day_and_the_disk_is_exported() {
     succeeded(&world, &by_export);
     assert_eq!(way(&by_export), DELTA_BY_EXPORT, "NBD would break off again");
     let note = &disks(&by_export)[0].notes[0];
-    assert!(note.starts_with("NBD broke off in the run of 20") && note.contains("read by export until"), "{note}");
+    let began = format!("NBD broke off in the run of {:.0}: ", failed.started_at);
+    assert!(note.starts_with(&began) && note.contains("; read by export until "), "{note}");
     let (_, reason) = why.split_once("the source").unwrap();
     assert!(note.contains(reason), "{note}: {why}");
 
