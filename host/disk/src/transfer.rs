@@ -32,6 +32,7 @@ pub use checks::{Content, Layout};
 pub use lockstep::lockstep;
 pub use relay::relay;
 pub use socket::{SocketCall, SocketReader, SocketWriter, poll_readable, poll_writable};
+pub(crate) use throttle::Gate;
 pub use throttle::Throttle;
 
 use crate::chunked::ChunkedError;

@@ -7,7 +7,7 @@
 //!
 //! They are a cache. Losing them costs digests of the next deltas and the chance to compare, never a chain.
 
-use crate::plan::SR_GRANULARITY;
+use crate::plan::replica_size;
 use crate::transfer::blocking;
 use crate::view::{PointDisk, TargetView};
 use std::collections::BTreeSet;
@@ -15,10 +15,9 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 use vmferry_disk::digest::{Table, remove_abandoned_drafts};
 
-/// The size that a disk's table is for. An export and the target's SR both round a disk up, so its digests are those of the
-/// rounded one: the rest is zeroes.
+/// The size that a disk's table is for. Digests are those of the replica, which is rounded up: the rest is zeroes.
 pub(crate) fn table_size(virtual_size: u64) -> u64 {
-    virtual_size.next_multiple_of(SR_GRANULARITY)
+    replica_size(virtual_size)
 }
 
 /// The tables of one tenant, in a folder of their own: what tenants may write into the keys of their objects names files here.

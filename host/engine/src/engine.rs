@@ -37,6 +37,8 @@ pub struct RunOptions {
     pub only: Option<String>,
     /// Wait for a VM that another run works on, instead of skipping it.
     pub wait: bool,
+    /// The moment that is now where it is decided what to try again; by default, when the run begins.
+    pub now: Option<Timestamp>,
 }
 
 impl Engine {
@@ -68,7 +70,8 @@ impl Engine {
         };
         let started = tell::started(&job.name, &report.run, report.started_at);
         report.warnings = tell::tell(&policies.notifiers, &started).await;
-        match self.run_vms(job, policies, options, &progress).await {
+        let now = options.now.unwrap_or(report.started_at);
+        match self.run_vms(&self.context(job, policies, options, &progress, now), options).await {
             Ok(vms) if vms.is_empty() => {
                 report.outcome = Outcome::Skipped;
                 report.warnings.push(format!("the selection of job {} matches no VM", job.name));
@@ -91,19 +94,13 @@ impl Engine {
         report
     }
 
-    async fn run_vms(
-        &self,
-        job: &Job,
-        policies: &Policies,
-        options: &RunOptions,
-        progress: &Arc<dyn Progress>,
-    ) -> Result<Vec<VmReport>, RunError> {
-        let run = self.context(job, policies, options, progress);
+    async fn run_vms(&self, run: &Run<'_>, options: &RunOptions) -> Result<Vec<VmReport>, RunError> {
+        let job = run.job;
         let source = self.pools.session(&job.select.pool).await?;
         let inventory = Inventory::load(&source).await?;
         let selected = select(&inventory, job, options.only.as_deref());
         let vms = selected.into_iter().map(|(uuid, vm)| {
-            let (run, source) = (&run, &source);
+            let source = &source;
             async move {
                 match vm {
                     Ok((reference, record)) => run::replicate(run, source, reference, record).await,
@@ -123,7 +120,7 @@ impl Engine {
     pub async fn plan(&self, job: &Job, only: Option<&str>) -> Result<JobPlan, EngineError> {
         let (policies, options) = (Policies::default(), RunOptions::default());
         let silent: Arc<dyn Progress> = Arc::new(crate::Silent);
-        let run = self.context(job, &policies, &options, &silent);
+        let run = self.context(job, &policies, &options, &silent, Timestamp::now());
         let source = self.pools.session(&job.select.pool).await?;
         let inventory = Inventory::load(&source).await?;
         let mut vms = Vec::new();
@@ -148,6 +145,7 @@ impl Engine {
         policies: &'a Policies,
         options: &'a RunOptions,
         progress: &'a Arc<dyn Progress>,
+        now: Timestamp,
     ) -> Run<'a> {
         Run {
             job,
@@ -158,6 +156,7 @@ impl Engine {
             runs: self.runs.as_ref(),
             digests: Digests::open(&self.digest_dir, &job.tenant),
             holder: &self.holder,
+            now,
         }
     }
 }

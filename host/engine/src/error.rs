@@ -74,14 +74,6 @@ pub enum RunError {
         /// Why.
         source: vmferry_xapi::Error,
     },
-    /// A stream is not a VHD stream.
-    #[error("export of disk {disk}: {source}")]
-    Head {
-        /// The source snapshot disk.
-        disk: String,
-        /// Why.
-        source: vmferry_disk::vhd::HeadError,
-    },
     /// The stream of a disk broke.
     #[error("transfer of disk {disk}: {message}")]
     Transfer {

@@ -104,10 +104,16 @@ async fn read_back(run: &Run<'_>, lane: &Lane<'_>, vm: &str, this: &FirstUse<'_>
     };
     // With nothing left out, the blocks that differ from what was there before hold all that was written. Else the whole
     // disk tells, the blocks that it does not have included.
-    let base = this.landed_on.filter(|_| this.extents.is_some());
+    let mut base = this.landed_on.filter(|_| this.extents.is_some());
     let landed = AttachedDisk { vdi: this.landed.clone(), ..this.disk.clone() };
     let back = ReadBack { job: run.job, progress: run.progress.as_ref(), vm };
-    let read = back.read(&lane.session, &landed, base, &mut compare).await?;
+    let read = match back.read(&lane.session, &landed, base, &mut compare).await? {
+        Some(read) => read,
+        None => {
+            base = None;
+            back.read(&lane.session, &landed, None, &mut compare).await?.unwrap_or_default()
+        }
+    };
     let size = table_size(this.disk.record.virtual_size);
     let whole = Extents::whole_disk(size);
     let expected = this.extents.filter(|_| base.is_some()).unwrap_or(&whole);

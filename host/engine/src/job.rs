@@ -25,7 +25,7 @@ pub struct Job {
     pub integrity: Integrity,
     /// How the source's disks are read.
     pub reading: Reading,
-    /// Limits that all of the job's transfers share.
+    /// Limits on what all of the job's transfers together read from the source pool, sent or not.
     pub throttles: Vec<Arc<Throttle>>,
     /// Limits and patience.
     pub tuning: Tuning,
@@ -67,7 +67,7 @@ pub struct Target {
     /// Whether the VM counts as replicated only if it is replicated here. The outcome of a best-effort target (`false`)
     /// is told, and does not count.
     pub required: bool,
-    /// Limits of the link to it, which targets behind the same link share.
+    /// Limits of the link to it, which targets behind the same link share: on what is sent.
     pub throttles: Vec<Arc<Throttle>>,
 }
 

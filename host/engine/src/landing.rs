@@ -6,7 +6,7 @@ use crate::job::Job;
 use crate::keys::{self, Keys, State};
 use crate::lane::Lane;
 use crate::objects::set_keys;
-use crate::plan::{self, Landing};
+use crate::plan::{self, Landing, replica_size};
 use crate::reconcile::{clone_disk, importing_keys};
 use crate::replica::{self, StartBlock, disk_record};
 use crate::view::Identity;
@@ -24,7 +24,7 @@ pub(crate) async fn prepare(
     // Whoever held the lease before may still write to the live disks.
     let in_place = lane.continued().filter(|_| !lane.lease.as_ref().is_some_and(|lease| lease.taken_over));
     let landings: Vec<Landing> =
-        lane.transfers.iter().map(|transfer| plan::landing(transfer, &lane.view, in_place)).collect();
+        lane.transfers.iter().map(|transfer| plan::landing(transfer, &lane.view, in_place, &lane.untold)).collect();
     if let Some(lease) = &lane.lease {
         lease.check().await?;
     }
@@ -52,7 +52,7 @@ pub(crate) async fn prepare(
             Landing::Clone(held) => clone_disk(lane, job, identity, &held).await?,
             Landing::Fresh => create_disk(lane, job, identity, disk).await?,
         };
-        grow(&lane.session, &vdi, disk.record.virtual_size).await?;
+        grow(&lane.session, &vdi, replica_size(disk.record.virtual_size)).await?;
         let () = lane
             .session
             .call("VDI.set_name_label", params![&vdi, format!("[Importing] {}", disk.record.name_label)])
@@ -78,7 +78,7 @@ async fn create_disk(
     Ok(vdi)
 }
 
-/// Grows the replica's disk to the source's size, if it is smaller.
+/// Grows the replica's disk to this size, if it is smaller.
 async fn grow(session: &Session, vdi: &Ref<Vdi>, size: u64) -> Result<(), RunError> {
     let found: u64 = session.call("VDI.get_virtual_size", params![vdi]).await?;
     if found >= size {

@@ -1,6 +1,7 @@
 //! One target of one VM in one run: what it holds, what it will get, and how it ends.
 
 use crate::error::{RunError, chain};
+use crate::export::{self, NotBegun};
 use crate::forecast;
 use crate::framing::Framing;
 use crate::inventory::Inventory;
@@ -13,10 +14,10 @@ use crate::reconcile;
 use crate::replica::MappedInterface;
 use crate::run::Run;
 use crate::source::{Chunked, MAX_VHD_DISK};
-use crate::view::{Identity, Point, Replica, SourceVm, TargetView};
+use crate::tried;
+use crate::view::{Identity, Point, Replica, SourceVm, TargetView, is_unused};
 use std::collections::BTreeSet;
 use std::time::Duration;
-use vmferry_disk::vhd::Head;
 use vmferry_model::plan::{DiskPlan, Kind, TargetPlan, Transfer};
 use vmferry_model::report::{DiskReport, Outcome, TargetReport};
 use vmferry_xapi::records::{Sr, Vdi, Vm};
@@ -36,6 +37,8 @@ pub(crate) struct Lane<'j> {
     pub(crate) lease: Option<Lease>,
     /// Whether the current replica is proven to equal its newest recovery point.
     pub(crate) untouched: bool,
+    /// Live disks of it of which the storage does not tell whether they were written.
+    pub(crate) untold: BTreeSet<Ref<Vdi>>,
     pub(crate) interfaces: Vec<MappedInterface>,
     /// One per source disk.
     pub(crate) transfers: Vec<Transfer>,
@@ -73,6 +76,7 @@ impl<'j> Lane<'j> {
             inventory,
             lease: None,
             untouched: false,
+            untold: BTreeSet::new(),
             interfaces: Vec::new(),
             transfers: Vec::new(),
             plans: Vec::new(),
@@ -138,7 +142,13 @@ impl<'j> Lane<'j> {
         let Some(replica) = self.view.current() else { return Ok(()) };
         let why = match plan::divergence(replica) {
             Some(why) => Some(why),
-            None => written_disk(&self.session, replica, patience).await?,
+            None => {
+                let asked = written_disk(&self.session, replica, patience).await?;
+                let unblocked = !asked.untold.is_empty() && !is_unused(&replica.record);
+                let used = || "its start is not blocked any more, and it may have been used".to_owned();
+                self.untold = asked.untold;
+                asked.written.or_else(|| unblocked.then(used))
+            }
         };
         self.untouched = why.is_none();
         if let Some(why) = why {
@@ -152,9 +162,21 @@ impl<'j> Lane<'j> {
 
     /// Decides how each disk of the source travels here, and forecasts it.
     pub(crate) async fn plan_transfers(&mut self, run: &Run<'_>, inventory: &Inventory, source: &SourceVm) {
+        let mut untold = BTreeSet::new();
+        for disk in &source.disks {
+            if tried::has_no_differences(run, disk).await {
+                untold.insert(&disk.vdi);
+            }
+        }
         let plan = |known: &BTreeSet<String>| {
-            let disks = source.disks.iter();
-            disks.map(|disk| plan::transfer(source, disk, &self.view, &self.target.sr, known)).collect::<Vec<_>>()
+            let disks = source.disks.iter().map(|disk| {
+                let planned = plan::transfer(source, disk, &self.view, &self.target.sr, known);
+                match untold.contains(&disk.vdi) {
+                    true => plan::without_differences(planned, |copy| known.contains(copy)),
+                    false => planned,
+                }
+            });
+            disks.collect::<Vec<_>>()
         };
         let mut transfers = plan(&BTreeSet::new());
         // Whole digest tables are read only where something is to be gained.
@@ -274,12 +296,18 @@ fn find_sr(inventory: &Inventory, target: &Target) -> Result<(Ref<Sr>, Sr), RunE
     Ok((sr.clone(), record.clone()))
 }
 
-/// The first live disk that is not what the newest recovery point says: its difference from the snapshot holds blocks.
-pub(crate) async fn written_disk(
-    session: &Session,
-    replica: &Replica,
-    patience: Duration,
-) -> Result<Option<String>, RunError> {
+/// What the storage says about the live disks of a replica.
+#[derive(Debug, Default)]
+pub(crate) struct Asked {
+    /// The first one that is not what the newest recovery point says.
+    pub(crate) written: Option<String>,
+    /// Those of which it does not tell: what is kept as something else than VHD has no differences to ask for.
+    pub(crate) untold: BTreeSet<Ref<Vdi>>,
+}
+
+/// Asks the storage for live disks whose difference from the newest recovery point holds blocks.
+pub(crate) async fn written_disk(session: &Session, replica: &Replica, patience: Duration) -> Result<Asked, RunError> {
+    let mut asked = Asked::default();
     for held in &replica.newest().disks {
         let Some(live) = replica.live_disk(held) else { continue };
         if live.record.virtual_size > MAX_VHD_DISK {
@@ -287,25 +315,31 @@ pub(crate) async fn written_disk(
             continue;
         }
         let label = format!("vmferry: is disk {} untouched?", live.record.name_label);
-        let mut export = session.export_vdi(&live.vdi, Some(&held.attached.vdi), &label).await?;
-        let head = tokio::time::timeout(patience, Head::read(&mut export)).await;
-        export.abort().await;
+        let begun = export::begin(session, &live.vdi, Some(&held.attached.vdi), &label, patience).await;
+        let head = match begun {
+            Ok((export, head)) => {
+                export.abort().await;
+                Some(head)
+            }
+            Err(NotBegun::NoDifferences(_)) => None,
+            Err(NotBegun::Failed(message)) => {
+                return Err(RunError::Transfer { disk: live.record.uuid.clone(), message });
+            }
+        };
         wait_until_detached(session, &live.vdi).await?;
-        let head = head
-            .map_err(|_| RunError::Transfer {
-                disk: live.record.uuid.clone(),
-                message: format!("the target did not send the first byte within {patience:?}"),
-            })?
-            .map_err(|source| RunError::Head { disk: live.record.uuid.clone(), source })?;
-        if head.used_blocks() > 0 {
-            return Ok(Some(format!(
-                "{} of its disk {} were written since",
-                bytes(head.changed_bytes()),
-                live.record.uuid
-            )));
+        match head {
+            Some(head) if head.used_blocks() > 0 => {
+                let written = bytes(head.changed_bytes());
+                asked.written = Some(format!("{written} of its disk {} were written since", live.record.uuid));
+                break;
+            }
+            Some(_) => {}
+            None => {
+                asked.untold.insert(live.vdi.clone());
+            }
         }
     }
-    Ok(None)
+    Ok(asked)
 }
 
 /// A size for people.

@@ -11,6 +11,7 @@ mod commit;
 mod digests;
 mod engine;
 mod error;
+mod export;
 mod forecast;
 mod framing;
 mod holder;
@@ -37,6 +38,7 @@ mod snapshot;
 mod source;
 mod tell;
 mod transfer;
+mod tried;
 mod verify;
 mod view;
 

@@ -5,6 +5,7 @@ use crate::error::{RunError, chain};
 use crate::framing::{self, FirstUse};
 use crate::job::Integrity;
 use crate::lease::Lease;
+use crate::plan;
 use crate::progress::DiskLabel;
 use crate::run::Work;
 use crate::snapshot::{Taken, TakenDisk};
@@ -78,6 +79,10 @@ impl Work<'_> {
                 continue;
             }
             for (lane, result) in results {
+                if facts.compared_with_base {
+                    let planned = &mut self.lanes[lane].transfers[index];
+                    *planned = plan::without_differences(planned.clone(), |_| true);
+                }
                 match result {
                     Ok(bytes) => {
                         reports.insert((lane, index), self.disk_report(lane, index, taken, &facts, bytes));
@@ -153,7 +158,8 @@ impl Work<'_> {
             Start::Nothing => (From::Nothing, None),
             Start::Base(uuid) => {
                 let base = source.bases.get(uuid).ok_or_else(|| vanished("base snapshot disk", uuid))?;
-                (From::Base(base.vdi.clone()), self.table_of_base(uuid, lanes).await)
+                let table = self.table_of_base(uuid, lanes).await;
+                (From::Base { snapshot: base.vdi.clone(), table: table.clone() }, table)
             }
             Start::Copy(copy) => {
                 let held = held(copy).ok_or_else(|| vanished("recovery point's disk", copy))?;

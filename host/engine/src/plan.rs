@@ -8,8 +8,14 @@ use vmferry_model::plan::{Base, FullReason, Transfer};
 use vmferry_xapi::Ref;
 use vmferry_xapi::records::{PowerState, Vdi};
 
-/// Storage repositories round disks up to this, so a replica may be larger than its source by less than this.
+/// Storage repositories and exports round disks up to this, so a replica may be larger than its source by less than this.
 pub(crate) const SR_GRANULARITY: u64 = 2 << 20;
+
+/// The size of a disk's replica. It is asked for: a storage repository that does not round would make it too small for the
+/// last block of an export.
+pub(crate) fn replica_size(source: u64) -> u64 {
+    source.next_multiple_of(SR_GRANULARITY)
+}
 
 /// How a disk travels to one target.
 ///
@@ -28,9 +34,7 @@ pub(crate) fn transfer(
         .enumerate()
         .filter_map(|(age, point)| Some((age, point.disks.iter().find(|held| is_copy_of(source, disk, held, point))?)))
         .collect();
-    let shrunk = |held: &PointDisk| {
-        held.attached.record.virtual_size > disk.record.virtual_size.next_multiple_of(SR_GRANULARITY)
-    };
+    let shrunk = |held: &PointDisk| held.attached.record.virtual_size > replica_size(disk.record.virtual_size);
     if copies.first().is_some_and(|(_, held)| shrunk(held)) {
         return Transfer::Full { reason: FullReason::DiskShrunk };
     }
@@ -67,6 +71,19 @@ pub(crate) fn transfer(
     }
 }
 
+/// The same where nobody tells what differs from a base: what it was to start from is compared with instead, if its digests
+/// are at hand.
+pub(crate) fn without_differences(planned: Transfer, is_known: impl Fn(&str) -> bool) -> Transfer {
+    let reason = FullReason::NoDifferences;
+    match planned {
+        Transfer::Delta { base } if is_known(&base.target_snapshot_disk) => {
+            Transfer::Resync { copy: base.target_snapshot_disk, reason }
+        }
+        Transfer::Delta { .. } => Transfer::Full { reason },
+        other => other,
+    }
+}
+
 /// Whether a disk of a recovery point was copied from this source disk: by its base, else by what it says of
 /// itself, else (Xen Orchestra's points say nothing) by its device number.
 fn is_copy_of(source: &SourceVm, disk: &AttachedDisk, held: &PointDisk, point: &Point) -> bool {
@@ -93,14 +110,21 @@ pub(crate) enum Landing {
     Fresh,
 }
 
-/// Where a transfer lands. `untouched` is the replica that goes on: proven to equal its newest recovery point.
-pub(crate) fn landing(transfer: &Transfer, target: &TargetView, untouched: Option<&Replica>) -> Landing {
+/// Where a transfer lands. `untouched` is the replica that goes on: proven to equal its newest recovery point, except for
+/// the live disks of which the storage does not tell (`untold`).
+pub(crate) fn landing(
+    transfer: &Transfer,
+    target: &TargetView,
+    untouched: Option<&Replica>,
+    untold: &BTreeSet<Ref<Vdi>>,
+) -> Landing {
     let Some(held) = transfer.lands_on().and_then(|copy| target.point_disk(copy)) else { return Landing::Fresh };
     let live = untouched
         // A damaged disk is mended on a clone; of one beyond VHD nobody can prove that it is untouched.
         .filter(|_| held.damaged.is_none() && held.attached.record.virtual_size <= MAX_VHD_DISK)
         .filter(|replica| replica.newest().disks.iter().any(|disk| disk.uuid() == held.uuid()))
-        .and_then(|replica| replica.live_disk(held));
+        .and_then(|replica| replica.live_disk(held))
+        .filter(|live| !untold.contains(&live.vdi));
     match live {
         Some(live) => Landing::InPlace(live.vdi.clone()),
         None => Landing::Clone(Box::new(held.clone())),
@@ -251,6 +275,17 @@ mod tests {
     }
 
     #[test]
+    fn without_differences_a_delta_becomes_a_comparison_or_a_full_copy_and_says_why() {
+        let reason = FullReason::NoDifferences;
+        let planned = delta("b", "copy 1", true);
+        let compared = Transfer::Resync { copy: "copy 1".to_owned(), reason };
+        assert_eq!(without_differences(planned.clone(), |copy| copy == "copy 1"), compared);
+        assert_eq!(without_differences(planned, |_| false), Transfer::Full { reason });
+        let first = Transfer::Full { reason: FullReason::FirstRun };
+        assert_eq!(without_differences(first.clone(), |_| true), first);
+    }
+
+    #[test]
     fn a_damaged_copy_is_no_base_and_is_mended_where_its_digests_are_known() {
         let size = 64 * MIB;
         let disk = disk(size);
@@ -264,7 +299,7 @@ mod tests {
         let mended = Transfer::Resync { copy: "copy 1".to_owned(), reason: FullReason::ReplicaDamaged };
         assert_eq!(planned(&["copy 1"]), mended);
         assert_eq!(planned(&[]), delta("a", "copy 0", false));
-        assert!(matches!(landing(&mended, &view, Some(&view.replicas[0])), Landing::Clone(_)));
+        assert!(matches!(landing(&mended, &view, Some(&view.replicas[0]), &BTreeSet::new()), Landing::Clone(_)));
     }
 
     #[test]
@@ -290,10 +325,17 @@ mod tests {
         let older = delta("a", "copy 0", false);
         let full = Transfer::Full { reason: FullReason::Requested };
 
-        assert!(matches!(landing(&newest, &view, Some(&replica)), Landing::InPlace(vdi) if vdi == Ref::new("live")));
-        assert!(matches!(landing(&newest, &view, None), Landing::Clone(held) if held.uuid() == "copy 1"));
-        assert!(matches!(landing(&older, &view, Some(&replica)), Landing::Clone(held) if held.uuid() == "copy 0"));
-        assert!(matches!(landing(&full, &view, Some(&replica)), Landing::Fresh));
+        let lands = |transfer, untouched| landing(transfer, &view, untouched, &BTreeSet::new());
+        assert!(matches!(lands(&newest, Some(&replica)), Landing::InPlace(vdi) if vdi == Ref::new("live")));
+        assert!(matches!(lands(&newest, None), Landing::Clone(held) if held.uuid() == "copy 1"));
+        assert!(matches!(lands(&older, Some(&replica)), Landing::Clone(held) if held.uuid() == "copy 0"));
+        assert!(matches!(lands(&full, Some(&replica)), Landing::Fresh));
+        let untold = BTreeSet::from([Ref::new("live")]);
+        let landed = landing(&newest, &view, Some(&replica), &untold);
+        assert!(
+            matches!(landed, Landing::Clone(held) if held.uuid() == "copy 1"),
+            "nobody tells whether it was written"
+        );
 
         let copied =
             Keys::from([(keys::SELF.to_owned(), "another".to_owned()), (keys::CONTENT.to_owned(), "b".to_owned())]);

@@ -1,6 +1,7 @@
 //! Reads a disk and says what it holds, leaf by leaf.
 
 use crate::error::{RunError, chain};
+use crate::export::{self, NotBegun};
 use crate::inventory::AttachedDisk;
 use crate::job::Job;
 use crate::progress::{DiskLabel, Progress};
@@ -10,7 +11,6 @@ use vmferry_disk::digest::Leaf;
 use vmferry_disk::extent::Extents;
 use vmferry_disk::nbd;
 use vmferry_disk::transfer::{self, Layout, Options};
-use vmferry_disk::vhd::Head;
 use vmferry_xapi::records::Vdi;
 use vmferry_xapi::{Import, Ref, Session};
 
@@ -25,14 +25,14 @@ pub(crate) struct ReadBack<'a> {
 
 impl ReadBack<'_> {
     /// Reads a disk, or with `base` what differs from it, and hands out the digest of every 64 KiB. Gives the ranges
-    /// that were read; in a whole disk, the rest is zeroes.
+    /// that were read; in a whole disk, the rest is zeroes. `None` where the storage does not tell what differs.
     pub(crate) async fn read(
         &self,
         session: &Session,
         disk: &AttachedDisk,
         base: Option<&Ref<Vdi>>,
         leaves: &mut (dyn FnMut(u64, Leaf) + Send),
-    ) -> Result<Extents, RunError> {
+    ) -> Result<Option<Extents>, RunError> {
         let label = DiskLabel {
             vm: self.vm.to_owned(),
             disk: disk.record.name_label.clone(),
@@ -40,7 +40,7 @@ impl ReadBack<'_> {
             targets: Vec::new(),
         };
         let read = match disk.record.virtual_size > MAX_VHD_DISK {
-            true => self.by_nbd(session, disk, &label, leaves).await,
+            true => self.by_nbd(session, disk, &label, leaves).await.map(Some),
             false => self.by_export(session, disk, base, &label, leaves).await,
         };
         self.progress.disk_finished(&label, read.is_ok());
@@ -54,28 +54,23 @@ impl ReadBack<'_> {
         base: Option<&Ref<Vdi>>,
         label: &DiskLabel,
         leaves: &mut (dyn FnMut(u64, Leaf) + Send),
-    ) -> Result<Extents, String> {
+    ) -> Result<Option<Extents>, String> {
         let task = format!("vmferry {}: reading disk {} back", self.job.name, disk.record.name_label);
-        let mut export = session.export_vdi(&disk.vdi, base, &task).await.map_err(|error| chain(&error))?;
-        let patience = self.job.tuning.first_byte;
-        let head = match tokio::time::timeout(patience, Head::read(&mut export)).await {
-            Ok(head) => head.map_err(|error| chain(&error)),
-            Err(_) => Err(format!("the host did not send the first byte within {patience:?}")),
+        let begun = export::begin(session, &disk.vdi, base, &task, self.job.tuning.first_byte).await;
+        let (mut export, head) = match begun {
+            Ok(begun) => begun,
+            Err(NotBegun::NoDifferences(_)) => return Ok(None),
+            Err(NotBegun::Failed(message)) => return Err(message),
         };
-        let read = match &head {
-            Ok(head) => {
-                self.progress.disk_started(label, head.stream_length());
-                self.hash(&mut export, Layout::Vhd(head), label, leaves).await.map(|()| Extents::of_vhd(head))
-            }
-            Err(why) => Err(why.clone()),
-        };
-        match read {
-            Ok(extents) => export.finish().await.map(|()| extents).map_err(|error| chain(&error)),
+        self.progress.disk_started(label, head.stream_length());
+        match self.hash(&mut export, Layout::Vhd(&head), label, leaves).await {
+            Ok(()) => export.finish().await.map_err(|error| chain(&error))?,
             Err(why) => {
                 export.abort().await;
-                Err(why)
+                return Err(why);
             }
         }
+        Ok(Some(Extents::of_vhd(&head)))
     }
 
     async fn by_nbd(

@@ -24,12 +24,17 @@ pub(crate) async fn target(lane: &Lane<'_>, job: &Job, identity: &Identity) -> R
     let mut done = finish_pruning(session, &lane.view.pruning).await?;
     for orphan in &lane.view.orphans {
         destroy_disk(session, orphan).await?;
-        done.push("removed a disk of a run that did not finish".to_owned());
+    }
+    if !lane.view.orphans.is_empty() {
+        done.push(format!("removed what a run that did not finish left: {}", named(lane, &lane.view.orphans)));
     }
     // Only now: the mark on the original is what told the clone.
-    for original in &lane.view.marked_for_cloning {
+    let marked = &lane.view.marked_for_cloning;
+    for original in marked {
         set_keys(session, original, &[], &[keys::CLONING]).await?;
-        done.push("took the mark of an interrupted clone off a recovery point".to_owned());
+    }
+    if !marked.is_empty() {
+        done.push(format!("took the mark of an interrupted clone off a recovery point's {}", named(lane, marked)));
     }
     for unborn in lane.view.unborn.iter().filter(|unborn| is_unused(&unborn.record) || unborn.disks.is_empty()) {
         remove_unborn(session, unborn).await?;
@@ -75,6 +80,13 @@ pub(crate) async fn source(
         done.push("removed a source snapshot of a run that did not finish".to_owned());
     }
     Ok(done)
+}
+
+/// Disks by name and uuid, for people.
+fn named(lane: &Lane<'_>, disks: &[Ref<Vdi>]) -> String {
+    let records = disks.iter().filter_map(|disk| lane.inventory.vdis.get(disk));
+    let names: Vec<String> = records.map(|disk| format!("{} ({})", disk.name_label, disk.uuid)).collect();
+    format!("{} {}", if names.len() == 1 { "disk" } else { "disks" }, names.join(", "))
 }
 
 async fn finish_pruning(session: &Session, pruning: &Pruning) -> Result<Vec<String>, RunError> {

@@ -5,6 +5,7 @@ use crate::inventory::AttachedDisk;
 use crate::job::{Job, Target};
 use crate::keys::{self, Keys};
 use crate::objects::set_keys;
+use crate::plan::replica_size;
 use crate::snapshot::Taken;
 use crate::source::MAX_VHD_DISK;
 use std::collections::BTreeMap;
@@ -222,6 +223,7 @@ fn as_number(value: &Value) -> Option<i64> {
 /// The record of a new replica disk, for `VDI.create`.
 pub(crate) fn disk_record(source: &Vdi, sr: &str, name: &str, other_config: &Keys) -> Value {
     let text = |field: &str| source.raw.get(field).cloned().unwrap_or_else(|| "".into_value());
+    let size = i64::try_from(replica_size(source.virtual_size)).unwrap_or(i64::MAX);
     Value::Struct(BTreeMap::from([
         ("SR".to_owned(), sr.into_value()),
         ("name_description".to_owned(), text("name_description")),
@@ -232,7 +234,7 @@ pub(crate) fn disk_record(source: &Vdi, sr: &str, name: &str, other_config: &Key
         ("sharable".to_owned(), false.into_value()),
         ("tags".to_owned(), source.tags.clone().into_value()),
         ("type".to_owned(), text("type")),
-        ("virtual_size".to_owned(), text("virtual_size")),
+        ("virtual_size".to_owned(), size.into_value()),
     ]))
 }
 

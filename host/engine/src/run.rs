@@ -44,6 +44,8 @@ pub(crate) struct Run<'a> {
     pub(crate) runs: &'a dyn RunStore,
     pub(crate) digests: Digests,
     pub(crate) holder: &'a Holder,
+    /// When it began, by which it is decided what to try again.
+    pub(crate) now: Timestamp,
 }
 
 /// Replicates one VM to all targets of the job.

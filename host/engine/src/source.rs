@@ -4,28 +4,31 @@
 //! | --- | --- | --- |
 //! | delta, changed blocks known, NBD open | NBD, the changed 64 KiB | `chunked` or VHD, whichever is shorter |
 //! | delta otherwise | VHD export against the base | VHD |
+//! | delta, but the storage knows no differences | VHD export, compared with the base | `chunked`, only what differs |
 //! | full | VHD export; NBD beyond VHD's 2 TiB | VHD; `chunked` without zeroes |
 //! | resync | VHD export; NBD beyond VHD's 2 TiB | `chunked`, only what differs |
 
 use crate::error::chain;
-use crate::job::{Nbd, Reading};
-use crate::plan::SR_GRANULARITY;
+use crate::export::{self, NotBegun};
+use crate::job::Nbd;
+use crate::plan::{SR_GRANULARITY, replica_size};
+use crate::run::Run;
 use crate::snapshot::TakenDisk;
 use crate::transfer::{From, SourceFailed};
+use crate::tried;
 use std::io;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll};
-use std::time::Duration;
 use tokio::io::{AsyncRead, ReadBuf};
 use uuid::Uuid;
 use vmferry_disk::chunked::{Coverage, Plan, Resync, chunked_bytes, vhd_bytes};
 use vmferry_disk::digest::{Leaf, Table};
 use vmferry_disk::extent::Extents;
 use vmferry_disk::transfer::{Layout, SocketCall, SocketReader};
-use vmferry_disk::vhd::{BLOCK_SIZE, DiskType, Head, HeadError, NewDisk, Writer};
+use vmferry_disk::vhd::{BLOCK_SIZE, DiskType, Head, NewDisk, Writer};
 use vmferry_disk::{cbt, nbd};
 use vmferry_xapi::records::Vdi;
 use vmferry_xapi::{Connection, Export, NbdClient, Ref, Session};
@@ -33,12 +36,16 @@ use vmferry_xapi::{Connection, Export, NbdClient, Ref, Session};
 /// Largest disk that XAPI exports as VHD.
 pub(crate) const MAX_VHD_DISK: u64 = 2040 << 30;
 
+const UNTRACKED: &str = "changed-block tracking is off for the disk, so blocks of 2 MiB travel";
+
 /// An open source, read as a stream of one encoding.
 pub(crate) struct Source {
     pub(crate) reader: Reader,
     pub(crate) shape: Shape,
     /// Why a better way was not taken.
     pub(crate) notes: Vec<String>,
+    /// Whether the disk is read whole and compared with its base, since the storage does not tell what differs from that.
+    pub(crate) compared_with_base: bool,
 }
 
 /// The encoding of a stream, and what it has to hold.
@@ -84,12 +91,11 @@ pub(crate) enum Chunked {
 
 /// What is asked of [`open`].
 pub(crate) struct Opening<'a> {
+    pub(crate) run: &'a Run<'a>,
     pub(crate) source: &'a Session,
     pub(crate) disk: &'a TakenDisk,
     pub(crate) from: &'a From,
-    pub(crate) reading: &'a Reading,
     pub(crate) chunked: Chunked,
-    pub(crate) first_byte: Duration,
     /// What the pool shows as the name of an export's task.
     pub(crate) label: &'a str,
 }
@@ -116,7 +122,7 @@ pub(crate) async fn open(this: &Opening<'_>) -> Result<Source, SourceFailed> {
         match this.connect(&mut notes).await {
             Ok(clients) => {
                 let (reader, shape) = this.by_nbd(clients, extents, framing).await?;
-                return Ok(Source { reader, shape, notes });
+                return Ok(Source { reader, shape, notes, compared_with_base: false });
             }
             Err(why) if this.is_beyond_vhd() => {
                 return Err(this.failed(format!("it is larger than the {MAX_VHD_DISK} bytes of a VHD, and {why}")));
@@ -124,8 +130,28 @@ pub(crate) async fn open(this: &Opening<'_>) -> Result<Source, SourceFailed> {
             Err(why) => notes.push(why),
         }
     }
-    let (reader, shape) = this.by_export().await?;
-    Ok(Source { reader, shape, notes })
+    let begun = match this.from {
+        From::Base { snapshot, table } => match this.export(Some(snapshot)).await {
+            Err(NotBegun::NoDifferences(why)) => {
+                tried::no_differences_told(this.run, &this.disk.of, &why).await;
+                let table = table.as_deref().filter(|_| framing).ok_or_else(|| {
+                    this.failed(format!("{why}; what it holds cannot be compared either, so the next run copies it"))
+                })?;
+                notes.push(format!("{why}; it was read whole and compared"));
+                let (reader, shape) = this.compared(table).await?;
+                return Ok(Source { reader, shape, notes, compared_with_base: true });
+            }
+            begun => begun,
+        },
+        From::Copy(table) => {
+            let (reader, shape) = this.compared(table).await?;
+            return Ok(Source { reader, shape, notes, compared_with_base: false });
+        }
+        From::Nothing => this.export(None).await,
+    };
+    let (export, head) = begun.map_err(|failed| SourceFailed(failed.into_message()))?;
+    let (reader, shape) = (Reader::Plain(Plain::Export(export)), Shape::Vhd(Box::new(head)));
+    Ok(Source { reader, shape, notes, compared_with_base: false })
 }
 
 impl Opening<'_> {
@@ -143,46 +169,69 @@ impl Opening<'_> {
 
     /// What is to be read by NBD; `None` where an export is the better way, or the only one.
     async fn to_read_by_nbd(&self, notes: &mut Vec<String>) -> Result<Option<Extents>, SourceFailed> {
-        let mode = if self.is_beyond_vhd() { Nbd::Always } else { self.reading.nbd };
-        if mode != Nbd::Never && !self.is_beyond_vhd() && !self.size().is_multiple_of(SR_GRANULARITY) {
-            // Digests are those of the rounded disk, which an export gives and NBD does not.
-            notes.push("its size is no multiple of 2 MiB, so it is exported".to_owned());
-            return Ok(None);
+        let mode = if self.is_beyond_vhd() { Nbd::Always } else { self.run.job.reading.nbd };
+        if !self.is_beyond_vhd() {
+            match (mode, self.from) {
+                // A copy has to be compared where the source has nothing as well; an export says where that is.
+                (Nbd::Never, _) | (Nbd::Auto, From::Nothing) | (_, From::Copy(_)) => return Ok(None),
+                (Nbd::Auto, From::Base { .. }) if !self.disk.cbt_enabled => {
+                    notes.push(UNTRACKED.to_owned());
+                    return Ok(None);
+                }
+                (Nbd::Auto, From::Base { .. }) | (Nbd::Always, From::Base { .. } | From::Nothing) => {}
+            }
+            if !self.size().is_multiple_of(SR_GRANULARITY) {
+                // Digests are those of the rounded disk, which an export gives and NBD does not.
+                notes.push("its size is no multiple of 2 MiB, so it is exported".to_owned());
+                return Ok(None);
+            }
+            if let Some(why) = tried::nbd_is_left_alone(self.run, &self.disk.of).await {
+                notes.push(why);
+                return Ok(None);
+            }
         }
-        if let (From::Base(base), Nbd::Auto | Nbd::Always) = (self.from, mode) {
-            match self.changed(base).await {
+        if let From::Base { snapshot, .. } = self.from {
+            match self.changed(snapshot).await {
                 Ok(extents) => return Ok(Some(extents)),
                 Err(why) => notes.push(why),
             }
         }
-        match (mode, self.from) {
+        match mode {
             _ if self.is_beyond_vhd() => Ok(Some(Extents::whole_disk(self.size()))),
-            // A copy has to be compared where the source has nothing as well; an export says where that is.
-            (Nbd::Auto | Nbd::Never, _) | (Nbd::Always, From::Copy(_)) => Ok(None),
-            (Nbd::Always, From::Base(_) | From::Nothing) => self.used_blocks().await.map(Some),
+            Nbd::Auto | Nbd::Never => Ok(None),
+            Nbd::Always => self.used_blocks().await,
         }
     }
 
     /// What changed since `base`, in 64 KiB, or why that is not known.
     async fn changed(&self, base: &Ref<Vdi>) -> Result<Extents, String> {
         if !self.disk.cbt_enabled {
-            return Err("changed-block tracking is off for the disk, so blocks of 2 MiB travel".to_owned());
+            return Err(UNTRACKED.to_owned());
         }
         let unknown = |why: &dyn std::error::Error| format!("what changed is not known in 64 KiB: {}", chain(why));
         let bitmap = self.source.list_changed_blocks(base, &self.disk.vdi).await.map_err(|error| unknown(&error))?;
         cbt::changed_extents(&bitmap, self.size()).map_err(|error| unknown(&error))
     }
 
-    /// The blocks that an export would hold: its head says so, and the rest is not read.
-    async fn used_blocks(&self) -> Result<Extents, SourceFailed> {
-        let mut export = self.export().await?;
-        let head = self.head(&mut export).await;
-        export.abort().await;
-        Ok(Extents::of_vhd(&head.map_err(|broken| SourceFailed(broken.message))?))
+    /// The blocks that an export would hold: its head says so, and the rest is not read. `None` where there are no
+    /// differences to export.
+    async fn used_blocks(&self) -> Result<Option<Extents>, SourceFailed> {
+        let base = match self.from {
+            From::Base { snapshot, .. } => Some(snapshot),
+            From::Nothing | From::Copy(_) => None,
+        };
+        match self.export(base).await {
+            Ok((export, head)) => {
+                export.abort().await;
+                Ok(Some(Extents::of_vhd(&head)))
+            }
+            Err(NotBegun::NoDifferences(_)) => Ok(None),
+            Err(NotBegun::Failed(message)) => Err(SourceFailed(message)),
+        }
     }
 
     async fn connect(&self, notes: &mut Vec<String>) -> Result<Vec<NbdClient>, String> {
-        let connections = self.source.nbd_clients(&self.disk.vdi, self.reading.connections).await;
+        let connections = self.source.nbd_clients(&self.disk.vdi, self.run.job.reading.connections).await;
         let connections = connections.map_err(|error| chain(&error))?;
         if !connections.encrypted {
             notes.push("read by NBD without TLS, as the purpose of the pool's network says".to_owned());
@@ -199,17 +248,17 @@ impl Opening<'_> {
         extents: Extents,
         framing: bool,
     ) -> Result<(Reader, Shape), SourceFailed> {
-        let (size, pace) = (self.size(), self.reading.pace);
+        let (size, pace) = (self.size(), self.run.job.reading.pace);
         let vhd = vhd_bytes(size, &extents);
         if framing && vhd.is_none_or(|vhd| chunked_bytes(&extents) <= vhd) {
             let plan = Plan::new(size, extents, Coverage::Whole)?;
             let source = Plain::Nbd(nbd::Source::chunked(clients, &plan, pace)?);
             let held: Held = match self.from {
-                From::Base(_) => return Ok((Reader::Plain(source), Shape::Chunked(plan))),
+                From::Base { .. } => return Ok((Reader::Plain(source), Shape::Chunked(plan))),
                 From::Nothing => Box::new(|_| Some(Leaf::ZERO)),
                 From::Copy(table) => held_by(table)?,
             };
-            let reader = Resync::of_chunked(source, &plan, held);
+            let reader = Resync::of_chunked(source, &plan, held).throttled(&self.run.job.throttles);
             let plan = reader.plan().clone();
             return Ok((Reader::Compared(reader), Shape::Chunked(plan)));
         }
@@ -223,54 +272,32 @@ impl Opening<'_> {
         Ok((Reader::Plain(Plain::Nbd(source)), Shape::Vhd(Box::new(head))))
     }
 
-    async fn by_export(&self) -> Result<(Reader, Shape), SourceFailed> {
-        let mut export = self.export().await?;
-        let head = match self.head(&mut export).await {
-            Ok(head) => head,
-            Err(Broken { ended, message }) => return Err(Plain::Export(export).explain(ended, message).await),
-        };
-        let From::Copy(table) = self.from else {
-            return Ok((Reader::Plain(Plain::Export(export)), Shape::Vhd(Box::new(head))));
-        };
+    /// The whole disk, compared with what `table` says.
+    async fn compared(&self, table: &Path) -> Result<(Reader, Shape), SourceFailed> {
+        let (export, head) = self.export(None).await.map_err(|failed| SourceFailed(failed.into_message()))?;
         let reader = Resync::of_vhd(Plain::Export(export), &head, held_by(table)?)?;
+        let reader = reader.throttled(&self.run.job.throttles);
         let plan = reader.plan().clone();
         Ok((Reader::Compared(reader), Shape::Chunked(plan)))
     }
 
-    async fn export(&self) -> Result<Export, SourceFailed> {
-        let base = match self.from {
-            From::Base(base) => Some(base),
-            From::Nothing | From::Copy(_) => None,
+    /// Begins an export and checks that it is the stream that was asked for. Whether it is a difference stands in the
+    /// footer; against which disk does not, so that is kept on our side alone.
+    async fn export(&self, base: Option<&Ref<Vdi>>) -> Result<(Export, Head), NotBegun> {
+        let patience = self.run.job.tuning.first_byte;
+        let (export, head) = export::begin(self.source, &self.disk.vdi, base, self.label, patience).await?;
+        let (size, sent) = (self.size(), head.virtual_size());
+        let wanted = if base.is_some() { DiskType::Differencing } else { DiskType::Dynamic };
+        let wrong = if sent != size && sent != replica_size(size) {
+            format!("the disk has {size} bytes, the source sends one of {sent}")
+        } else if head.disk_type() != wanted {
+            format!("asked for a {wanted:?} stream, the source sends a {:?} one", head.disk_type())
+        } else {
+            return Ok((export, head));
         };
-        Ok(self.source.export_vdi(&self.disk.vdi, base, self.label).await?)
+        export.abort().await;
+        Err(NotBegun::Failed(wrong))
     }
-
-    /// Reads the stream's head and checks that it is the stream that was asked for. Whether it is a difference stands
-    /// in the footer; against which disk does not, so that is kept on our side alone.
-    async fn head(&self, export: &mut Export) -> Result<Head, Broken> {
-        let wrong = |message| Broken { ended: false, message };
-        let patience = self.first_byte;
-        let head = tokio::time::timeout(patience, Head::read(export))
-            .await
-            .map_err(|_| wrong(format!("the source did not send the first byte within {patience:?}")))?
-            .map_err(|error| Broken { ended: !matches!(error, HeadError::Vhd(_)), message: chain(&error) })?;
-        let size = self.size();
-        if head.virtual_size() != size && head.virtual_size() != size.next_multiple_of(SR_GRANULARITY) {
-            return Err(wrong(format!("the disk has {size} bytes, the source sends one of {}", head.virtual_size())));
-        }
-        let wanted = if matches!(self.from, From::Base(_)) { DiskType::Differencing } else { DiskType::Dynamic };
-        if head.disk_type() != wanted {
-            return Err(wrong(format!("asked for a {wanted:?} stream, the source sends a {:?} one", head.disk_type())));
-        }
-        Ok(head)
-    }
-}
-
-/// A head that cannot be used.
-struct Broken {
-    /// Whether the stream itself came to an end, rather than that its bytes are wrong.
-    ended: bool,
-    message: String,
 }
 
 /// What a target holds, leaf by leaf; `None` where it is not known.
@@ -286,7 +313,7 @@ fn held_by(table: &Path) -> Result<Held, SourceFailed> {
 pub(crate) enum Reader {
     /// As it comes.
     Plain(Plain),
-    /// Without what the target holds already.
+    /// Without what the target holds already. It keeps to the job's limits by itself, since most of what it reads is not sent.
     Compared(Resync<Plain, Held>),
 }
 

@@ -4,7 +4,8 @@ use crate::error::{RunError, chain};
 use crate::progress::{DiskLabel, Progress};
 use crate::run::Run;
 use crate::snapshot::TakenDisk;
-use crate::source::{self, Chunked, Opening, Shape};
+use crate::source::{self, Chunked, Opening, Reader, Shape};
+use crate::tried;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use std::path::PathBuf;
@@ -31,8 +32,12 @@ pub(crate) struct Destination {
 pub(crate) enum From {
     /// Nothing: the landing is a new disk.
     Nothing,
-    /// The content of this snapshot disk of the source.
-    Base(Ref<Vdi>),
+    /// The content of a snapshot disk of the source.
+    Base {
+        snapshot: Ref<Vdi>,
+        /// The table of its digests, where that is known.
+        table: Option<PathBuf>,
+    },
     /// Something whose digests are in this table.
     Copy(PathBuf),
 }
@@ -65,6 +70,8 @@ pub(crate) struct StreamFacts {
     /// `vhd` or `chunked`.
     pub(crate) encoding: &'static str,
     pub(crate) notes: Vec<String>,
+    /// Whether it was a delta by its plan, and was compared with its base instead.
+    pub(crate) compared_with_base: bool,
     pub(crate) bytes_read: u64,
     pub(crate) changed_bytes: u64,
     pub(crate) digest: Option<Root>,
@@ -89,20 +96,20 @@ pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Result<Moved, So
     let what = &stream.label.disk_uuid;
     let label = format!("vmferry {}: exporting disk {}", run.job.name, stream.label.disk);
     let opening = Opening {
+        run,
         source: stream.source,
         disk: stream.disk,
         from: &stream.from,
-        reading: &run.job.reading,
         chunked: stream.chunked,
-        first_byte: run.job.tuning.first_byte,
         label: &label,
     };
-    let source::Source { mut reader, shape, mut notes } = source::open(&opening).await?;
+    let source::Source { mut reader, shape, mut notes, compared_with_base } = source::open(&opening).await?;
     let mut facts = StreamFacts {
         engine: EngineName::Lockstep,
         source: reader.name(),
         encoding: shape.name(),
         notes: Vec::new(),
+        compared_with_base,
         bytes_read: 0,
         changed_bytes: 0,
         digest: None,
@@ -132,7 +139,9 @@ pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Result<Moved, So
     let hashing = run.job.integrity == crate::Integrity::Digest;
     let meter = Meter::new(Arc::clone(run.progress), stream.label.clone(), imports.len(), reader.work());
     let links = stream.destinations.iter().filter(|to| lanes.contains(&to.lane)).flat_map(|to| &to.throttles);
-    let throttles: Vec<Arc<Throttle>> = run.job.throttles.iter().chain(links).cloned().collect();
+    // The job's limits are on what is read, those of links on what is sent.
+    let job = if matches!(reader, Reader::Compared(_)) { &[][..] } else { &run.job.throttles };
+    let throttles: Vec<Arc<Throttle>> = job.iter().chain(links).cloned().collect();
     let (stall, first_byte) = (run.job.tuning.stall, run.job.tuning.first_byte);
     let mut table = stream.table;
     // A task of its own: the disks of a run flow on as many cores as there are, and a wake-up stays on the thread that
@@ -163,7 +172,13 @@ pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Result<Moved, So
             join_all(imports.into_iter().map(Import::abort)).await;
             run.progress.disk_finished(&stream.label, false);
             let ended = matches!(error, TransferError::Source { .. } | TransferError::Truncated { .. });
-            return Err(reader.explain(ended, chain(&error)).await);
+            let broke_off = ended || matches!(error, TransferError::SourceStalled { .. });
+            let by_nbd = reader.name() == "nbd";
+            let failed = reader.explain(ended, chain(&error)).await;
+            if by_nbd && broke_off {
+                tried::nbd_broke_off(run, &stream.disk.of, &failed.0).await;
+            }
+            return Err(failed);
         }
     };
     let concluded = lanes.into_iter().zip(imports).zip(outcome.sinks).map(|((lane, import), sink)| {

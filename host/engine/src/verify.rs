@@ -11,7 +11,7 @@ use crate::error::{EngineError, RunError, chain};
 use crate::inventory::{AttachedDisk, Inventory};
 use crate::job::Job;
 use crate::keys;
-use crate::lane::written_disk;
+use crate::lane::{Asked, written_disk};
 use crate::objects::set_keys;
 use crate::plan;
 use crate::points::Survivor;
@@ -224,16 +224,21 @@ impl Look<'_> {
     }
 
     async fn ask(&self, replica: &Replica, verified: &mut VerifiedReplica) -> Result<(), RunError> {
-        let changed = match plan::divergence(replica) {
-            Some(why) => Some(why),
+        let asked = match plan::divergence(replica) {
+            Some(why) => Asked { written: Some(why), ..Asked::default() },
             None => written_disk(&self.survivor.session, replica, self.job.tuning.first_byte).await?,
         };
-        verified.verdict = match (&changed, replica.newest().is_damaged()) {
+        verified.verdict = match (&asked.written, replica.newest().is_damaged()) {
             (_, true) => Verdict::Damaged,
             (Some(_), false) => Verdict::Changed,
+            (None, false) if !asked.untold.is_empty() => Verdict::Unknown,
             (None, false) => Verdict::Untouched,
         };
-        verified.error = changed;
+        let untold = (!asked.untold.is_empty()).then(|| {
+            "its storage does not tell whether somebody wrote to it; `--deep` reads its newest recovery point"
+                .to_owned()
+        });
+        verified.error = asked.written.or(untold);
         Ok(())
     }
 

@@ -21,6 +21,8 @@ pub enum FullReason {
     DiskShrunk,
     /// `verify` found the newest recovery point's copy of the disk damaged.
     ReplicaDamaged,
+    /// The source's storage keeps the disk as something else than VHD and does not tell what differs between two snapshots.
+    NoDifferences,
     /// The operator asked for a full copy.
     Requested,
 }
@@ -40,6 +42,9 @@ impl FullReason {
             Self::DiskShrunk => "disk shrunk: it is smaller than its replica",
             Self::ReplicaDamaged => {
                 "replica damaged: `verify` found that its newest recovery point is not what was sent"
+            }
+            Self::NoDifferences => {
+                "no differences: the source's storage does not tell what changed between two snapshots of the disk"
             }
             Self::Requested => "requested: a full copy was asked for",
         }

@@ -127,6 +127,7 @@ fn disk_plan(plan: &DiskPlan) -> wit_schedule::DiskPlan {
             FullReason::BaseGoneOnTarget => wit_schedule::FullReason::BaseGoneOnTarget,
             FullReason::DiskShrunk => wit_schedule::FullReason::DiskShrunk,
             FullReason::ReplicaDamaged => wit_schedule::FullReason::ReplicaDamaged,
+            FullReason::NoDifferences => wit_schedule::FullReason::NoDifferences,
             FullReason::Requested => wit_schedule::FullReason::Requested,
         }),
         expected_bytes: plan.expected_bytes,

@@ -204,6 +204,12 @@ pub enum ApiError {
         /// Reference of the task.
         task: String,
     },
+    /// Differences from a disk were asked for that is kept as something else than VHD. XAPI sends it as an internal error.
+    #[error("the host knows no differences from this disk ({message})")]
+    BaseIsNoVhd {
+        /// The exception's text.
+        message: String,
+    },
     /// Something XAPI did not foresee.
     #[error("the host failed inside: {message}")]
     Internal {
@@ -261,6 +267,7 @@ impl ApiError {
             "HOST_STILL_BOOTING" => Self::HostStillBooting,
             "HOST_OFFLINE" | "CANNOT_CONTACT_HOST" => Self::HostUnreachable { code: code.to_owned(), host: param(0) },
             "TASK_CANCELLED" => Self::TaskCancelled { task: param(0) },
+            "INTERNAL_ERROR" if param(0).contains("base VDI is not a vhd") => Self::BaseIsNoVhd { message: param(0) },
             "INTERNAL_ERROR" => Self::Internal { message: param(0) },
             _ => match code.strip_prefix("SR_BACKEND_FAILURE") {
                 Some(number) => Self::from_backend(number, params),
@@ -314,7 +321,7 @@ impl ApiError {
             Self::TooBusy => "TOO_BUSY",
             Self::HostStillBooting => "HOST_STILL_BOOTING",
             Self::TaskCancelled { .. } => "TASK_CANCELLED",
-            Self::Internal { .. } => "INTERNAL_ERROR",
+            Self::BaseIsNoVhd { .. } | Self::Internal { .. } => "INTERNAL_ERROR",
             Self::HostUnreachable { code, .. } | Self::Other { code, .. } => code,
         })
     }

@@ -108,8 +108,18 @@ impl World {
 
     /// Runs the job once, as a process of its own would.
     pub async fn run(&self) -> RunReport {
+        self.run_with(&RunOptions::default()).await
+    }
+
+    /// Runs the job once, so long after now.
+    pub async fn run_after(&self, time: jiff::SignedDuration) -> RunReport {
+        let now = jiff::Timestamp::now() + time;
+        self.run_with(&RunOptions { now: Some(now), ..RunOptions::default() }).await
+    }
+
+    async fn run_with(&self, options: &RunOptions) -> RunReport {
         let engine = self.engine();
-        let report = engine.run(&self.job, &self.policies, &RunOptions::default(), Arc::new(Silent)).await;
+        let report = engine.run(&self.job, &self.policies, options, Arc::new(Silent)).await;
         engine.close().await;
         report
     }

@@ -34,6 +34,8 @@ pub struct SimConfig {
     pub data_destroy_patience: Duration,
     /// Size of the default SR in bytes.
     pub sr_size: u64,
+    /// Driver of the default SR.
+    pub sr_kind: SrKind,
     /// Set on a member: every login is refused with `HOST_IS_SLAVE` and this address.
     pub master_address: Option<String>,
     /// Set on a host that cannot see the SR: transfers are answered by 302 to this base URL with the same path and query.
@@ -57,6 +59,7 @@ impl Default for SimConfig {
             restrict_cbt: false,
             data_destroy_patience: Duration::from_secs(4),
             sr_size: 1 << 40,
+            sr_kind: SrKind::default(),
             master_address: None,
             redirect_transfers_to: None,
             hold_gc: false,
@@ -95,16 +98,34 @@ pub enum SrKind {
     Nfs,
     /// Like `Ext`, without changed block tracking.
     Untracked,
+    /// Raw volumes as SMAPIv3 drivers keep them: of any number of whole sectors, exported whole only, changes not tracked.
+    Volumes,
 }
 
 impl SrKind {
+    pub(crate) const ALL: [Self; 4] = [Self::Ext, Self::Nfs, Self::Untracked, Self::Volumes];
+
     /// `SR.type`
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Ext => "ext",
             Self::Nfs => "nfs",
             Self::Untracked => "file",
+            Self::Volumes => "zfs-vol",
         }
+    }
+
+    /// `SM.supported_image_formats`; a disk that asks for none gets the first.
+    pub(crate) fn image_formats(self) -> &'static [&'static str] {
+        match self {
+            Self::Ext | Self::Untracked => &["vhd", "raw"],
+            Self::Nfs => &["vhd", "raw", "qcow2"],
+            Self::Volumes => &["raw"],
+        }
+    }
+
+    pub(crate) fn tracks_changes(self) -> bool {
+        matches!(self, Self::Ext | Self::Nfs)
     }
 }
 
@@ -146,12 +167,12 @@ pub struct VmSpec {
 pub struct DiskSpec {
     /// `name_label`
     pub name: String,
-    /// Bytes, rounded up to 2 MiB; 0 takes the size of the image.
+    /// Bytes, rounded up as the SR does; 0 takes the size of the image.
     pub size: u64,
     /// A raw image file with the first content. Ranges of zeroes are not allocated.
     pub image: Option<PathBuf>,
     /// `uuid` or nothing: the SR, by default the pool's default SR.
     pub sr: Option<String>,
-    /// `image-format` in its `sm_config`: `vhd`, which is the default, `raw` or `qcow2`.
+    /// `image-format` in its `sm_config`: `vhd`, `raw` or `qcow2`; by default the first that the SR has.
     pub image_format: Option<String>,
 }

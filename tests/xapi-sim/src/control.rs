@@ -141,10 +141,11 @@ pub(crate) fn dump(state: &State, vdi: &str, path: &Path) -> anyhow::Result<()> 
     use std::io::{Seek as _, SeekFrom};
     let vdi = state.db.by_uuid("VDI", vdi)?;
     let mut file = std::fs::File::create(path).with_context(|| format!("create {}", path.display()))?;
-    file.set_len(size_of(state.db.get("VDI", &vdi)?))?;
+    let size = size_of(state.db.get("VDI", &vdi)?);
+    file.set_len(size)?;
     for (offset, page) in state.nodes.stored_pages(node_of(state, &vdi)?) {
         file.seek(SeekFrom::Start(offset))?;
-        file.write_all(page)?;
+        file.write_all(vdi::within(size, offset, page))?;
     }
     Ok(())
 }
@@ -193,6 +194,7 @@ pub(crate) fn sha256(state: &State, vdi: &str) -> anyhow::Result<String> {
     };
     for (offset, page) in state.nodes.stored_pages(node_of(state, &vdi)?) {
         pad(&mut digest, position, offset);
+        let page = vdi::within(size, offset, page);
         digest.update(page);
         position = offset + page.len() as u64;
     }

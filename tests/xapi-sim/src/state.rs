@@ -103,7 +103,7 @@ impl State {
             default_sr: NULL_REF.to_owned(),
             clock_ahead: SignedDuration::ZERO,
         };
-        for kind in [SrKind::Ext, SrKind::Nfs, SrKind::Untracked] {
+        for kind in SrKind::ALL {
             state.add_driver(kind)?;
         }
         state.network = state.db.insert(
@@ -119,7 +119,7 @@ impl State {
         for (number, place) in places.iter().enumerate() {
             state.add_host(number, place, config.restrict_cbt)?;
         }
-        let sr = SrSpec { name: "Local storage".to_owned(), size: config.sr_size, ..SrSpec::default() };
+        let sr = SrSpec { name: "Local storage".to_owned(), size: config.sr_size, kind: config.sr_kind, host: None };
         let sr = state.add_sr(&sr)?;
         state.pool = state.db.insert(
             "pool",
@@ -136,21 +136,26 @@ impl State {
 
     fn add_driver(&mut self, kind: SrKind) -> ApiResult<()> {
         let mut features = SM_FEATURES.to_vec();
-        if kind != SrKind::Untracked {
+        if kind.tracks_changes() {
             features.push(cbt::FEATURE);
         }
-        let formats: &[&str] = if kind == SrKind::Nfs { &["vhd", "raw", "qcow2"] } else { &["vhd", "raw"] };
         let fields = fields! {
             "type" => kind.as_str(),
             "name_label" => kind.as_str().to_uppercase(),
             "version" => "3.0",
             "required_api_version" => "1.0",
             "driver_filename" => format!("/opt/xensource/sm/{}SR", kind.as_str().to_uppercase()),
-            "supported_image_formats" => Value::strings(formats.iter().copied()),
+            "supported_image_formats" => Value::strings(kind.image_formats().iter().copied()),
             "capabilities" => Value::strings(features.iter().copied()),
             "features" => Value::map(features.iter().map(|feature| (*feature, 1))),
         };
         self.db.insert("SM", fields).map(|_| ())
+    }
+
+    pub(crate) fn sr_kind(&self, sr: &str) -> ApiResult<SrKind> {
+        let kind = self.db.get("SR", sr)?.str("type");
+        let known = SrKind::ALL.into_iter().find(|known| known.as_str() == kind);
+        known.ok_or_else(|| ApiError::new("SR_UNKNOWN_DRIVER", [kind]))
     }
 
     /// The record of the driver of an SR.

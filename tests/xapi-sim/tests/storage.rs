@@ -6,7 +6,7 @@ mod common;
 
 use common::{Client, MIB, golden, vm_with_disks};
 use serde_json::{Value as Json, json};
-use xapi_sim::{DiskSpec, Sim, SimConfig, VmSpec};
+use xapi_sim::{DiskSpec, Sim, SimConfig, SrKind, VmSpec};
 
 async fn start(config: SimConfig) -> (Sim, Client) {
     let sim = Sim::start(config).await.unwrap();
@@ -32,6 +32,38 @@ async fn sizes_are_rounded_up_and_bounded() {
     client.call("VDI.resize", json!([vdi, 6 * MIB - 1])).await.unwrap();
     assert_eq!(client.call("VDI.get_virtual_size", json!([vdi])).await.unwrap(), 6 * MIB);
     assert_eq!(client.call("VDI.resize", json!([vdi, MIB])).await.unwrap_err()[0], "SR_BACKEND_FAILURE_79");
+    sim.stop().await;
+}
+
+#[tokio::test]
+async fn a_volume_has_any_number_of_sectors_is_exported_rounded_up_and_is_no_base() {
+    let (sim, client) = start(SimConfig { sr_kind: SrKind::Volumes, ..SimConfig::default() }).await;
+    let sr = client.by_uuid("SR", &sim.default_sr()).await;
+    for (asked, given) in [(1, 512), (5 * MIB + 512, 5 * MIB + 512), (5 * MIB + 513, 5 * MIB + 1024)] {
+        let vdi = client.text("VDI.create", vdi_record(&sr, asked)).await;
+        assert_eq!(client.call("VDI.get_virtual_size", json!([vdi])).await.unwrap(), given, "{asked}");
+    }
+    let (_, disks) = vm_with_disks(&sim, &[5 * MIB + 512]);
+    sim.write(&disks[0], 5 * MIB, &[7; 512]);
+    let live = client.by_uuid("VDI", &disks[0]).await;
+    assert_eq!(client.call("VDI.enable_cbt", json!([live])).await.unwrap_err()[0], "SR_OPERATION_NOT_SUPPORTED");
+
+    let snapshot = client.text("VDI.snapshot", json!([live])).await;
+    let (body, status, _) = client.export(&format!("format=vhd&vdi={snapshot}")).await;
+    let footer_size = u64::from_be_bytes(body[48..56].try_into().unwrap());
+    assert_eq!((status.as_str(), footer_size), ("success", 6 * MIB));
+    assert_eq!(body.len() as u64, 2048 + 512 + 512 + 2 * MIB + 512, "the last block alone holds something");
+    let tail = &body[2048 + 512 + 512 + MIB as usize..][..1024];
+    assert!(tail[..512] == [7; 512] && tail[512..] == [0; 512], "behind the end of the disk are zeroes");
+    let (body, _, _) = client.export(&format!("vdi={snapshot}")).await;
+    assert_eq!(body.len() as u64, 5 * MIB + 512, "format=raw sends what the disk has");
+    let (_, status, error) = client.export(&format!("format=vhd&vdi={live}&base={snapshot}")).await;
+    assert_eq!((status.as_str(), error[1].as_str()), ("failure", "base VDI is not a vhd"));
+
+    // A stream's last block does not fit where nothing is rounded up.
+    let (body, _, _) = client.export(&format!("format=vhd&vdi={snapshot}")).await;
+    let (_, status, _) = client.import(&format!("vdi={}&format=vhd", disks[0]), &body).await;
+    assert_eq!(status, "failure");
     sim.stop().await;
 }
 

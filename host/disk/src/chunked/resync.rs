@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use super::{ChunkedError, Coverage, END_MARKER, FRAME_HEADER, MAX_FRAME, Plan, PlanError, Scan, frame_header};
 use crate::digest::{LEAF_SIZE, Leaf, is_zero, leaf_count};
 use crate::extent::{Extent, Extents};
+use crate::transfer::{Gate, Throttle};
 use crate::vhd::{self, DiskType, Head, Piece, VhdError};
 
 /// Bytes of the source compared at a time: larger ones fall out of the cache, smaller ones make for
@@ -46,6 +47,7 @@ pub struct Resync<R, F> {
     state: State,
     work: Arc<AtomicU64>,
     plan: Plan,
+    gate: Gate,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,7 +118,15 @@ where
         let sieve = Sieve::new(plan.disk_size(), held);
         let buffer = vec![0; BUFFER_SIZE].into();
         let work = Arc::new(AtomicU64::new(0));
-        Self { source, scan, buffer, ended: None, sieve, given: 0, state: State::Comparing, work, plan }
+        let (state, gate) = (State::Comparing, Gate::default());
+        Self { source, scan, buffer, ended: None, sieve, given: 0, state, work, plan, gate }
+    }
+
+    /// The same under limits on what is read from the source, sent or not. A limit that is to hold for what is sent belongs to the
+    /// transfer; one in both places counts what is sent twice.
+    pub fn throttled(mut self, throttles: &[Arc<Throttle>]) -> Self {
+        self.gate = Gate::new(throttles);
+        self
     }
 
     /// What the resulting stream is to be checked against.
@@ -146,7 +156,13 @@ where
 
     /// Compares more of the source, whose frames were all given.
     fn poll_compare(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let filled = ready!(self.poll_fill(cx));
+        let Poll::Ready(allowed) = self.gate.poll_allowance(cx, self.buffer.len()) else {
+            // Who waits for a throttle has not stalled.
+            self.work.fetch_add(1, Ordering::Relaxed);
+            return Poll::Pending;
+        };
+        let filled = ready!(self.poll_fill(cx, allowed));
+        self.gate.charge(filled as u64);
         self.work.fetch_add(filled as u64, Ordering::Relaxed);
         self.given = 0;
         self.sieve.clear_frames();
@@ -161,10 +177,10 @@ where
         Poll::Ready(Ok(()))
     }
 
-    /// Reads until the buffer is full or the source has nothing ready; 0 at its end. Under TLS a read
+    /// Reads until `most` bytes are in the buffer or the source has nothing ready; 0 at its end. Under TLS a read
     /// gives 16 KiB at most, which is not a leaf.
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
-        let mut buffer = ReadBuf::new(&mut self.buffer);
+    fn poll_fill(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<usize> {
+        let mut buffer = ReadBuf::new(&mut self.buffer[..most]);
         while self.ended.is_none() && buffer.remaining() > 0 {
             let before = buffer.filled().len();
             match Pin::new(&mut self.source).poll_read(cx, &mut buffer) {

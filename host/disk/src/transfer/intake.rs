@@ -100,7 +100,7 @@ impl<'a, R: AsyncRead + Unpin> Intake<'a, R> {
                 self.at += bytes;
                 self.patience.at_work();
                 self.progress.read(bytes);
-                self.throttles.iter().for_each(|throttle| throttle.charge(bytes));
+                throttle::charge(self.throttles, bytes);
             }
             // TLS says so of a peer that closes without a farewell. An end is an end; whether it
             // came too early, the structure tells.

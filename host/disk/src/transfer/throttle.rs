@@ -1,10 +1,12 @@
 //! Throttles: bytes per second, asked before each read, so that the source feels it through its socket.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
 /// How often a throttle asks for its rate, and so how late a change takes effect.
 const RATE_AGE: Duration = Duration::from_secs(1);
@@ -16,7 +18,8 @@ const BURST_SECONDS: f64 = 0.125;
 const MIN_READ: usize = 16 << 10;
 
 /// A limit in bytes per second, shared by all transfers that hold it: those of a job, or those that go
-/// over a link. Bytes are counted as they are read from the source.
+/// over a link. Bytes are counted as a transfer reads them. What a source reads to compare, and mostly does not give, is
+/// counted where it is read: [`Resync::throttled`](crate::chunked::Resync::throttled).
 ///
 /// A read may overdraw it, and what follows waits until that is made up for. So over any time it lets
 /// pass its rate, an eighth of a second's worth, and at most the last read of each transfer.
@@ -40,7 +43,7 @@ impl Throttle {
     }
 
     /// Counts `bytes` that were read.
-    pub(super) fn charge(&self, bytes: u64) {
+    fn charge(&self, bytes: u64) {
         let mut state = self.state();
         // Without a limit nothing has to be made up for later.
         if state.known.is_some_and(|(rate, _)| rate.is_some()) {
@@ -81,14 +84,55 @@ impl fmt::Debug for Throttle {
     }
 }
 
+/// How many of `wanted` bytes all `throttles` let pass, or how long to wait before asking again.
+fn ask(throttles: &[Arc<Throttle>], wanted: usize) -> Result<usize, Duration> {
+    throttles.iter().try_fold(wanted, |wanted, throttle| throttle.ask(wanted))
+}
+
 /// Waits until all `throttles` let something pass; how many of `wanted` bytes that may be.
 pub(super) async fn allowance(throttles: &[Arc<Throttle>], wanted: usize) -> usize {
     loop {
-        let asked = throttles.iter().try_fold(wanted, |wanted, throttle| throttle.ask(wanted));
-        match asked {
+        match ask(throttles, wanted) {
             Ok(allowed) => return allowed,
             Err(wait) => sleep(wait).await,
         }
+    }
+}
+
+/// Counts `bytes` that were read.
+pub(super) fn charge(throttles: &[Arc<Throttle>], bytes: u64) {
+    throttles.iter().for_each(|throttle| throttle.charge(bytes));
+}
+
+/// Throttles on a reader that is polled.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    throttles: Vec<Arc<Throttle>>,
+    wait: Option<Pin<Box<Sleep>>>,
+}
+
+impl Gate {
+    pub(crate) fn new(throttles: &[Arc<Throttle>]) -> Self {
+        Self { throttles: throttles.to_vec(), wait: None }
+    }
+
+    /// Ready when all throttles let something pass: how many of `wanted` bytes that may be.
+    pub(crate) fn poll_allowance(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<usize> {
+        loop {
+            if let Some(wait) = &mut self.wait {
+                ready!(wait.as_mut().poll(cx));
+                self.wait = None;
+            }
+            match ask(&self.throttles, wanted) {
+                Ok(allowed) => return Poll::Ready(allowed),
+                Err(wait) => self.wait = Some(Box::pin(sleep(wait))),
+            }
+        }
+    }
+
+    /// Counts `bytes` that were read.
+    pub(crate) fn charge(&self, bytes: u64) {
+        charge(&self.throttles, bytes);
     }
 }
 

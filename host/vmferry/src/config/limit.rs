@@ -4,6 +4,9 @@
 //! limit = "50MiB"
 //! limit_windows = [{ days = ["mon", "tue", "wed", "thu", "fri"], from = "08:00", to = "18:00", limit = "10MiB" }]
 //! ```
+//!
+//! A job's limit is on what its transfers read from the source pool, a link's on what they send over it. The two differ where
+//! a disk is compared: it is read whole, and only what differs is sent.
 
 use super::read::Section;
 use crate::nearest;

@@ -43,7 +43,7 @@ pub(super) async fn daemon(config: Config, screen: &Screen) -> Result<Exit, Fail
                 at: at.clone(),
                 job: compose::job(name, configured),
                 policies,
-                options: RunOptions { only: None, wait: compose::waits(configured, false) },
+                options: RunOptions { only: None, wait: compose::waits(configured, false), now: None },
             }),
             history: Arc::new(at.store.clone()),
         };

@@ -16,7 +16,8 @@ pub(super) async fn run(at: &Workplace, arguments: &Run, screen: &Screen) -> Res
     let job = at.job(name)?;
     let configured = at.config.job(name).map_err(Failure::usage)?;
     let policies = Plugins::new(&at.config, &at.store, Some(&at.config.store))?.policies(configured).await?;
-    let options = RunOptions { only: arguments.what.vm.clone(), wait: compose::waits(configured, arguments.wait) };
+    let options =
+        RunOptions { only: arguments.what.vm.clone(), wait: compose::waits(configured, arguments.wait), now: None };
     let progress = screen.progress();
     let report = tokio::select! {
         report = at.engine.run(&job, &policies, &options, progress) => at.close(report).await,

@@ -131,3 +131,14 @@ async fn one_target_that_fails_does_not_stop_the_other() {
     let bases: Vec<_> = healed.vms[0].targets.iter().map(|target| target.disks[0].base.clone()).collect();
     assert_ne!(bases[0], bases[1], "the failed target kept its older base");
 }
+
+#[tokio::test]
+async fn what_a_failed_run_left_is_told_in_one_warning() {
+    let world = World::new().await;
+    world.target.inject(Fault { at: FaultPoint::Import, nth: 1, kind: FaultKind::CutAfter(MIB) });
+    let failed = world.run().await;
+    assert_eq!(failed.outcome, Outcome::Failed, "{failed:#?}");
+    let warnings = &only_target(&failed).warnings;
+    assert_eq!(warnings.len(), 1, "{warnings:#?}");
+    assert!(warnings[0].contains("system (") && warnings[0].contains("data ("), "{warnings:#?}");
+}

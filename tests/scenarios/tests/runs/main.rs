@@ -12,3 +12,4 @@ mod main_job;
 mod methods;
 mod policies;
 mod refusals;
+mod volumes;

@@ -1,6 +1,8 @@
 //! The ways in which disks are read and sent: each proven, each told, and free to change from run to run.
 
-use vmferry_engine::{Integrity, Nbd};
+use jiff::SignedDuration;
+use std::sync::Arc;
+use vmferry_engine::{Integrity, Nbd, Throttle};
 use vmferry_model::plan::{FullReason, Kind};
 use vmferry_model::report::{DiskReport, Outcome, RunReport};
 use vmferry_scenarios::{MIB, World, disks, only_target, point_of, vhd_stream_bytes};
@@ -194,12 +196,16 @@ async fn a_host_that_writes_something_else_gets_vhd_from_then_on() {
     succeeded(&world, &world.run().await);
     touch(&world, &[10 * MIB], 1);
     let before = world.source_content();
-    world.target.inject(Fault { at: FaultPoint::Import, nth: 1, kind: FaultKind::FlipByte(12 + 5) });
+    // Whichever disk comes first: the other one's stream is shorter.
+    for _ in 0..2 {
+        world.target.inject(Fault { at: FaultPoint::Import, nth: 1, kind: FaultKind::FlipByte(12 + 5) });
+    }
     let failed = world.run().await;
     assert_eq!(failed.outcome, Outcome::Failed, "{failed:#?}");
     let told = only_target(&failed).error.clone().unwrap();
     assert!(told.contains("read back") || told.contains("did not write what it was sent"), "{told}");
 
+    world.target.clear_faults();
     let healed = world.run().await;
     succeeded(&world, &healed);
     assert_eq!(world.target_content(&point_of(&healed)), before);
@@ -222,9 +228,59 @@ async fn nbd_that_breaks_off_costs_a_run_and_no_base() {
         world.source.clear_faults();
         let healed = world.run().await;
         succeeded(&world, &healed);
-        assert_eq!(way(&healed), DELTA_BY_NBD, "{kind:?}");
         world.assert_tidy(2);
     }
+}
+
+#[tokio::test]
+async fn nbd_that_broke_off_is_left_alone_for_a_day_and_the_disk_is_exported() {
+    let world = tracked(NbdPurpose::Nbd).await;
+    let hours = SignedDuration::from_hours;
+    world.run().await;
+    let cut_every_connection = || {
+        for _ in 0..2 * world.job.reading.connections {
+            world.source.inject(Fault { at: FaultPoint::Nbd, nth: 1, kind: FaultKind::CutAfter(0) });
+        }
+    };
+    touch(&world, &[10 * MIB], 1);
+    cut_every_connection();
+    let failed = world.run().await;
+    assert_eq!(failed.outcome, Outcome::Failed, "{failed:#?}");
+    let why = only_target(&failed).error.clone().unwrap();
+
+    let by_export = world.run_after(hours(23)).await;
+    succeeded(&world, &by_export);
+    assert_eq!(way(&by_export), DELTA_BY_EXPORT, "NBD would break off again");
+    let note = &disks(&by_export)[0].notes[0];
+    let began = format!("NBD broke off in the run of {:.0}: ", failed.started_at);
+    assert!(note.starts_with(&began) && note.contains("; read by export until "), "{note}");
+    let (_, reason) = why.split_once("the source").unwrap();
+    assert!(note.contains(reason), "{note}: {why}");
+
+    world.source.clear_faults();
+    for after in [25, 26] {
+        touch(&world, &[20 * MIB], after as u8);
+        let by_nbd = world.run_after(hours(after)).await;
+        succeeded(&world, &by_nbd);
+        assert_eq!(way(&by_nbd), DELTA_BY_NBD);
+        assert!(disks(&by_nbd)[0].notes.is_empty(), "{by_nbd:#?}");
+    }
+}
+
+#[tokio::test]
+async fn a_limit_holds_for_what_a_resync_reads_and_does_not_send() {
+    const RATE: u64 = 8 * MIB;
+    let mut world = World::new().await;
+    world.run().await;
+    world.lose_source_snapshots().await;
+    world.job.throttles = vec![Arc::new(Throttle::new(|_| Some(RATE)))];
+    let resync = world.run().await;
+    succeeded(&world, &resync);
+    assert_eq!((way(&resync), disks(&resync)[0].changed_bytes), (RESYNC, 0), "nothing is sent");
+    // Three blocks of 2 MiB on two disks. An eighth of a second is free, and the last read of each may overdraw.
+    let least = 0.8 * (3 * 2 * MIB - RATE / 8) as f64 / RATE as f64;
+    let took = disks(&resync).iter().map(|disk| disk.seconds).fold(0.0, f64::max);
+    assert!(took > least, "{took} s, not {least} s");
 }
 
 #[tokio::test]

@@ -72,7 +72,7 @@ fn enable(state: &mut State, vdi: &str) -> ApiResult<()> {
     if state.db.table("host").any(|(_, row)| restricted(row)) {
         return Err(ApiError::new("LICENCE_RESTRICTION", ["CBT"]));
     }
-    if vdi::is_raw(state.db.get("VDI", vdi)?) {
+    if vdi::is_raw(state, state.db.get("VDI", vdi)?) {
         return Err(ApiError::backend(66, "Invalid VDI type"));
     }
     state.changes.start(vdi);

@@ -1,11 +1,12 @@
 //! Disks: records, chains, base copies, garbage collection, and what attaching them to a VM allows.
 
 use super::{Args, cbt, nbd};
+use crate::config::SrKind;
 use crate::db::{Fields, Row};
 use crate::error::{ApiError, ApiResult};
 use crate::state::{HostNumber, State, fields};
 use crate::storage::node::NodeId;
-use crate::storage::{BLOCK_SIZE, vhd};
+use crate::storage::{BLOCK_SIZE, SECTOR_SIZE, vhd};
 use crate::value::{EPOCH, NULL_REF, Value, datetime};
 
 /// Links of a VHD chain, the live file counted.
@@ -85,18 +86,19 @@ enum ImageFormat {
 }
 
 impl ImageFormat {
-    /// As the creator of the disk asked for it; the old way to ask for a raw file is the key `type`.
-    fn of(sm_config: Option<&Value>) -> ApiResult<Self> {
+    /// As the creator of the disk asked for it, else the first that the SR has; the old way to ask for a raw file is the
+    /// key `type`.
+    fn of(sm_config: Option<&Value>, sr: SrKind) -> ApiResult<Self> {
         let entry = |key: &str| match sm_config {
             Some(Value::Struct(config)) => config.get(key).map(Value::as_str),
             _ => None,
         };
-        match entry("image-format") {
-            None if entry("type") == Some("raw") => Ok(Self::Raw),
-            None | Some("vhd") => Ok(Self::Vhd),
+        let old_way = entry("type").filter(|kind| *kind == "raw");
+        match entry("image-format").or(old_way).or(sr.image_formats().first().copied()) {
+            Some("vhd") => Ok(Self::Vhd),
             Some("raw") => Ok(Self::Raw),
             Some("qcow2") => Ok(Self::Qcow2),
-            Some(_) => Err(ApiError::backend(78, "VDI Creation failed: unknown image format")),
+            _ => Err(ApiError::backend(78, "VDI Creation failed: unknown image format")),
         }
     }
 
@@ -115,21 +117,22 @@ impl ImageFormat {
         }
     }
 
-    /// Sizes are multiples of 2 MiB, at least one and at most what the format can describe.
-    fn round_size(self, size: i64) -> ApiResult<u64> {
-        let rounded = u64::try_from(size).ok().and_then(|size| size.max(1).checked_next_multiple_of(BLOCK_SIZE));
+    /// Sizes are multiples of 2 MiB, of volumes of a sector; at least one and at most what the format can describe.
+    fn round_size(self, size: i64, sr: SrKind) -> ApiResult<u64> {
+        let unit = if sr == SrKind::Volumes { SECTOR_SIZE } else { BLOCK_SIZE };
+        let rounded = u64::try_from(size).ok().and_then(|size| size.max(1).checked_next_multiple_of(unit));
         let size = rounded.filter(|size| *size <= self.max_size());
         size.ok_or_else(|| ApiError::backend(79, "VDI Invalid size"))
     }
 }
 
-fn image_format(row: &Row) -> ApiResult<ImageFormat> {
-    ImageFormat::of(Some(row.get("sm_config")))
+fn image_format(state: &State, row: &Row) -> ApiResult<ImageFormat> {
+    ImageFormat::of(Some(row.get("sm_config")), state.sr_kind(row.str("SR"))?)
 }
 
 /// Whether the file of a disk is nothing but its content.
-pub(super) fn is_raw(row: &Row) -> bool {
-    image_format(row) == Ok(ImageFormat::Raw)
+pub(super) fn is_raw(state: &State, row: &Row) -> bool {
+    image_format(state, row) == Ok(ImageFormat::Raw)
 }
 
 /// How many bytes are free on an SR, by what lies on it and not by its record.
@@ -194,13 +197,14 @@ pub(crate) fn create(state: &mut State, mut fields: Fields) -> ApiResult<String>
     if fields.get("type").is_some_and(|kind| kind.as_str() == cbt::METADATA) {
         return Err(ApiError::new("VDI_INCOMPATIBLE_TYPE", [NULL_REF, cbt::METADATA]));
     }
-    let format = ImageFormat::of(fields.get("sm_config"))?;
-    if !state.driver(&sr)?.list("supported_image_formats").iter().any(|known| known == format.as_str()) {
+    let kind = state.sr_kind(&sr)?;
+    let format = ImageFormat::of(fields.get("sm_config"), kind)?;
+    if !kind.image_formats().contains(&format.as_str()) {
         return Err(ApiError::backend(78, "VDI Creation failed: the SR does not support the image format"));
     }
     let size = match fields.get("virtual_size") {
-        Some(Value::Int(size)) => format.round_size(*size)?,
-        _ => format.round_size(0)?,
+        Some(Value::Int(size)) => format.round_size(*size, kind)?,
+        _ => format.round_size(0, kind)?,
     };
     // Thin: the first block has to fit, not the whole disk.
     assert_space(state, &sr, BLOCK_SIZE)?;
@@ -323,7 +327,8 @@ fn resize(state: &mut State, vdi: &str, size: i64) -> ApiResult<()> {
     assert_detached(state, vdi, "resize")?;
     let row = managed(state, vdi)?;
     cbt::assert_has_data(row, vdi)?;
-    let (sr, old, new) = (row.string("SR"), size_of(row), image_format(row)?.round_size(size)?);
+    let (sr, old) = (row.string("SR"), size_of(row));
+    let new = image_format(state, row)?.round_size(size, state.sr_kind(&sr)?)?;
     if new < old {
         return Err(ApiError::backend(79, "VDI Invalid size: shrinking not allowed"));
     }
@@ -344,8 +349,8 @@ pub(crate) fn fork(state: &mut State, vdi: &str, kind: Fork) -> ApiResult<String
     }
     let source = row.fields.clone();
     let sr = row.string("SR");
-    // Changes of a raw file are kept in a VHD.
-    let knows_blocks = image_format(row)? != ImageFormat::Qcow2;
+    // Changes of a raw file are kept in a VHD, those of a volume are not.
+    let knows_blocks = image_format(state, row)? != ImageFormat::Qcow2 && state.sr_kind(&sr)? != SrKind::Volumes;
     let tracked = kind == Fork::Snapshot && row.bool("cbt_enabled");
     let node = node_of(state, vdi)?;
     if state.nodes.depth(node) >= MAX_CHAIN {
@@ -428,14 +433,19 @@ pub(super) fn copy_to(state: &mut State, vdi: &str, sr: &str) -> ApiResult<Strin
 
 /// Writes what one disk holds into another one.
 fn fill(state: &mut State, vdi: &str, target: &str) -> ApiResult<()> {
-    let node = node_of(state, vdi)?;
+    let (node, size) = (node_of(state, vdi)?, size_of(state.db.get("VDI", vdi)?));
     let pages: Vec<(u64, crate::storage::node::Page)> =
         state.nodes.stored_pages(node).map(|(offset, page)| (offset, page.clone())).collect();
     for (offset, page) in pages {
-        write(state, target, offset, &page)?;
+        write(state, target, offset, within(size, offset, &page))?;
     }
     let sr = state.db.get("VDI", target)?.string("SR");
     refresh_sr(state, &sr)
+}
+
+/// What of a page lies on a disk of `size`, whose last page may be cut.
+pub(crate) fn within(size: u64, offset: u64, page: &[u8]) -> &[u8] {
+    &page[..size.saturating_sub(offset).min(page.len() as u64) as usize]
 }
 
 fn copy_record(state: &mut State, vdi: &str, sr: &str) -> ApiResult<String> {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Accepted, Attached, Broken, Flow, accept, fail_late, refuse_with_task, report_progress};
-use crate::calls::vdi::{Mode, attach_to_dom0, detach_from_dom0, node_of, parent_of_export, size_of};
+use crate::calls::vdi::{Mode, attach_to_dom0, detach_from_dom0, node_of, parent_of_export, size_of, within};
 use crate::core::Core;
 use crate::error::{ApiError, ApiResult};
 use crate::fault::{FaultKind, Use};
@@ -170,7 +170,7 @@ async fn send_vhd(
     flow.send(connection, &plan.head.bytes).await?;
     for block in &plan.blocks {
         flow.send(connection, &vhd::full_bitmap()).await?;
-        send_block(core, connection, flow, vdi, *block).await?;
+        send_block(core, connection, flow, vdi, *block, BLOCK_SIZE).await?;
         report_progress(core, task, &mut percent, flow.moved, total);
     }
     flow.send(connection, &plan.head.footer).await
@@ -187,28 +187,30 @@ async fn send_raw(
 ) -> Result<(), Broken> {
     let zeroes = vec![0; BLOCK_SIZE as usize];
     let mut percent = 0;
-    for block in 0..plan.size / BLOCK_SIZE {
+    for block in 0..plan.size.div_ceil(BLOCK_SIZE) {
+        let length = BLOCK_SIZE.min(plan.size - block * BLOCK_SIZE);
         match plan.blocks.contains(&block) {
-            true => send_block(core, connection, flow, vdi, block).await?,
-            false => flow.send(connection, &zeroes).await?,
+            true => send_block(core, connection, flow, vdi, block, length).await?,
+            false => flow.send(connection, &zeroes[..length as usize]).await?,
         }
         report_progress(core, task, &mut percent, flow.moved, plan.size);
     }
     Ok(())
 }
 
-/// The merged view of the chain, as of now.
+/// The first `length` bytes of a block in the merged view of the chain, as of now. Behind the end of the disk are zeroes.
 async fn send_block(
     core: &Core,
     connection: &mut Connection,
     flow: &mut Flow<'_>,
     vdi: &str,
     block: u64,
+    length: u64,
 ) -> Result<(), Broken> {
     let pages = core.with(|state| Ok::<_, ApiError>(state.nodes.block_pages(node_of(state, vdi)?, block)))?;
     let zeroes = vec![0; BLOCK_SIZE as usize / pages.len()];
-    for page in &pages {
-        flow.send(connection, page.as_deref().unwrap_or(&zeroes)).await?;
+    for (offset, page) in (0u64..).step_by(zeroes.len()).zip(&pages) {
+        flow.send(connection, within(length, offset, page.as_deref().unwrap_or(&zeroes))).await?;
     }
     Ok(())
 }
