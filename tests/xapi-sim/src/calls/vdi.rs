@@ -127,6 +127,11 @@ fn image_format(row: &Row) -> ApiResult<ImageFormat> {
     ImageFormat::of(Some(row.get("sm_config")))
 }
 
+/// Whether an export in that format can be told what is allocated, instead of reading everything.
+pub(crate) fn is_qcow2(row: &Row) -> bool {
+    image_format(row) == Ok(ImageFormat::Qcow2)
+}
+
 /// Whether the file of a disk is nothing but its content.
 pub(super) fn is_raw(row: &Row) -> bool {
     image_format(row) == Ok(ImageFormat::Raw)
