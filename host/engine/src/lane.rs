@@ -1,9 +1,10 @@
 //! One target of one VM in one run: what it holds, what it will get, and how it ends.
 
+use crate::allocation::{MAX_VHD_DISK, Question};
 use crate::error::{RunError, chain};
 use crate::forecast;
 use crate::framing::Framing;
-use crate::inventory::Inventory;
+use crate::inventory::{AttachedDisk, Inventory};
 use crate::job::{Integrity, Job, Target};
 use crate::keys::Keys;
 use crate::lease::Lease;
@@ -12,7 +13,7 @@ use crate::plan;
 use crate::reconcile;
 use crate::replica::MappedInterface;
 use crate::run::Run;
-use crate::source::{Chunked, MAX_VHD_DISK};
+use crate::source::Chunked;
 use crate::view::{Identity, Point, Replica, SourceVm, TargetView};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -138,7 +139,13 @@ impl<'j> Lane<'j> {
         let Some(replica) = self.view.current() else { return Ok(()) };
         let why = match plan::divergence(replica) {
             Some(why) => Some(why),
-            None => written_disk(&self.session, replica, patience).await?,
+            None => {
+                let Told { written, unknown } = ask_whether_written(&self.session, replica, patience).await?;
+                let kept =
+                    "it counts as untouched, since its start is blocked, and a clone of the recovery point goes on";
+                self.warnings.extend(unknown.into_iter().map(|unknown| format!("{unknown}; {kept}")));
+                written
+            }
         };
         self.untouched = why.is_none();
         if let Some(why) = why {
@@ -273,38 +280,66 @@ fn find_sr(inventory: &Inventory, target: &Target) -> Result<(Ref<Sr>, Sr), RunE
     Ok((sr.clone(), record.clone()))
 }
 
-/// The first live disk that is not what the newest recovery point says: its difference from the snapshot holds blocks.
-pub(crate) async fn written_disk(
+/// What the storage tells of a replica's live disks.
+#[derive(Default)]
+pub(crate) struct Told {
+    /// The first one that is not what the newest recovery point says.
+    pub(crate) written: Option<String>,
+    /// Those of which it is not known, and why.
+    pub(crate) unknown: Vec<String>,
+}
+
+/// Asks whether a live disk differs from the newest recovery point's: whether a differential export would hold anything.
+pub(crate) async fn ask_whether_written(
     session: &Session,
     replica: &Replica,
     patience: Duration,
-) -> Result<Option<String>, RunError> {
+) -> Result<Told, RunError> {
+    let mut told = Told::default();
     for held in &replica.newest().disks {
         let Some(live) = replica.live_disk(held) else { continue };
-        if live.record.virtual_size > MAX_VHD_DISK {
-            // Nobody tells what changed on it, so it is never written in place: see `landing`.
-            continue;
-        }
+        let (uuid, base) = (&live.record.uuid, &held.attached.vdi);
         let label = format!("vmferry: is disk {} untouched?", live.record.name_label);
-        let mut export = session.export_vdi(&live.vdi, Some(&held.attached.vdi), &label).await?;
-        let head = tokio::time::timeout(patience, Head::read(&mut export)).await;
-        export.abort().await;
+        let written = if live.record.virtual_size > MAX_VHD_DISK {
+            let size = live.record.virtual_size;
+            let question = Question { session, vdi: &live.vdi, base: Some(base), size, patience, label: &label };
+            match question.ask().await {
+                Ok(extents) => extents.total_bytes(),
+                Err(why) => {
+                    told.unknown.push(format!("whether disk {uuid} of the replica was written is not known: {why}"));
+                    0
+                }
+            }
+        } else {
+            changed_bytes(session, live, base, &label, patience).await?
+        };
         wait_until_detached(session, &live.vdi).await?;
-        let head = head
-            .map_err(|_| RunError::Transfer {
-                disk: live.record.uuid.clone(),
-                message: format!("the target did not send the first byte within {patience:?}"),
-            })?
-            .map_err(|source| RunError::Head { disk: live.record.uuid.clone(), source })?;
-        if head.used_blocks() > 0 {
-            return Ok(Some(format!(
-                "{} of its disk {} were written since",
-                bytes(head.changed_bytes()),
-                live.record.uuid
-            )));
+        if written > 0 {
+            told.written = Some(format!("{} of its disk {uuid} were written since", bytes(written)));
+            break;
         }
     }
-    Ok(None)
+    Ok(told)
+}
+
+/// Bytes of the blocks that a differential VHD export would hold.
+async fn changed_bytes(
+    session: &Session,
+    live: &AttachedDisk,
+    base: &Ref<Vdi>,
+    label: &str,
+    patience: Duration,
+) -> Result<u64, RunError> {
+    let disk = || live.record.uuid.clone();
+    let mut export = session.export_vdi(&live.vdi, Some(base), label).await?;
+    let head = tokio::time::timeout(patience, Head::read(&mut export)).await;
+    export.abort().await;
+    let head = head.map_err(|_| RunError::Transfer {
+        disk: disk(),
+        message: format!("the target did not send the first byte within {patience:?}"),
+    })?;
+    let head = head.map_err(|source| RunError::Head { disk: disk(), source })?;
+    Ok(head.changed_bytes())
 }
 
 /// A size for people.

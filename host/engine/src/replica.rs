@@ -1,12 +1,12 @@
 //! The replica VM: what it takes over from its source, how its start is prevented, and its disks and interfaces.
 
+use crate::allocation::MAX_VHD_DISK;
 use crate::error::RunError;
 use crate::inventory::AttachedDisk;
 use crate::job::{Job, Target};
 use crate::keys::{self, Keys};
 use crate::objects::set_keys;
 use crate::snapshot::Taken;
-use crate::source::MAX_VHD_DISK;
 use std::collections::BTreeMap;
 use vmferry_xapi::records::{Network, Vbd, Vdi, Vif, Vm};
 use vmferry_xapi::{Error, IntoValue, Ref, Session, Value, params};

@@ -159,7 +159,9 @@ pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Result<Moved, So
             join_all(imports.into_iter().map(Import::abort)).await;
             run.progress.disk_finished(&stream.label, false);
             let ended = matches!(error, TransferError::Source { .. } | TransferError::Truncated { .. });
-            return Err(reader.explain(ended, chain(&error)).await);
+            let SourceFailed(message) = reader.explain(ended, chain(&error)).await;
+            let how = if notes.is_empty() { String::new() } else { format!(" ({})", notes.join("; ")) };
+            return Err(SourceFailed(message + &how));
         }
     };
     let concluded = lanes.into_iter().zip(imports).zip(outcome.sinks).map(|((lane, import), sink)| {

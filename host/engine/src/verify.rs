@@ -11,7 +11,7 @@ use crate::error::{EngineError, RunError, chain};
 use crate::inventory::{AttachedDisk, Inventory};
 use crate::job::Job;
 use crate::keys;
-use crate::lane::written_disk;
+use crate::lane::{Told, ask_whether_written};
 use crate::objects::set_keys;
 use crate::plan;
 use crate::points::Survivor;
@@ -224,16 +224,17 @@ impl Look<'_> {
     }
 
     async fn ask(&self, replica: &Replica, verified: &mut VerifiedReplica) -> Result<(), RunError> {
-        let changed = match plan::divergence(replica) {
-            Some(why) => Some(why),
-            None => written_disk(&self.survivor.session, replica, self.job.tuning.first_byte).await?,
+        let told = match plan::divergence(replica) {
+            Some(why) => Told { written: Some(why), unknown: Vec::new() },
+            None => ask_whether_written(&self.survivor.session, replica, self.job.tuning.first_byte).await?,
         };
-        verified.verdict = match (&changed, replica.newest().is_damaged()) {
+        verified.verdict = match (&told, replica.newest().is_damaged()) {
             (_, true) => Verdict::Damaged,
-            (Some(_), false) => Verdict::Changed,
-            (None, false) => Verdict::Untouched,
+            (Told { written: Some(_), .. }, false) => Verdict::Changed,
+            (told, false) if !told.unknown.is_empty() => Verdict::Unknown,
+            _ => Verdict::Untouched,
         };
-        verified.error = changed;
+        verified.error = told.written.or_else(|| told.unknown.into_iter().next());
         Ok(())
     }
 
@@ -249,15 +250,17 @@ impl Look<'_> {
 
     async fn read_disk(&self, held: &PointDisk, replica: &str) -> Result<VerifiedDisk, RunError> {
         let digests = self.digests;
-        let (verdict, reason, different, found) = match self.expected(held, replica).await? {
+        let mut notes = Vec::new();
+        let (verdict, reason, different, found) = match self.expected(held, replica, &mut notes).await? {
             Err(why) => (Verdict::Unknown, why, None, None),
             Ok(expected) => {
                 let path = digests.as_read(held.uuid());
-                let found = self.hash(&self.survivor.session, &held.attached, replica, path).await?;
+                let found = self.hash(&self.survivor.session, &held.attached, replica, path, &mut notes).await?;
                 let path = digests.of_content(&held.content_key);
                 blocking(move || compare(found, &expected, path)).await?
             }
         };
+        let reason = [reason.to_owned()].into_iter().chain(notes).collect::<Vec<_>>().join("; ");
         if let Some(found) = found {
             // The table first: a mark without it costs the next run a full copy, a table without a mark nothing.
             let root = blocking(move || found.commit()).await.map_err(RunError::Digests)?;
@@ -270,7 +273,7 @@ impl Look<'_> {
             disk: held.uuid().to_owned(),
             name: held.attached.record.name_label.clone(),
             verdict,
-            reason: reason.to_owned(),
+            reason,
             different_bytes: different.as_ref().map(Extents::total_bytes),
             differences: different
                 .iter()
@@ -284,7 +287,12 @@ impl Look<'_> {
     /// What a disk should be: by the table of what was sent, by its root that stands on the disk, or by the source's
     /// snapshot, if that is still there.
     /// Else, why it cannot be known.
-    async fn expected(&self, held: &PointDisk, replica: &str) -> Result<Result<Expected, &'static str>, RunError> {
+    async fn expected(
+        &self,
+        held: &PointDisk,
+        replica: &str,
+        notes: &mut Vec<String>,
+    ) -> Result<Result<Expected, &'static str>, RunError> {
         let path = self.digests.of_content(&held.content_key);
         let root: Option<Root> = held.digest.as_ref().and_then(|digest| digest.parse().ok());
         let table = path.clone();
@@ -297,7 +305,7 @@ impl Look<'_> {
         match (root, self.source.snapshot_disk(&held.content_key).await) {
             (_, Ok(Some((session, vdi)))) => {
                 let disk = AttachedDisk { vdi, ..held.attached.clone() };
-                let sent = self.hash(&session, &disk, replica, path.clone()).await?;
+                let sent = self.hash(&session, &disk, replica, path.clone(), notes).await?;
                 blocking(move || sent.commit()).await.map_err(RunError::Digests)?;
                 Ok(Ok(Expected::Table(path)))
             }
@@ -307,17 +315,20 @@ impl Look<'_> {
         }
     }
 
-    /// Reads a whole disk; the digests of what it holds, in a draft of the table at `path`.
+    /// Reads a whole disk; the digests of what it holds, in a draft of the table at `path`. Notes why more was read than had
+    /// to be.
     async fn hash(
         &self,
         session: &Session,
         disk: &AttachedDisk,
         replica: &str,
         path: PathBuf,
+        notes: &mut Vec<String>,
     ) -> Result<DraftTable, RunError> {
         let mut table = Table::create(path, table_size(disk.record.virtual_size)).map_err(RunError::Digests)?;
         let back = ReadBack { job: self.job, progress: self.progress, vm: replica };
-        back.read(session, disk, None, &mut |leaf, digest| table.set(leaf, digest)).await?;
+        let read = back.read(session, disk, None, &mut |leaf, digest| table.set(leaf, digest)).await?;
+        notes.extend(read.note);
         Ok(table)
     }
 }

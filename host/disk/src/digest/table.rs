@@ -148,6 +148,22 @@ impl Table {
         Ok(found.clipped(disk_size))
     }
 
+    /// Where the disk holds anything but zeroes, in whole leaves. Reads the whole table.
+    pub fn data_extents(&self) -> Result<Extents, TableError> {
+        let mut found = Extents::new();
+        self.for_each_chunk(|at, chunk| {
+            if is_zero(chunk) {
+                return Ok(());
+            }
+            let leaves = (at / SLOT - 1..).zip(chunk.chunks_exact(LEAF_DIGEST));
+            for (leaf, _) in leaves.filter(|(_, digest)| !is_zero(digest)) {
+                found.insert(Extent { offset: leaf * LEAF_SIZE, length: LEAF_SIZE });
+            }
+            Ok(())
+        })?;
+        Ok(found.clipped(self.disk_size))
+    }
+
     /// Fills `buffer` with the leaves from `first` on, with zeroes behind the end of the disk.
     fn read_leaves(&self, first: u64, buffer: &mut [u8]) -> Result<(), TableError> {
         let at = (first + 1) * SLOT;
