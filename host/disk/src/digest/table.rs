@@ -445,6 +445,8 @@ mod tests {
         draft.set(9_000_001, Leaf::ZERO);
         draft.commit().unwrap();
         Table::derive_from(&a, &b, size).unwrap().commit().unwrap();
+        let data = [Extent { offset: 9_000_000 * LEAF_SIZE, length: LEAF_SIZE }];
+        assert_eq!(Table::open(&b).unwrap().data_extents().unwrap().iter().collect::<Vec<_>>(), data);
         for path in [a, b] {
             let metadata = fs::metadata(path).unwrap();
             assert_eq!(metadata.len(), (size / LEAF_SIZE + 1) * 16);

@@ -49,7 +49,7 @@ pub(crate) fn encode_head(size: u64, clusters: &BTreeSet<u64>) -> Vec<u8> {
     let referenced = data_start + clusters.len() as u64;
     head.bytes.extend((0..referenced).flat_map(|_| 1u16.to_be_bytes()));
     head.pad();
-    let pointers = |start: u64| (start..).map(|cluster| cluster * CLUSTER_SIZE | COPIED);
+    let pointers = |start: u64| (start..).map(|cluster| (cluster * CLUSTER_SIZE) | COPIED);
     head.table(l1_entries, l2_tables.iter().copied().zip(pointers(l2_start)));
     let mut data = pointers(data_start);
     for table in l2_tables {
