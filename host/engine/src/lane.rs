@@ -1,10 +1,11 @@
 //! One target of one VM in one run: what it holds, what it will get, and how it ends.
 
+use crate::allocation::{MAX_VHD_DISK, Question};
 use crate::error::{RunError, chain};
 use crate::export::{self, NotBegun};
 use crate::forecast;
 use crate::framing::Framing;
-use crate::inventory::Inventory;
+use crate::inventory::{AttachedDisk, Inventory};
 use crate::job::{Integrity, Job, Target};
 use crate::keys::Keys;
 use crate::lease::Lease;
@@ -13,7 +14,7 @@ use crate::plan;
 use crate::reconcile;
 use crate::replica::MappedInterface;
 use crate::run::Run;
-use crate::source::{Chunked, MAX_VHD_DISK};
+use crate::source::Chunked;
 use crate::tried;
 use crate::view::{Identity, Point, Replica, SourceVm, TargetView, is_unused};
 use std::collections::BTreeSet;
@@ -146,6 +147,11 @@ impl<'j> Lane<'j> {
                 let asked = written_disk(&self.session, replica, patience).await?;
                 let unblocked = !asked.untold.is_empty() && !is_unused(&replica.record);
                 let used = || "its start is not blocked any more, and it may have been used".to_owned();
+                let kept =
+                    "it counts as untouched, since its start is blocked, and a clone of the recovery point goes on";
+                if asked.written.is_none() && !unblocked {
+                    self.warnings.extend(asked.unknown.into_iter().map(|unknown| format!("{unknown}; {kept}")));
+                }
                 self.untold = asked.untold;
                 asked.written.or_else(|| unblocked.then(used))
             }
@@ -303,43 +309,60 @@ pub(crate) struct Asked {
     pub(crate) written: Option<String>,
     /// Those of which it does not tell: what is kept as something else than VHD has no differences to ask for.
     pub(crate) untold: BTreeSet<Ref<Vdi>>,
+    /// Those of them of which it should have told, and why it did not.
+    pub(crate) unknown: Vec<String>,
 }
 
-/// Asks the storage for live disks whose difference from the newest recovery point holds blocks.
+/// Asks the storage for live disks whose difference from the newest recovery point holds anything.
 pub(crate) async fn written_disk(session: &Session, replica: &Replica, patience: Duration) -> Result<Asked, RunError> {
     let mut asked = Asked::default();
     for held in &replica.newest().disks {
         let Some(live) = replica.live_disk(held) else { continue };
-        if live.record.virtual_size > MAX_VHD_DISK {
-            // Nobody tells what changed on it, so it is never written in place: see `landing`.
-            continue;
-        }
+        let (uuid, base) = (&live.record.uuid, &held.attached.vdi);
         let label = format!("vmferry: is disk {} untouched?", live.record.name_label);
-        let begun = export::begin(session, &live.vdi, Some(&held.attached.vdi), &label, patience).await;
-        let head = match begun {
-            Ok((export, head)) => {
-                export.abort().await;
-                Some(head)
+        let told = match live.record.virtual_size > MAX_VHD_DISK {
+            true => {
+                let size = live.record.virtual_size;
+                let question = Question { session, vdi: &live.vdi, base: Some(base), size, patience, label: &label };
+                let told = question.ask().await.map(|extents| extents.total_bytes());
+                told.inspect_err(|why| {
+                    asked.unknown.push(format!("whether disk {uuid} of the replica was written is not known: {why}"));
+                })
+                .ok()
             }
-            Err(NotBegun::NoDifferences(_)) => None,
-            Err(NotBegun::Failed(message)) => {
-                return Err(RunError::Transfer { disk: live.record.uuid.clone(), message });
-            }
+            false => changed_bytes(session, live, base, &label, patience).await?,
         };
         wait_until_detached(session, &live.vdi).await?;
-        match head {
-            Some(head) if head.used_blocks() > 0 => {
-                let written = bytes(head.changed_bytes());
-                asked.written = Some(format!("{written} of its disk {} were written since", live.record.uuid));
+        match told {
+            Some(0) => {}
+            Some(written) => {
+                asked.written = Some(format!("{} of its disk {uuid} were written since", bytes(written)));
                 break;
             }
-            Some(_) => {}
             None => {
                 asked.untold.insert(live.vdi.clone());
             }
         }
     }
     Ok(asked)
+}
+
+/// Bytes of the blocks that a differential VHD export would hold; `None` where the storage knows no differences.
+async fn changed_bytes(
+    session: &Session,
+    live: &AttachedDisk,
+    base: &Ref<Vdi>,
+    label: &str,
+    patience: Duration,
+) -> Result<Option<u64>, RunError> {
+    match export::begin(session, &live.vdi, Some(base), label, patience).await {
+        Ok((export, head)) => {
+            export.abort().await;
+            Ok(Some(head.changed_bytes()))
+        }
+        Err(NotBegun::NoDifferences(_)) => Ok(None),
+        Err(NotBegun::Failed(message)) => Err(RunError::Transfer { disk: live.record.uuid.clone(), message }),
+    }
 }
 
 /// A size for people.

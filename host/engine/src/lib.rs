@@ -6,6 +6,7 @@
 //!
 //! Reading order: [`run`](Engine::run) tells the story; `plan` decides; `view` is what it decides on; the rest acts.
 
+mod allocation;
 mod clone;
 mod commit;
 mod digests;

@@ -1,7 +1,7 @@
 //! Which disks travel whole and which as a delta, and where they land: pure functions from what exists.
 
+use crate::allocation::MAX_VHD_DISK;
 use crate::inventory::AttachedDisk;
-use crate::source::MAX_VHD_DISK;
 use crate::view::{Condition, Point, PointDisk, Replica, SourceVm, TargetView, is_unused};
 use std::collections::BTreeSet;
 use vmferry_model::plan::{Base, FullReason, Transfer};
@@ -120,7 +120,7 @@ pub(crate) fn landing(
 ) -> Landing {
     let Some(held) = transfer.lands_on().and_then(|copy| target.point_disk(copy)) else { return Landing::Fresh };
     let live = untouched
-        // A damaged disk is mended on a clone; of one beyond VHD nobody can prove that it is untouched.
+        // A damaged disk is mended on a clone; of one beyond VHD the host may not be able to tell that it is untouched.
         .filter(|_| held.damaged.is_none() && held.attached.record.virtual_size <= MAX_VHD_DISK)
         .filter(|replica| replica.newest().disks.iter().any(|disk| disk.uuid() == held.uuid()))
         .and_then(|replica| replica.live_disk(held))
@@ -140,7 +140,7 @@ pub(crate) fn divergence(replica: &Replica) -> Option<String> {
     if replica.record.power_state != PowerState::Halted {
         return Some(format!("it is {:?}", replica.record.power_state).to_lowercase());
     }
-    // The storage tells of other disks whether they were written; of these, only whether they could be.
+    // Whether one of these was written the host may not be able to tell, so whether it could be counts as well.
     let beyond_vhd = replica.disks.iter().any(|disk| disk.record.virtual_size > MAX_VHD_DISK);
     if beyond_vhd && !is_unused(&replica.record) {
         return Some("its start is not blocked any more, and it may have been used".to_owned());

@@ -1,5 +1,6 @@
 //! The replica VM: what it takes over from its source, how its start is prevented, and its disks and interfaces.
 
+use crate::allocation::MAX_VHD_DISK;
 use crate::error::RunError;
 use crate::inventory::AttachedDisk;
 use crate::job::{Job, Target};
@@ -7,7 +8,6 @@ use crate::keys::{self, Keys};
 use crate::objects::set_keys;
 use crate::plan::replica_size;
 use crate::snapshot::Taken;
-use crate::source::MAX_VHD_DISK;
 use std::collections::BTreeMap;
 use vmferry_xapi::records::{Network, Vbd, Vdi, Vif, Vm};
 use vmferry_xapi::{Error, IntoValue, Ref, Session, Value, params};

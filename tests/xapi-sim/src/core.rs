@@ -17,6 +17,7 @@ pub(crate) struct Core {
     cleared: watch::Sender<u64>,
     pub(crate) transfers: Transfers,
     pub(crate) redirect_transfers_to: Option<String>,
+    pub(crate) qcow2_streams: bool,
     pub(crate) data_destroy_patience: Duration,
 }
 
@@ -28,6 +29,7 @@ impl Core {
             cleared: watch::Sender::new(0),
             transfers: Transfers::default(),
             redirect_transfers_to: config.redirect_transfers_to.clone(),
+            qcow2_streams: config.qcow2_streams,
             data_destroy_patience: config.data_destroy_patience,
         }
     }

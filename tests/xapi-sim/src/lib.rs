@@ -23,7 +23,7 @@
 //! The layers, from the outside in: `server` (routes), `rpc`, `transfer` and `nbd` (one request), `calls` (what a call
 //! does), `state` with `db` and `storage`; `wire` holds the encodings, `schema` the data model, `control` what tests do.
 //!
-//! Not simulated: streams of qcow2, XVA, garbage collection that takes its time, a change of the master.
+//! Not simulated: imports of qcow2, XVA, garbage collection that takes its time, a change of the master.
 
 mod admin;
 mod calls;

@@ -7,6 +7,7 @@ mod failover;
 mod faults;
 mod keys;
 mod kills;
+mod large_disks;
 mod leases;
 mod main_job;
 mod methods;
