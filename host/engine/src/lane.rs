@@ -136,10 +136,7 @@ impl<'j> Lane<'j> {
     /// written or rearranged is never overwritten: it stays as it is, and another VM goes on in its place.
     async fn prove_untouched(&mut self, patience: Duration) -> Result<(), RunError> {
         let Some(replica) = self.view.current() else { return Ok(()) };
-        let why = match plan::divergence(replica) {
-            Some(why) => Some(why),
-            None => written_disk(&self.session, replica, patience).await?,
-        };
+        let why = change(&self.session, replica, patience).await?;
         self.untouched = why.is_none();
         if let Some(why) = why {
             self.warnings.push(format!(
@@ -273,12 +270,20 @@ fn find_sr(inventory: &Inventory, target: &Target) -> Result<(Ref<Sr>, Sr), RunE
     Ok((sr.clone(), record.clone()))
 }
 
-/// The first live disk that is not what the newest recovery point says: its difference from the snapshot holds blocks.
-pub(crate) async fn written_disk(
+/// Why a replica is not its newest recovery point any more, by its records and then by the storage; `None` for one that is.
+pub(crate) async fn change(
     session: &Session,
     replica: &Replica,
     patience: Duration,
 ) -> Result<Option<String>, RunError> {
+    match plan::divergence(replica) {
+        Some(why) => Ok(Some(why)),
+        None => written_disk(session, replica, patience).await,
+    }
+}
+
+/// The first live disk that is not what the newest recovery point says: its difference from the snapshot holds blocks.
+async fn written_disk(session: &Session, replica: &Replica, patience: Duration) -> Result<Option<String>, RunError> {
     for held in &replica.newest().disks {
         let Some(live) = replica.live_disk(held) else { continue };
         if live.record.virtual_size > MAX_VHD_DISK {

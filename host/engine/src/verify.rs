@@ -11,9 +11,8 @@ use crate::error::{EngineError, RunError, chain};
 use crate::inventory::{AttachedDisk, Inventory};
 use crate::job::Job;
 use crate::keys;
-use crate::lane::written_disk;
+use crate::lane;
 use crate::objects::set_keys;
-use crate::plan;
 use crate::points::Survivor;
 use crate::progress::Progress;
 use crate::readback::ReadBack;
@@ -224,10 +223,7 @@ impl Look<'_> {
     }
 
     async fn ask(&self, replica: &Replica, verified: &mut VerifiedReplica) -> Result<(), RunError> {
-        let changed = match plan::divergence(replica) {
-            Some(why) => Some(why),
-            None => written_disk(&self.survivor.session, replica, self.job.tuning.first_byte).await?,
-        };
+        let changed = lane::change(&self.survivor.session, replica, self.job.tuning.first_byte).await?;
         verified.verdict = match (&changed, replica.newest().is_damaged()) {
             (_, true) => Verdict::Damaged,
             (Some(_), false) => Verdict::Changed,
