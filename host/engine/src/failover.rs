@@ -226,9 +226,9 @@ impl Failover<'_> {
                 replica::sync_interfaces(session, vm, &replica.record, &interfaces).await?;
                 self.mark(&replica, &point).await?;
                 self.boot(&replica, &point, step).await?;
-                self.clear_away().await;
             }
         }
+        self.clear_away().await;
         let recorded = match step {
             Step::Running | Step::Again => failed_over_to(&self.identity, &replica.record),
             Step::Prove | Step::ProveAndReplace | Step::Replace => None,

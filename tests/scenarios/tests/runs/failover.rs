@@ -1,11 +1,12 @@
 //! Recovery points are cloned and started, looked at, and removed; the replica is as before.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 use vmferry_engine::{CloneRequest, GuestCheck, GuestWait, NetworkChoice};
 use vmferry_model::report::Outcome;
 use vmferry_scenarios::{MIB, World, only_target, point_of};
 use vmferry_xapi::records::{Network, Vm};
-use vmferry_xapi::{Ref, Session, params};
+use vmferry_xapi::{IntoValue, Ref, Session, Value, params};
 use xapi_sim::SimConfig;
 
 fn newest(world: &World) -> CloneRequest {
@@ -116,9 +117,11 @@ async fn a_clone_keeps_the_addresses_of_its_source_unless_it_is_asked_for_others
 }
 
 async fn network_called(session: &Session, name: &str) -> Ref<Network> {
-    let record = std::collections::BTreeMap::from([("name_label", name)]);
-    let network: Ref<Network> = session.call("network.create", params![record]).await.unwrap();
-    network
+    let record = Value::Struct(BTreeMap::from([
+        ("name_label".to_owned(), name.into_value()),
+        ("other_config".to_owned(), BTreeMap::<String, String>::new().into_value()),
+    ]));
+    session.call("network.create", params![record]).await.unwrap()
 }
 
 #[tokio::test]
