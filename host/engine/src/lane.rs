@@ -141,21 +141,13 @@ impl<'j> Lane<'j> {
     /// written or rearranged is never overwritten: it stays as it is, and another VM goes on in its place.
     async fn prove_untouched(&mut self, patience: Duration) -> Result<(), RunError> {
         let Some(replica) = self.view.current() else { return Ok(()) };
-        let why = match plan::divergence(replica) {
-            Some(why) => Some(why),
-            None => {
-                let asked = written_disk(&self.session, replica, patience).await?;
-                let unblocked = !asked.untold.is_empty() && !is_unused(&replica.record);
-                let used = || "its start is not blocked any more, and it may have been used".to_owned();
-                let kept =
-                    "it counts as untouched, since its start is blocked, and a clone of the recovery point goes on";
-                if asked.written.is_none() && !unblocked {
-                    self.warnings.extend(asked.unknown.into_iter().map(|unknown| format!("{unknown}; {kept}")));
-                }
-                self.untold = asked.untold;
-                asked.written.or_else(|| unblocked.then(used))
-            }
-        };
+        let change = change(&self.session, replica, patience).await?;
+        let why = change.written;
+        if why.is_none() {
+            let kept = "it counts as untouched, since its start is blocked, and a clone of the recovery point goes on";
+            self.warnings.extend(change.unknown.into_iter().map(|unknown| format!("{unknown}; {kept}")));
+        }
+        self.untold = change.untold;
         self.untouched = why.is_none();
         if let Some(why) = why {
             self.warnings.push(format!(
@@ -302,20 +294,33 @@ fn find_sr(inventory: &Inventory, target: &Target) -> Result<(Ref<Sr>, Sr), RunE
     Ok((sr.clone(), record.clone()))
 }
 
-/// What the storage says about the live disks of a replica.
+/// What became of a replica since its newest recovery point.
 #[derive(Debug, Default)]
-pub(crate) struct Asked {
-    /// The first one that is not what the newest recovery point says.
+pub(crate) struct Change {
+    /// Why it is not that point any more.
     pub(crate) written: Option<String>,
-    /// Those of which it does not tell: what is kept as something else than VHD has no differences to ask for.
+    /// Live disks of which the storage does not tell: what is kept as something else than VHD has no differences to ask for.
     pub(crate) untold: BTreeSet<Ref<Vdi>>,
     /// Those of them of which it should have told, and why it did not.
     pub(crate) unknown: Vec<String>,
 }
 
+/// Asks the records of a replica whether it was used, and then the storage. Where the storage does not tell, a replica counts
+/// as untouched as long as its start is blocked as we left it.
+pub(crate) async fn change(session: &Session, replica: &Replica, patience: Duration) -> Result<Change, RunError> {
+    if let Some(why) = plan::divergence(replica) {
+        return Ok(Change { written: Some(why), ..Change::default() });
+    }
+    let mut change = written_disk(session, replica, patience).await?;
+    if change.written.is_none() && !change.untold.is_empty() && !is_unused(&replica.record) {
+        change.written = Some("its start is not blocked any more, and it may have been used".to_owned());
+    }
+    Ok(change)
+}
+
 /// Asks the storage for live disks whose difference from the newest recovery point holds anything.
-pub(crate) async fn written_disk(session: &Session, replica: &Replica, patience: Duration) -> Result<Asked, RunError> {
-    let mut asked = Asked::default();
+async fn written_disk(session: &Session, replica: &Replica, patience: Duration) -> Result<Change, RunError> {
+    let mut change = Change::default();
     for held in &replica.newest().disks {
         let Some(live) = replica.live_disk(held) else { continue };
         let (uuid, base) = (&live.record.uuid, &held.attached.vdi);
@@ -326,7 +331,7 @@ pub(crate) async fn written_disk(session: &Session, replica: &Replica, patience:
                 let question = Question { session, vdi: &live.vdi, base: Some(base), size, patience, label: &label };
                 let told = question.ask().await.map(|extents| extents.total_bytes());
                 told.inspect_err(|why| {
-                    asked.unknown.push(format!("whether disk {uuid} of the replica was written is not known: {why}"));
+                    change.unknown.push(format!("whether disk {uuid} of the replica was written is not known: {why}"));
                 })
                 .ok()
             }
@@ -336,15 +341,15 @@ pub(crate) async fn written_disk(session: &Session, replica: &Replica, patience:
         match told {
             Some(0) => {}
             Some(written) => {
-                asked.written = Some(format!("{} of its disk {uuid} were written since", bytes(written)));
+                change.written = Some(format!("{} of its disk {uuid} were written since", bytes(written)));
                 break;
             }
             None => {
-                asked.untold.insert(live.vdi.clone());
+                change.untold.insert(live.vdi.clone());
             }
         }
     }
-    Ok(asked)
+    Ok(change)
 }
 
 /// Bytes of the blocks that a differential VHD export would hold; `None` where the storage knows no differences.

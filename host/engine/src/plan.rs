@@ -134,8 +134,10 @@ pub(crate) fn landing(
 /// Why a replica's live disks cannot be what its newest recovery point says, as far as records tell. What records
 /// cannot tell (a write) is asked of the storage afterwards.
 pub(crate) fn divergence(replica: &Replica) -> Option<String> {
-    if replica.condition == Condition::Used {
-        return Some("somebody reverted or unblocked it".to_owned());
+    match replica.condition {
+        Condition::Used => return Some("somebody reverted or unblocked it".to_owned()),
+        Condition::FailedOver => return Some("it was failed over to".to_owned()),
+        Condition::Tidy | Condition::HalfWritten | Condition::Untidy => {}
     }
     if replica.record.power_state != PowerState::Halted {
         return Some(format!("it is {:?}", replica.record.power_state).to_lowercase());

@@ -11,9 +11,8 @@ use crate::error::{EngineError, RunError, chain};
 use crate::inventory::{AttachedDisk, Inventory};
 use crate::job::Job;
 use crate::keys;
-use crate::lane::{Asked, written_disk};
+use crate::lane;
 use crate::objects::set_keys;
-use crate::plan;
 use crate::points::Survivor;
 use crate::progress::Progress;
 use crate::readback::ReadBack;
@@ -224,21 +223,18 @@ impl Look<'_> {
     }
 
     async fn ask(&self, replica: &Replica, verified: &mut VerifiedReplica) -> Result<(), RunError> {
-        let asked = match plan::divergence(replica) {
-            Some(why) => Asked { written: Some(why), ..Asked::default() },
-            None => written_disk(&self.survivor.session, replica, self.job.tuning.first_byte).await?,
-        };
-        verified.verdict = match (&asked.written, replica.newest().is_damaged()) {
+        let change = lane::change(&self.survivor.session, replica, self.job.tuning.first_byte).await?;
+        verified.verdict = match (&change.written, replica.newest().is_damaged()) {
             (_, true) => Verdict::Damaged,
             (Some(_), false) => Verdict::Changed,
-            (None, false) if !asked.untold.is_empty() => Verdict::Unknown,
+            (None, false) if !change.untold.is_empty() => Verdict::Unknown,
             (None, false) => Verdict::Untouched,
         };
-        let untold = (!asked.untold.is_empty()).then(|| {
+        let untold = (!change.untold.is_empty()).then(|| {
             "its storage does not tell whether somebody wrote to it; `--deep` reads its newest recovery point"
                 .to_owned()
         });
-        verified.error = asked.written.or_else(|| asked.unknown.into_iter().next()).or(untold);
+        verified.error = change.written.or_else(|| change.unknown.into_iter().next()).or(untold);
         Ok(())
     }
 

@@ -44,6 +44,9 @@ pub struct SimConfig {
     pub redirect_transfers_to: Option<String>,
     /// Garbage collection waits for [`Sim::collect_garbage`](crate::Sim::collect_garbage) instead of following each deletion.
     pub hold_gc: bool,
+    /// A guest says nothing after its start until [`Sim::bring_up_guest`](crate::Sim::bring_up_guest), as one that takes
+    /// its time to boot.
+    pub hold_guests: bool,
 }
 
 impl Default for SimConfig {
@@ -66,6 +69,7 @@ impl Default for SimConfig {
             master_address: None,
             redirect_transfers_to: None,
             hold_gc: false,
+            hold_guests: false,
         }
     }
 }

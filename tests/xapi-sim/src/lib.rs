@@ -192,6 +192,12 @@ impl Sim {
         self.expect(|state| control::write(state, vdi_uuid, offset, data));
     }
 
+    /// Lets the guest of a running VM be up; needed only where the configuration holds guests.
+    #[track_caller]
+    pub fn bring_up_guest(&self, vm_uuid: &str) {
+        self.expect(|state| control::bring_up_guest(state, vm_uuid));
+    }
+
     /// Loses the change log of a tracked disk, as a crash of its host does: tracking is off from then on, and an alert
     /// `VDI_CBT_METADATA_INCONSISTENT` says so. Its snapshots keep their logs.
     #[track_caller]

@@ -5,6 +5,7 @@
 mod divergence;
 mod failover;
 mod faults;
+mod force_start;
 mod keys;
 mod kills;
 mod large_disks;
