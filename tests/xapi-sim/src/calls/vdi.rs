@@ -131,8 +131,8 @@ fn image_format(state: &State, row: &Row) -> ApiResult<ImageFormat> {
 }
 
 /// Whether an export in that format can be told what is allocated, instead of reading everything.
-pub(crate) fn is_qcow2(row: &Row) -> bool {
-    image_format(row) == Ok(ImageFormat::Qcow2)
+pub(crate) fn is_qcow2(state: &State, row: &Row) -> bool {
+    image_format(state, row) == Ok(ImageFormat::Qcow2)
 }
 
 /// Whether the file of a disk is nothing but its content.

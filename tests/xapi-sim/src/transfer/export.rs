@@ -171,9 +171,9 @@ fn plan(state: &State, vdi: &str, base: Option<&str>, format: Format) -> ApiResu
 fn clusters(state: &State, vdi: &str, base: Option<&str>) -> ApiResult<(u64, BTreeSet<u64>)> {
     let (row, node) = (state.db.get("VDI", vdi)?, node_of(state, vdi)?);
     let mut clusters = match base {
-        None => state.nodes.full_pages(node, is_qcow2(row)),
+        None => state.nodes.full_pages(node, is_qcow2(state, row)),
         Some(base) => {
-            let tell_allocation = is_qcow2(row) && is_qcow2(state.db.get("VDI", base)?);
+            let tell_allocation = is_qcow2(state, row) && is_qcow2(state, state.db.get("VDI", base)?);
             state.nodes.delta_pages(node, node_of(state, base)?, tell_allocation)
         }
     };
