@@ -186,7 +186,7 @@ pub(crate) async fn tidy_disks(lane: &Lane<'_>, job: &Job, live: &Ref<Vm>) -> Re
 }
 
 /// The keys that make a snapshot a recovery point, for us and for Xen Orchestra.
-fn point_keys(this: &Committing<'_>, sr: &str) -> Keys {
+pub(crate) fn point_keys(this: &Committing<'_>, sr: &str) -> Keys {
     Keys::from([
         (keys::XO_DATETIME.to_owned(), keys::datetime(this.taken.taken_at)),
         (keys::XO_JOB.to_owned(), this.job.ids.job.to_string()),
@@ -209,7 +209,7 @@ pub(crate) fn live_keys(job: &Job, identity: &Identity, sr: &str, uuid: &str) ->
 }
 
 /// The keys that stay on a live replica disk.
-fn live_disk_keys(job: &Job, identity: &Identity, sr: &str, disk: &TakenDisk, uuid: &str) -> Keys {
+pub(crate) fn live_disk_keys(job: &Job, identity: &Identity, sr: &str, disk: &TakenDisk, uuid: &str) -> Keys {
     let mut keys = keys::inheritable(&disk.of.record.other_config);
     keys.extend(live_keys(job, identity, sr, uuid));
     keys.insert(keys::DISK.to_owned(), disk.of.record.uuid.clone());

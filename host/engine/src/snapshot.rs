@@ -71,8 +71,15 @@ async fn tag(
     newest: Option<Timestamp>,
     reference: &Ref<Vm>,
 ) -> Result<Taken, RunError> {
+    let mut taken = read(session, source, reference).await?;
+    taken.taken_at = newest.map_or(taken.taken_at, |newest| taken.taken_at.max(newest + ONE_SECOND));
+    put_keys(session, source, job, &taken).await?;
+    Ok(taken)
+}
+
+/// Reads a snapshot that has every replicated disk of its VM; its date is that of the pool.
+pub(crate) async fn read(session: &Session, source: &SourceVm, reference: &Ref<Vm>) -> Result<Taken, RunError> {
     let record: Vm = session.get_record(reference).await?;
-    let taken_at = newest.map_or(record.snapshot_time, |newest| record.snapshot_time.max(newest + ONE_SECOND));
     let mut disks = Vec::with_capacity(source.disks.len());
     for vbd in &record.vbds {
         let vbd: Vbd = session.get_record(vbd).await?;
@@ -100,17 +107,22 @@ async fn tag(
             ),
         });
     }
-    let keys = source_keys(job, &source.record.uuid, taken_at);
-    for disk in &disks {
+    let taken_at = record.snapshot_time;
+    Ok(Taken { reference: reference.clone(), record, taken_at, disks })
+}
+
+/// Makes a snapshot the job's own, by its keys and its name.
+pub(crate) async fn put_keys(session: &Session, source: &SourceVm, job: &Job, taken: &Taken) -> Result<(), RunError> {
+    let keys = source_keys(job, &source.record.uuid, taken.taken_at);
+    for disk in &taken.disks {
         let mut own = own_keys(&disk.inherited, &keys, &disk.uuid);
         own.insert(keys::XO_CONTENT_KEY.to_owned(), disk.uuid.clone());
         replace_keys(session, &disk.vdi, &own).await?;
     }
-    replace_keys(session, reference, &own_keys(&record.other_config, &keys, &record.uuid)).await?;
-    let () = session
-        .call("VM.set_name_label", params![reference, format!("[vmferry {}] {}", job.name, source.record.name_label)])
-        .await?;
-    Ok(Taken { reference: reference.clone(), record, taken_at, disks })
+    let own = own_keys(&taken.record.other_config, &keys, &taken.record.uuid);
+    replace_keys(session, &taken.reference, &own).await?;
+    let name = format!("[vmferry {}] {}", job.name, source.record.name_label);
+    Ok(session.call("VM.set_name_label", params![&taken.reference, name]).await?)
 }
 
 /// The keys of a source snapshot whose transfer has not been confirmed yet.

@@ -275,12 +275,7 @@ impl Look<'_> {
             verdict,
             reason,
             different_bytes: different.as_ref().map(Extents::total_bytes),
-            differences: different
-                .iter()
-                .flat_map(Extents::iter)
-                .take(NAMED_DIFFERENCES)
-                .map(|extent| Difference { offset: extent.offset, length: extent.length })
-                .collect(),
+            differences: different.as_ref().map(first_differences).unwrap_or_default(),
         })
     }
 
@@ -331,6 +326,12 @@ impl Look<'_> {
         notes.extend(read.and_then(|read| read.note));
         Ok(table)
     }
+}
+
+/// The first ranges of what differs, as a report names them.
+pub(crate) fn first_differences(different: &Extents) -> Vec<Difference> {
+    let named = different.iter().take(NAMED_DIFFERENCES);
+    named.map(|extent| Difference { offset: extent.offset, length: extent.length }).collect()
 }
 
 type Compared = (Verdict, &'static str, Option<Extents>, Option<DraftTable>);

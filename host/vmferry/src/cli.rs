@@ -53,6 +53,9 @@ pub enum Verb {
     /// Start from a replica
     #[command(subcommand)]
     Failover(Failover),
+    /// Begin with a copy that is on the target already
+    #[command(subcommand)]
+    Seed(Seed),
     /// The configuration
     #[command(subcommand)]
     Config(ConfigVerb),
@@ -178,6 +181,29 @@ pub struct StartArgs {
     /// Do it: replication onto this replica ends until it is failed back, and a run that works on it is stopped
     #[arg(long)]
     pub force: bool,
+}
+
+/// How to begin with a copy.
+#[derive(Debug, Subcommand)]
+pub enum Seed {
+    /// Make a copy the replica of its VM: it is compared in whole, and the next run sends only what differs
+    Adopt(SeedAdopt),
+}
+
+/// Arguments of `seed adopt`.
+#[derive(Debug, Args)]
+pub struct SeedAdopt {
+    /// The job's name
+    pub job: String,
+    /// The snapshot VM of the source that the copy was made from; the job owns it afterwards
+    #[arg(long, value_name = "UUID")]
+    pub snapshot: String,
+    /// The copy: a halted VM on the target's storage repository
+    #[arg(long, value_name = "UUID")]
+    pub copy: String,
+    /// The target it is on [default: the only one]
+    #[arg(long, value_name = "NAME")]
+    pub target: Option<String>,
 }
 
 /// What to do with the configuration.

@@ -6,9 +6,10 @@ mod failover;
 mod plan;
 mod points;
 mod run;
+mod seed;
 mod verify;
 
-use crate::cli::{Cli, Common, ConfigVerb, Failover, Points, Verb};
+use crate::cli::{Cli, Common, ConfigVerb, Failover, Points, Seed, Verb};
 use crate::config::{Config, Surroundings};
 use crate::exit::Exit;
 use crate::output::Form;
@@ -39,6 +40,7 @@ pub async fn perform(cli: Cli, screen: &Screen) -> Result<Exit, Failure> {
         Verb::Failover(Failover::Start(arguments)) => {
             failover::start(&Workplace::open(common).await?, &arguments, screen).await
         }
+        Verb::Seed(Seed::Adopt(arguments)) => seed::adopt(&Workplace::open(common).await?, &arguments, screen).await,
         Verb::Config(ConfigVerb::Check) => config::check(&load(common)?, form(common)).await,
         Verb::Config(ConfigVerb::Show) => config::show(&load(common)?, form(common)),
     }

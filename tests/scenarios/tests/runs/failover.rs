@@ -9,7 +9,7 @@ use vmferry_xapi::records::{Network, Vm};
 use vmferry_xapi::{IntoValue, Ref, Session, Value, params};
 use xapi_sim::SimConfig;
 
-fn newest(world: &World) -> CloneRequest {
+pub(crate) fn newest(world: &World) -> CloneRequest {
     CloneRequest {
         vm: world.vm.clone(),
         point: None,

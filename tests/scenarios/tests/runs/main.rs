@@ -14,4 +14,5 @@ mod main_job;
 mod methods;
 mod policies;
 mod refusals;
+mod seed;
 mod volumes;
