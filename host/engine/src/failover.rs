@@ -13,7 +13,7 @@ use crate::guest;
 use crate::interfaces::{NetworkChoice, Wiring};
 use crate::job::{Job, Policies};
 use crate::keys::{self, Keys, State};
-use crate::lane::{self, Lane};
+use crate::lane::{self, Asking, Lane};
 use crate::lease::{Lease, LeaseTerms};
 use crate::objects::destroy_disk;
 use crate::points::{Wanted, assert_undamaged};
@@ -256,7 +256,7 @@ impl Failover<'_> {
             self.lane.observe(&self.identity).await?;
             replica = self.subject()?.0.clone();
         }
-        let change = lane::change(&self.lane.session, &replica, self.job.tuning.first_byte).await?;
+        let change = lane::change(&self.lane.session, &replica, self.job.tuning.first_byte, Asking::Quickly).await?;
         match change.written {
             None => Ok((replica, change.untold.is_empty())),
             Some(why) => Err(EngineError::Refused(format!(

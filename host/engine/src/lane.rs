@@ -141,12 +141,8 @@ impl<'j> Lane<'j> {
     /// written or rearranged is never overwritten: it stays as it is, and another VM goes on in its place.
     async fn prove_untouched(&mut self, patience: Duration) -> Result<(), RunError> {
         let Some(replica) = self.view.current() else { return Ok(()) };
-        let change = change(&self.session, replica, patience).await?;
+        let change = change(&self.session, replica, patience, Asking::Quickly).await?;
         let why = change.written;
-        if why.is_none() {
-            let kept = "it counts as untouched, since its start is blocked, and a clone of the recovery point goes on";
-            self.warnings.extend(change.unknown.into_iter().map(|unknown| format!("{unknown}; {kept}")));
-        }
         self.untold = change.untold;
         self.untouched = why.is_none();
         if let Some(why) = why {
@@ -294,6 +290,16 @@ fn find_sr(inventory: &Inventory, target: &Target) -> Result<(Ref<Sr>, Sr), RunE
     Ok((sr.clone(), record.clone()))
 }
 
+/// Which disks the storage is asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asking {
+    /// Those of which it knows by its tables.
+    Quickly,
+    /// Those beyond VHD as well. To tell what differs in one of them, a host compares all of its data before it says anything,
+    /// and holds the disk for as long: nothing for a run to wait for.
+    Thoroughly,
+}
+
 /// What became of a replica since its newest recovery point.
 #[derive(Debug, Default)]
 pub(crate) struct Change {
@@ -307,11 +313,16 @@ pub(crate) struct Change {
 
 /// Asks the records of a replica whether it was used, and then the storage. Where the storage does not tell, a replica counts
 /// as untouched as long as its start is blocked as we left it.
-pub(crate) async fn change(session: &Session, replica: &Replica, patience: Duration) -> Result<Change, RunError> {
+pub(crate) async fn change(
+    session: &Session,
+    replica: &Replica,
+    patience: Duration,
+    asking: Asking,
+) -> Result<Change, RunError> {
     if let Some(why) = plan::divergence(replica) {
         return Ok(Change { written: Some(why), ..Change::default() });
     }
-    let mut change = written_disk(session, replica, patience).await?;
+    let mut change = written_disk(session, replica, patience, asking).await?;
     if change.written.is_none() && !change.untold.is_empty() && !is_unused(&replica.record) {
         change.written = Some("its start is not blocked any more, and it may have been used".to_owned());
     }
@@ -319,13 +330,23 @@ pub(crate) async fn change(session: &Session, replica: &Replica, patience: Durat
 }
 
 /// Asks the storage for live disks whose difference from the newest recovery point holds anything.
-async fn written_disk(session: &Session, replica: &Replica, patience: Duration) -> Result<Change, RunError> {
+async fn written_disk(
+    session: &Session,
+    replica: &Replica,
+    patience: Duration,
+    asking: Asking,
+) -> Result<Change, RunError> {
     let mut change = Change::default();
     for held in &replica.newest().disks {
         let Some(live) = replica.live_disk(held) else { continue };
         let (uuid, base) = (&live.record.uuid, &held.attached.vdi);
+        let beyond_vhd = live.record.virtual_size > MAX_VHD_DISK;
+        if beyond_vhd && asking == Asking::Quickly {
+            change.untold.insert(live.vdi.clone());
+            continue;
+        }
         let label = format!("vmferry: is disk {} untouched?", live.record.name_label);
-        let told = match live.record.virtual_size > MAX_VHD_DISK {
+        let told = match beyond_vhd {
             true => {
                 let size = live.record.virtual_size;
                 let question = Question { session, vdi: &live.vdi, base: Some(base), size, patience, label: &label };

@@ -11,7 +11,7 @@ use crate::error::{EngineError, RunError, chain};
 use crate::inventory::{AttachedDisk, Inventory};
 use crate::job::Job;
 use crate::keys;
-use crate::lane;
+use crate::lane::{self, Asking};
 use crate::objects::set_keys;
 use crate::points::Survivor;
 use crate::progress::Progress;
@@ -223,7 +223,8 @@ impl Look<'_> {
     }
 
     async fn ask(&self, replica: &Replica, verified: &mut VerifiedReplica) -> Result<(), RunError> {
-        let change = lane::change(&self.survivor.session, replica, self.job.tuning.first_byte).await?;
+        let change =
+            lane::change(&self.survivor.session, replica, self.job.tuning.first_byte, Asking::Thoroughly).await?;
         verified.verdict = match (&change.written, replica.newest().is_damaged()) {
             (_, true) => Verdict::Damaged,
             (Some(_), false) => Verdict::Changed,
