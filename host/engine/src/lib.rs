@@ -41,6 +41,7 @@ mod transfer;
 mod tried;
 mod verify;
 mod view;
+mod xen_orchestra;
 
 pub use clone::{CloneNetwork, CloneReport, CloneRequest};
 pub use engine::{Engine, RunOptions};

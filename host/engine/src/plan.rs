@@ -3,6 +3,7 @@
 use crate::inventory::AttachedDisk;
 use crate::source::MAX_VHD_DISK;
 use crate::view::{Condition, Point, PointDisk, Replica, SourceVm, TargetView, is_unused};
+use crate::xen_orchestra;
 use std::collections::BTreeSet;
 use vmferry_model::plan::{Base, FullReason, Transfer};
 use vmferry_xapi::Ref;
@@ -61,8 +62,11 @@ pub(crate) fn transfer(
     let reason = match (target_has_points, copies.is_empty(), source.keeps_snapshot_for(sr)) {
         _ if newest_is_damaged => FullReason::ReplicaDamaged,
         (true, true, _) => FullReason::NewDisk,
-        (false, _, false) => FullReason::FirstRun,
+        (false, _, false) => xen_orchestra::reason(source, target, sr).unwrap_or(FullReason::FirstRun),
         (_, _, true) => FullReason::BaseGoneOnTarget,
+        (true, false, false) if copies.iter().any(|(_, held)| source.purged.contains(&held.content_key)) => {
+            FullReason::BasePurged
+        }
         (true, false, false) => FullReason::BaseGoneOnSource,
     };
     match comparable {
@@ -134,8 +138,14 @@ pub(crate) fn landing(
 /// Why a replica's live disks cannot be what its newest recovery point says, as far as records tell. What records
 /// cannot tell (a write) is asked of the storage afterwards.
 pub(crate) fn divergence(replica: &Replica) -> Option<String> {
-    if replica.condition == Condition::Used {
-        return Some("somebody reverted or unblocked it".to_owned());
+    match replica.condition {
+        Condition::Used => return Some("somebody reverted or unblocked it".to_owned()),
+        Condition::Foreign => {
+            return Some(
+                "it carries the keys of a run of Xen Orchestra that was not finished, or was reverted".to_owned(),
+            );
+        }
+        Condition::Tidy | Condition::Untidy | Condition::HalfWritten => {}
     }
     if replica.record.power_state != PowerState::Halted {
         return Some(format!("it is {:?}", replica.record.power_state).to_lowercase());
@@ -195,7 +205,10 @@ mod tests {
             disks: vec![disk],
             ignored: Vec::new(),
             snapshots: exported.then_some(kept).into_iter().collect(),
+            newest_date: None,
+            legacy_srs: BTreeSet::new(),
             untagged: Vec::new(),
+            purged: BTreeSet::new(),
             pruning: crate::view::Pruning::default(),
             bases,
         }

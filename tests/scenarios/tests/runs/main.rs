@@ -13,3 +13,4 @@ mod methods;
 mod policies;
 mod refusals;
 mod volumes;
+mod xen_orchestra;
