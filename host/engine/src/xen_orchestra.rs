@@ -3,14 +3,14 @@
 //! | Generation | Versions | What it leaves on the target | A base? |
 //! | --- | --- | --- | --- |
 //! | 2 | since 6.3 | one VM, a snapshot of it after each transfer | its snapshots: [`committed`] |
-//! | 1 | 5.17 to 6.2 | one VM per transfer, the newest disks cloned from those before | no |
+//! | 1 | 5.17 to 6.2, `xo-cr-seed` | one VM per transfer, the newest disks cloned from those before | no |
 //! | 0 | before 5.17 | the same; the source VM names the base, per SR | no |
 //!
 //! Nobody can write to a snapshot. The disks of generation 1 are live disks of a VM that can be unblocked, started, stopped and
 //! blocked again, or attached elsewhere; a clone that somebody made of it carries the same keys and the same block; and
-//! there is no snapshot that a differential export could compare it with. Reading it back is of no help either: that costs
-//! what a full copy costs, and there are no digests of what was sent. So its disks are no base. Xen Orchestra 6.3 or newer turns
-//! such a chain into generation 2 with its next run.
+//! there is no snapshot that a differential export could compare it with. Building on it and comparing it with the source
+//! afterwards costs what a full copy costs, and until then the recovery point is unproven. So its disks are no base. Xen
+//! Orchestra 6.3 or newer turns such a chain into generation 2 with its next run.
 //!
 //! What a transfer that did not finish left is told by `xo:backup:datetime`, which says 1970 until the end (generation 2), or by
 //! the absence of `xo:backup:sr` (generation 1). `xo:copy_of` is set before the data and proves nothing. Nothing here is ever
@@ -18,7 +18,7 @@
 
 use crate::inventory::Inventory;
 use crate::keys::{self, Keys, State};
-use crate::view::{Identity, Origin, SourceVm, TargetView};
+use crate::view::{Identity, Origin, Point, SourceVm, TargetView};
 use std::collections::BTreeSet;
 use vmferry_model::plan::{FullReason, Transfer};
 use vmferry_xapi::Ref;
@@ -84,8 +84,9 @@ fn why(inventory: &Inventory, identity: &Identity, sr: &str, reference: &Ref<Vm>
     if keys.get(keys::XO_SOURCE_VM) == Some(&identity.vm) && on_sr() {
         return Some(Why::Legacy);
     }
-    // What carries keys of ours is a copy that somebody made of something of ours.
-    if keys.contains_key(keys::JOB) || !is_under_way(identity, vm) {
+    // What carries keys of ours is a copy that somebody made of something of ours; the source carries such keys where it was
+    // reverted to one of the job's snapshots.
+    if keys.contains_key(keys::JOB) || vm.uuid == identity.vm || !is_under_way(identity, vm) {
         return None;
     }
     match keys.get(keys::XO_SR) {
@@ -127,18 +128,20 @@ pub(crate) fn notes(target: &TargetView, transfers: &[Transfer], source: &Source
     if target.current().is_none() {
         return target.unproven.iter().map(Unproven::to_string).collect();
     }
-    let newest = target.points().find(|point| point.disks.iter().any(|disk| lands_on(transfers, disk.uuid())));
-    let taken_over = newest.filter(|point| point.origin == Origin::XenOrchestra);
+    let goes_on = |point: &&Point| point.disks.iter().any(|disk| lands_on(transfers, disk.uuid()));
+    let taken_over = target.points().find(goes_on).filter(|point| point.origin == Origin::XenOrchestra);
     let note = taken_over.map(|point| {
-        let kept = match source.bases.keys().any(|uuid| point.disks.iter().any(|disk| disk.content_key == *uuid)) {
-            true => format!(
+        let has_snapshot = point.disks.iter().any(|disk| source.bases.contains_key(&disk.content_key));
+        let kept = has_snapshot.then(|| {
+            format!(
                 "; source snapshot {} is Xen Orchestra's and is kept: destroy it when no job of Xen Orchestra needs it",
                 point.source_snapshot
-            ),
-            false => String::new(),
-        };
+            )
+        });
+        let kept = kept.unwrap_or_default();
         format!(
-            "goes on from recovery point {}, which Xen Orchestra made without digests: what it held is taken as it is{kept}",
+            "goes on from recovery point {}, which Xen Orchestra made without digests: `vmferry verify --deep` compares what it held with \
+             the source{kept}",
             point.uuid
         )
     });

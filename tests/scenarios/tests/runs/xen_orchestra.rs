@@ -108,6 +108,42 @@ async fn a_chain_of_snapshots_is_taken_over_with_a_delta_in_place() {
 }
 
 #[tokio::test]
+async fn what_xen_orchestra_wrote_wrong_is_found_by_comparing_with_the_source_and_mended() {
+    let (world, _, second) = two_transfers().await;
+    let disk = &world.target.vm_disks(second.point.as_ref().unwrap())[0];
+    let shared = world.target.record("VDI", disk).unwrap()["sm_config"]["vhd-parent"].as_str().unwrap().to_owned();
+    world.target.write(&shared, 40 * MIB, b"a block of another day");
+    let report = world.run().await;
+    assert_kind(&report, Kind::Delta, None);
+    assert_warns(&report, &["`vmferry verify --deep` compares"]);
+
+    let found = world.verify(true).await;
+    assert_eq!(found.replicas[0].disks[0].verdict.to_string(), "damaged", "{found:#?}");
+    let mended = world.run().await;
+    assert_eq!(
+        (disks(&mended)[0].kind, disks(&mended)[0].full_reason),
+        (Kind::Resync, Some(FullReason::ReplicaDamaged))
+    );
+    assert_eq!(world.target_content(&point_of(&mended)), world.source_content());
+    assert_eq!(world.verify(true).await.replicas[0].verdict.to_string(), "intact");
+}
+
+#[tokio::test]
+async fn a_snapshot_whose_marks_disagree_is_no_recovery_point() {
+    let (world, first, second) = two_transfers().await;
+    let session = world.at_target().await;
+    let disk: Ref<Vdi> = session.by_uuid(&world.target.vm_disks(second.point.as_ref().unwrap())[1]).await.unwrap();
+    session.set_other_config_key(&disk, "xo:backup:datetime", "19700101T000000Z").await.unwrap();
+    session.logout().await.unwrap();
+
+    let points = world.points().await.remove(0).points;
+    assert_eq!(points.iter().map(|point| &point.id).collect::<Vec<_>>(), [first.point.as_ref().unwrap()]);
+    let report = world.run().await;
+    assert_kind(&report, Kind::Full, Some(FullReason::BaseGoneOnSource));
+    assert_eq!(world.target_content(&point_of(&report)), world.source_content());
+}
+
+#[tokio::test]
 async fn a_run_that_fails_on_a_taken_over_chain_costs_nothing() {
     let (world, _, second) = two_transfers().await;
     change(&world, 12);
