@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     vhd_scan()?;
     cbt_bitmap()?;
     chunked_scan()?;
+    qcow2_head()?;
     nbd_client()
 }
 
@@ -54,6 +55,40 @@ fn chunked_scan() -> Result<(), Box<dyn Error>> {
         }
         seed.extend([0; 12]);
         fs::write(seeds.join(name), seed)?;
+    }
+    Ok(())
+}
+
+/// Clusters of 512 bytes: two L2 tables in reverse order, with data and zeroes; no L1 table; version 2.
+fn qcow2_head() -> Result<(), Box<dyn Error>> {
+    let seeds = seeds("qcow2_head")?;
+    let image = |version: u32, size: u64, l1: &[u64], l2: [&[(usize, u64)]; 2]| -> Vec<u8> {
+        let mut stream = vec![0; 512];
+        let mut put = |at: usize, bytes: &[u8]| stream[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, b"QFI\xfb");
+        put(4, &version.to_be_bytes());
+        put(20, &9u32.to_be_bytes());
+        put(24, &size.to_be_bytes());
+        put(36, &(l1.len() as u32).to_be_bytes());
+        put(40, &512u64.to_be_bytes());
+        stream.extend(l1.iter().flat_map(|entry| entry.to_be_bytes()));
+        stream.resize(1024, 0);
+        for used in l2 {
+            let mut table = [0; 64];
+            used.iter().for_each(|(index, entry)| table[*index] = *entry);
+            stream.extend(table.iter().flat_map(|entry: &u64| entry.to_be_bytes()));
+        }
+        stream
+    };
+    let l1 = [1536 | 1 << 63, 0, 1024 | 1 << 63];
+    let l2: [&[(usize, u64)]; 2] = [&[(0, 2048), (1, 1)], &[(5, 2560 | 1 << 63), (6, 3072 | 1)]];
+    for (name, mode, image) in [
+        ("whole", 0, image(3, 90_112, &l1, l2)),
+        ("difference", 0x15, image(3, 90_112, &l1, l2)),
+        ("empty", 2, image(3, 0, &[], [&[], &[]])),
+        ("version-2", 0, image(2, 90_112, &l1, [&[(0, 2048)], &[(63, 2560)]])),
+    ] {
+        fs::write(seeds.join(name), [&[mode], &*image].concat())?;
     }
     Ok(())
 }

@@ -23,7 +23,7 @@ impl Extent {
     }
 
     /// The smallest range of whole `grain`s that holds it.
-    fn widened(self, grain: u64) -> Self {
+    pub(crate) fn widened(self, grain: u64) -> Self {
         let offset = self.offset - self.offset % grain;
         Self::between(offset, self.end().checked_next_multiple_of(grain).unwrap_or(u64::MAX))
     }

@@ -2,6 +2,7 @@
 //!
 //! - [`vhd`]: the stream format. [`vhd::Head`] tells length and blocks from the first bytes,
 //!   [`vhd::Scan`] checks the rest as it passes, [`vhd::Writer`] lays out new streams.
+//! - [`qcow2`]: the head of qcow2 streams alone, which tells where disks beyond VHD have data.
 //! - [`extent`]: ranges of a disk; [`cbt`]: those that changed, by a bitmap of changed blocks.
 //! - [`chunked`]: XAPI's raw framing for any ranges, its check, and [`chunked::Resync`], which leaves out what a
 //!   target holds.
@@ -9,7 +10,7 @@
 //! - [`digest`]: BLAKE3 leaves of 64 KiB, the table that keeps them, and its root.
 //! - [`transfer`]: one source, many sinks, bytes checked on the way.
 //!
-//! `vhd`, `chunked::Scan` and the hashing in `digest` do no I/O; only [`vhd::Head::read`], the digest tables,
+//! `vhd`, `qcow2`, `chunked::Scan` and the hashing in `digest` do no I/O; only [`vhd::Head::read`], [`qcow2::Head::read`], the digest tables,
 //! `chunked::Resync`, `nbd` and `transfer` touch the outside.
 
 pub mod cbt;
@@ -17,5 +18,6 @@ pub mod chunked;
 pub mod digest;
 pub mod extent;
 pub mod nbd;
+pub mod qcow2;
 pub mod transfer;
 pub mod vhd;

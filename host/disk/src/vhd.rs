@@ -24,7 +24,7 @@ mod footer;
 mod head;
 mod header;
 mod scan;
-mod wire;
+pub(crate) mod wire;
 mod writer;
 
 pub use error::{HeadError, Part, VhdError, WriteError};

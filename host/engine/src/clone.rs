@@ -1,17 +1,24 @@
-//! Failover, the part that changes nothing: a recovery point is cloned, and the clone is started.
+//! Failover, the part that changes nothing: a recovery point is cloned, and the clone is started. Looked at and removed
+//! again, it is the boot test of a recovery point.
 
 use crate::engine::Engine;
-use crate::error::{EngineError, RunError};
+use crate::error::{EngineError, RunError, chain};
+use crate::guest::{self, GuestReport, GuestWait};
+use crate::interfaces::{NetworkChoice, Wiring};
 use crate::inventory::AttachedDisk;
 use crate::job::Job;
 use crate::keys::{self, Keys};
 use crate::objects::{destroy_disk, replace_keys};
-use crate::points::Survivor;
-use crate::view::Point;
+use crate::points::{Wanted, assert_undamaged};
+use crate::replica::{self, MappedInterface, put_autostart_aside};
 use jiff::Timestamp;
 use serde::Serialize;
-use vmferry_xapi::records::{Network, Vbd, VbdType, Vdi, Vif, Vm};
+use uuid::Uuid;
+use vmferry_xapi::records::{PowerState, Vbd, VbdType, Vdi, Vm};
 use vmferry_xapi::{Ref, Session, params};
+
+/// The seed of the hardware addresses that XAPI makes up for a VM.
+const MAC_SEED: &str = "mac_seed";
 
 /// What to clone, and how the clone is connected.
 #[derive(Clone, Debug)]
@@ -23,26 +30,23 @@ pub struct CloneRequest {
     /// Name of the target; the one with the newest point when absent.
     pub target: Option<String>,
     /// Where the clone's interfaces go.
-    pub network: CloneNetwork,
+    pub network: NetworkChoice,
+    /// Whether the pool makes up hardware addresses for the clone, instead of those of the source.
+    pub new_macs: bool,
+    /// Whether it starts by itself from now on, as its source does: with its host, and by high availability.
+    pub auto_start: bool,
     /// Whether the clone is started.
     pub start: bool,
+    /// Whether its guest is waited for, if it is started.
+    pub guest: Option<GuestWait>,
+    /// Whether the clone is removed at the end, whatever became of its guest.
+    pub remove_after: bool,
     /// The clone's name; made of the VM's name and the point's time when absent.
     pub name: Option<String>,
 }
 
-/// Where a clone's interfaces go.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CloneNetwork {
-    /// The networks that the replica was mapped to.
-    AsReplica,
-    /// None: the clone has no interfaces.
-    None,
-    /// All on this network, by uuid or unique name.
-    Named(String),
-}
-
 /// A clone of a recovery point.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CloneReport {
     /// uuid of the clone.
     pub vm: String,
@@ -56,135 +60,132 @@ pub struct CloneReport {
     pub taken_at: Timestamp,
     /// Whether it was started.
     pub started: bool,
+    /// What became of its guest, if that was asked.
+    pub guest: Option<GuestReport>,
+    /// Whether it was removed again.
+    pub removed: bool,
     /// uuids of its disks.
     pub disks: Vec<String>,
+    /// What an operator should know besides.
+    pub warnings: Vec<String>,
 }
 
 impl Engine {
     /// Clones a recovery point into an ordinary VM, and starts it if asked. Needs the target only. The replica and
     /// its recovery points are as before.
     pub async fn clone_point(&self, job: &Job, request: &CloneRequest) -> Result<CloneReport, EngineError> {
-        let (survivor, point) = self.find_point(job, request).await?;
-        let session = &survivor.session;
-        let network = match &request.network {
-            CloneNetwork::Named(name) => Some(find_network(session, name, &survivor.target.pool).await?),
-            CloneNetwork::AsReplica | CloneNetwork::None => None,
-        };
-        let name = request.name.clone().unwrap_or_else(|| {
-            let origin = survivor.inventory.vms.get(&point.reference).map_or("", |vm| vm.name_label.as_str());
-            format!("{origin} (clone)")
-        });
+        let (vm, point, target) = (request.vm.as_str(), request.point.as_deref(), request.target.as_deref());
+        let found = self.find_point(job, Wanted { vm, point, target, undamaged: true }).await?;
+        let (survivor, point, mut warnings) = (found.survivor, found.point, found.warnings);
+        if request.start {
+            assert_undamaged(&point, survivor.view(job, vm).points())?;
+        }
+        let (session, inventory) = (&survivor.session, &survivor.inventory);
+        let origin = &inventory.vms[&point.reference];
+        let wiring = Wiring { choice: &request.network, new_macs: request.new_macs, starts: request.start };
+        let interfaces = wiring.of(session, &survivor.target.pool, inventory, origin).await?;
+        let name = request.name.clone().unwrap_or_else(|| format!("{} (clone)", origin.name_label));
         let clone: Ref<Vm> =
             session.call_async("VM.clone", params![&point.reference, name.as_str()]).await.map_err(RunError::from)?;
-        match make_ordinary(session, &clone, &request.network, network.as_ref(), request.start).await {
-            Ok((vm, disks)) => Ok(CloneReport {
-                vm,
-                name,
-                target: survivor.target.name.clone(),
-                point: point.uuid,
-                taken_at: point.taken_at,
-                started: request.start,
-                disks,
-            }),
+        let made = Clone { session, vm: &clone, request };
+        let (vm, disks) = match made.into_ordinary(&interfaces, &mut warnings).await {
+            Ok(made) => made,
             Err(error) => {
-                remove(session, &clone).await;
-                Err(error.into())
-            }
-        }
-    }
-
-    async fn find_point<'j>(&self, job: &'j Job, request: &CloneRequest) -> Result<(Survivor<'j>, Point), EngineError> {
-        let wanted = |name: &str| request.target.as_ref().is_none_or(|target| target == name);
-        let targets: Vec<_> = job.targets.iter().filter(|target| wanted(&target.name)).collect();
-        if targets.is_empty() {
-            let names: Vec<&str> = job.targets.iter().map(|target| target.name.as_str()).collect();
-            return Err(EngineError::Usage(format!(
-                "job {} has no target {}; it has {}",
-                job.name,
-                request.target.as_deref().unwrap_or_default(),
-                names.join(", ")
-            )));
-        }
-        let mut best: Option<(Survivor<'j>, Point)> = None;
-        let mut unreachable = None;
-        for target in targets {
-            let survivor = match Survivor::reach(self, target).await {
-                Ok(survivor) => survivor,
-                Err(error) => {
-                    unreachable = Some(error);
-                    continue;
+                if let Err(left) = made.remove().await {
+                    tracing::warn!(%clone, error = %left, "a clone that could not be finished is left; remove it by hand");
                 }
-            };
-            let view = survivor.view(job, &request.vm);
-            let wanted = |point: &&Point| match &request.point {
-                Some(id) => *id == point.uuid,
-                None => !point.is_damaged(),
-            };
-            let point = view.points().find(wanted).cloned();
-            if let Some(point) = point
-                && best.as_ref().is_none_or(|(_, best)| best.taken_at < point.taken_at)
-            {
-                best = Some((survivor, point));
+                return Err(error.into());
+            }
+        };
+        let guest = match &request.guest {
+            Some(wait) if request.start => Some(guest::wait(session, &clone, wait).await),
+            _ => None,
+        };
+        let mut removed = false;
+        if request.remove_after {
+            match made.remove().await {
+                Ok(()) => removed = true,
+                Err(error) => warnings.push(format!("clone {vm} is left, remove it by hand: {}", chain(&error))),
             }
         }
-        best.ok_or_else(|| match (unreachable, &request.point) {
-            (Some(error), _) => error.into(),
-            (None, Some(point)) => EngineError::Usage(format!(
-                "VM {} has no recovery point {point} in job {}; `points list {}` names those it has",
-                request.vm, job.name, job.name
-            )),
-            (None, None) => EngineError::Usage(format!(
-                "job {} has no recovery point of VM {}; `points list {}` names the VMs it has",
-                job.name, request.vm, job.name
-            )),
+        Ok(CloneReport {
+            vm,
+            name,
+            target: survivor.target.name.clone(),
+            point: point.uuid,
+            taken_at: point.taken_at,
+            started: request.start,
+            guest,
+            removed,
+            disks,
+            warnings,
         })
     }
 }
 
-async fn find_network(session: &Session, name: &str, pool: &str) -> Result<Ref<Network>, EngineError> {
-    let all: Vec<(Ref<Network>, Network)> = session.get_all_records().await?;
-    let named: Vec<&Ref<Network>> =
-        all.iter().filter(|(_, n)| n.uuid == name || n.name_label == name).map(|(reference, _)| reference).collect();
-    match named.as_slice() {
-        [one] => Ok((*one).clone()),
-        [] => Err(EngineError::Usage(format!("pool {pool} has no network {name}; give its uuid or name, or `none`"))),
-        _ => Err(EngineError::Usage(format!("pool {pool} has more than one network called {name}; give its uuid"))),
-    }
+/// A clone in the making.
+struct Clone<'a> {
+    session: &'a Session,
+    vm: &'a Ref<Vm>,
+    request: &'a CloneRequest,
 }
 
-/// Turns a clone of a snapshot into a VM like any other: no template, no replication keys, its start not blocked.
-async fn make_ordinary(
-    session: &Session,
-    clone: &Ref<Vm>,
-    request: &CloneNetwork,
-    network: Option<&Ref<Network>>,
-    start: bool,
-) -> Result<(String, Vec<String>), RunError> {
-    let () = session.call("VM.set_is_a_template", params![clone, false]).await?;
-    let () = session.call("VM.set_blocked_operations", params![clone, Keys::new()]).await?;
-    let record: Vm = session.get_record(clone).await?;
-    replace_keys(session, clone, &keys::inheritable(&record.other_config)).await?;
-    let mut disks = Vec::new();
-    for disk in disks_of(session, &record).await? {
-        replace_keys(session, &disk.vdi, &keys::inheritable(&disk.record.other_config)).await?;
-        disks.push(disk.record.uuid);
-    }
-    for vif in &record.vifs {
-        match (request, network) {
-            (CloneNetwork::AsReplica, _) => {}
-            (CloneNetwork::Named(_), Some(network)) => {
-                let found: Vif = session.get_record(vif).await?;
-                if found.network != *network {
-                    let () = session.call("VIF.move", params![vif, network]).await?;
-                }
-            }
-            _ => session.call("VIF.destroy", params![vif]).await?,
+impl Clone<'_> {
+    /// Turns a clone of a snapshot into a VM like any other: no replication keys, no template, its start not blocked. It stays a
+    /// template, which XAPI does not start, until everything else is done.
+    async fn into_ordinary(
+        &self,
+        interfaces: &[MappedInterface],
+        warnings: &mut Vec<String>,
+    ) -> Result<(String, Vec<String>), RunError> {
+        let (session, vm) = (self.session, self.vm);
+        let record: Vm = session.get_record(vm).await?;
+        replace_keys(session, vm, &self.keys(&record.other_config)).await?;
+        let mut disks = Vec::new();
+        for disk in disks_of(session, &record).await? {
+            replace_keys(session, &disk.vdi, &keys::inheritable(&disk.record.other_config)).await?;
+            disks.push(disk.record.uuid);
         }
+        replica::sync_interfaces(session, vm, &record, interfaces).await?;
+        let () = session.call("VM.set_blocked_operations", params![vm, Keys::new()]).await?;
+        let () = session.call("VM.set_is_a_template", params![vm, false]).await?;
+        if self.request.start {
+            let () = session.call_async("VM.start", params![vm, false, false]).await?;
+        }
+        if self.request.auto_start {
+            let priority = record.other_config.get(keys::SOURCE_HA_RESTART_PRIORITY);
+            warnings.extend(replica::set_ha_priority(session, vm, priority).await);
+        }
+        Ok((record.uuid, disks))
     }
-    if start {
-        let () = session.call_async("VM.start", params![clone, false, false]).await?;
+
+    /// The clone's keys: those of the source, what starts it by itself only on request.
+    fn keys(&self, found: &Keys) -> Keys {
+        let mut found = found.clone();
+        put_autostart_aside(&mut found);
+        let mut own = keys::inheritable(&found);
+        if let Some(value) = found.get(keys::SOURCE_AUTO_POWERON).filter(|_| self.request.auto_start) {
+            own.insert(keys::AUTO_POWERON.to_owned(), value.clone());
+        }
+        if self.request.new_macs {
+            own.insert(MAC_SEED.to_owned(), Uuid::new_v4().to_string());
+        }
+        own
     }
-    Ok((record.uuid, disks))
+
+    /// Destroys the clone and its disks.
+    async fn remove(&self) -> Result<(), RunError> {
+        let record: Vm = self.session.get_record(self.vm).await?;
+        let disks = disks_of(self.session, &record).await?;
+        if record.power_state != PowerState::Halted {
+            let () = self.session.call_async("VM.hard_shutdown", params![self.vm]).await?;
+        }
+        let () = self.session.call_async("VM.destroy", params![self.vm]).await?;
+        for disk in disks {
+            destroy_disk(self.session, &disk.vdi).await?;
+        }
+        Ok(())
+    }
 }
 
 async fn disks_of(session: &Session, vm: &Vm) -> Result<Vec<AttachedDisk>, RunError> {
@@ -199,20 +200,4 @@ async fn disks_of(session: &Session, vm: &Vm) -> Result<Vec<AttachedDisk>, RunEr
     }
     disks.sort_by_key(|disk| disk.vbd_record.userdevice.parse::<u32>().unwrap_or(u32::MAX));
     Ok(disks)
-}
-
-/// Takes back a clone that could not be finished.
-async fn remove(session: &Session, clone: &Ref<Vm>) {
-    let removal = async {
-        let record: Vm = session.get_record(clone).await?;
-        let disks = disks_of(session, &record).await?;
-        let () = session.call_async("VM.destroy", params![clone]).await?;
-        for disk in disks {
-            destroy_disk(session, &disk.vdi).await?;
-        }
-        Ok::<(), RunError>(())
-    };
-    if let Err(error) = removal.await {
-        tracing::warn!(clone = %clone, %error, "a clone that could not be finished is left; remove it by hand");
-    }
 }

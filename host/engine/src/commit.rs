@@ -4,6 +4,7 @@
 //! same act that makes it, so a recovery point is either there with all its keys or not there.
 
 use crate::error::RunError;
+use crate::interfaces;
 use crate::job::Job;
 use crate::keys::{self, Keys, State};
 use crate::lane::Lane;
@@ -96,15 +97,17 @@ pub(crate) async fn commit(lane: &mut Lane<'_>, this: &Committing<'_>) -> Result
     Ok(())
 }
 
-/// Makes the replica VM, its start blocked before anything else.
+/// Makes the replica VM: a template, which nobody can start, until its start is blocked.
 async fn create(lane: &mut Lane<'_>, this: &Committing<'_>) -> Result<Ref<Vm>, RunError> {
     let session = lane.session.clone();
-    let mut keys = replica::inherited_keys(&this.taken.record);
+    let mut keys = replica::inherited_keys(&this.taken.record, &this.source.record);
     keys.extend(importing_keys(this.job, this.identity, &lane.target.sr));
     let name = replica::replica_name(this.job, &this.source.record);
     let record = replica::creation_record(&this.taken.record, &name, &keys);
     let live: Ref<Vm> = session.call("VM.create", params![record]).await?;
-    replica::block_start(&session, &live, StartBlock::HalfWritten { last_point: None }).await?;
+    let block = StartBlock::HalfWritten { job: &this.job.name, last_point: None };
+    replica::block_start(&session, &live, block).await?;
+    let () = session.call("VM.set_is_a_template", params![&live, false]).await?;
     let uuid: String = session.call("VM.get_uuid", params![&live]).await?;
     set_keys(&session, &live, &[(keys::SELF, uuid)], &[]).await?;
     replica::copy_bios_strings(&session, &live, this.taken).await?;
@@ -128,29 +131,49 @@ async fn put_keys(lane: &Lane<'_>, this: &Committing<'_>, live: &Ref<Vm>, record
         let () = lane.session.call("VDI.set_name_label", params![vdi, name]).await?;
     }
     let state = State::Committed { live: record.uuid.clone(), source_snapshot: this.taken.record.uuid.clone() };
-    let mut keys = replica::inherited_keys(&this.taken.record);
+    let mut keys = replica::inherited_keys(&this.taken.record, &this.source.record);
     keys.extend(live_keys(this.job, this.identity, &lane.target.sr, &record.uuid));
     keys.extend(point);
     keys.insert(keys::STATE.to_owned(), state.to_string());
     keys.insert(keys::XO_COPY_OF.to_owned(), this.taken.record.uuid.clone());
     keys.insert(keys::DISKS.to_owned(), this.taken.disks.len().to_string());
+    keys.insert(keys::INTERFACES.to_owned(), interfaces::record_of(&lane.interfaces));
     lane.change_live_keys(live, |found| *found = keys).await
 }
 
+/// What only a recovery point carries; it does not stay on the live objects.
+const OF_A_POINT: [&str; 11] = [
+    keys::XO_DATETIME,
+    keys::XO_JOB,
+    keys::XO_SCHEDULE,
+    keys::XO_VM,
+    keys::XO_QCOW2_FIX,
+    keys::XO_CONTENT_KEY,
+    keys::XO_COPY_OF,
+    keys::DIGEST,
+    keys::DISKS,
+    keys::INTERFACES,
+    keys::STATE,
+];
+
 /// Takes the recovery point's keys off the live objects again and says that the replica is whole.
 pub(crate) async fn tidy(lane: &Lane<'_>, job: &Job, identity: &Identity, live: &Ref<Vm>) -> Result<(), RunError> {
-    const OF_A_POINT: [&str; 10] = [
-        keys::XO_DATETIME,
-        keys::XO_JOB,
-        keys::XO_SCHEDULE,
-        keys::XO_VM,
-        keys::XO_QCOW2_FIX,
-        keys::XO_CONTENT_KEY,
-        keys::XO_COPY_OF,
-        keys::DIGEST,
-        keys::DISKS,
-        keys::STATE,
-    ];
+    tidy_disks(lane, job, live).await?;
+    let off = |keys: &mut Keys| {
+        take_off_point_keys(keys);
+        keys.insert(keys::VM.to_owned(), identity.vm.clone());
+    };
+    lane.change_live_keys(live, off).await?;
+    Ok(replica::block_start(&lane.session, live, StartBlock::Standby { job: &job.name }).await?)
+}
+
+/// Takes a recovery point's keys, the state among them, off the keys of a live object.
+pub(crate) fn take_off_point_keys(keys: &mut Keys) {
+    keys.retain(|key, _| !OF_A_POINT.contains(&key.as_str()));
+}
+
+/// The same for the live disks.
+pub(crate) async fn tidy_disks(lane: &Lane<'_>, job: &Job, live: &Ref<Vm>) -> Result<(), RunError> {
     let session = &lane.session;
     let record: Vm = session.get_record(live).await?;
     for vbd in &record.vbds {
@@ -163,12 +186,7 @@ pub(crate) async fn tidy(lane: &Lane<'_>, job: &Job, identity: &Identity, live: 
             set_keys(session, &vdi, &[], &OF_A_POINT).await?;
         }
     }
-    let off = |keys: &mut Keys| {
-        keys.retain(|key, _| !OF_A_POINT.contains(&key.as_str()));
-        keys.insert(keys::VM.to_owned(), identity.vm.clone());
-    };
-    lane.change_live_keys(live, off).await?;
-    Ok(replica::block_start(session, live, StartBlock::Standby { job: &job.name }).await?)
+    Ok(())
 }
 
 /// The keys that make a snapshot a recovery point, for us and for Xen Orchestra.
@@ -184,7 +202,7 @@ fn point_keys(this: &Committing<'_>, sr: &str) -> Keys {
 }
 
 /// The keys that stay on the live replica.
-fn live_keys(job: &Job, identity: &Identity, sr: &str, uuid: &str) -> Keys {
+pub(crate) fn live_keys(job: &Job, identity: &Identity, sr: &str, uuid: &str) -> Keys {
     Keys::from([
         (keys::JOB.to_owned(), job.ids.job.to_string()),
         (keys::TENANT.to_owned(), job.tenant.clone()),

@@ -139,7 +139,7 @@ impl Engine {
         self.pools.close().await;
     }
 
-    fn context<'a>(
+    pub(crate) fn context<'a>(
         &'a self,
         job: &'a Job,
         policies: &'a Policies,

@@ -136,12 +136,20 @@ pub enum EngineError {
     /// The question names something that does not exist.
     #[error("{0}")]
     Usage(String),
+    /// It would do harm, or asks for more than the question said.
+    #[error("{0}")]
+    Refused(String),
     /// The answer could not be had.
     #[error(transparent)]
     Run(#[from] RunError),
 }
 
 impl EngineError {
+    /// Whether another run holds what the question is about.
+    pub fn is_locked(&self) -> bool {
+        matches!(self, Self::Run(RunError::Locked { .. }))
+    }
+
     /// Whether the question was wrong, rather than the world.
     pub fn is_usage(&self) -> bool {
         matches!(self, Self::Usage(_) | Self::Run(RunError::NotFound { .. } | RunError::OwnReplica { .. }))

@@ -8,9 +8,10 @@ use crate::digests::table_size;
 use crate::error::RunError;
 use crate::inventory::AttachedDisk;
 use crate::lane::Lane;
-use crate::readback::ReadBack;
+use crate::readback::{Read, ReadBack, Written};
 use crate::run::Run;
 use crate::source::Chunked;
+use crate::transfer::blocking;
 use std::path::Path;
 use vmferry_disk::digest::{Leaf, Table};
 use vmferry_disk::extent::Extents;
@@ -67,10 +68,15 @@ pub(crate) struct FirstUse<'a> {
     pub(crate) table: &'a Path,
 }
 
-/// Reads back what was written, and remembers what came of it.
-pub(crate) async fn prove(run: &Run<'_>, lane: &Lane<'_>, vm: &str, this: &FirstUse<'_>) -> Result<(), RunError> {
+/// Reads back what was written, and remembers what came of it. Says why more was read than had to be.
+pub(crate) async fn prove(
+    run: &Run<'_>,
+    lane: &Lane<'_>,
+    vm: &str,
+    this: &FirstUse<'_>,
+) -> Result<Option<String>, RunError> {
     let failed = |message: String| RunError::Transfer { disk: this.disk.record.uuid.clone(), message };
-    let different = read_back(run, lane, vm, this).await?;
+    let (different, note) = read_back(run, lane, vm, this).await?;
     let fact = &lane.framing.fact;
     // A stream without data proves nothing, and one good disk does not take back what another one showed.
     let known = run.runs.recall(fact).await.ok().flatten();
@@ -85,7 +91,7 @@ pub(crate) async fn prove(run: &Run<'_>, lane: &Lane<'_>, vm: &str, this: &First
         tracing::warn!(%error, "what a host did with the chunked framing is forgotten, and will be tried again");
     }
     match different {
-        0 => Ok(()),
+        0 => Ok(note),
         different => Err(failed(format!(
             "the host did not write what it was sent in the chunked framing: {different} pieces of 64 KiB differ; \
              from now on it gets VHD, and the next run sends the disk so"
@@ -93,8 +99,13 @@ pub(crate) async fn prove(run: &Run<'_>, lane: &Lane<'_>, vm: &str, this: &First
     }
 }
 
-/// Leaves that are not what they should be.
-async fn read_back(run: &Run<'_>, lane: &Lane<'_>, vm: &str, this: &FirstUse<'_>) -> Result<u64, RunError> {
+/// How many leaves are not what they should be.
+async fn read_back(
+    run: &Run<'_>,
+    lane: &Lane<'_>,
+    vm: &str,
+    this: &FirstUse<'_>,
+) -> Result<(u64, Option<String>), RunError> {
     let table = Table::open(this.table).map_err(RunError::Digests)?;
     let mut different = 0;
     let mut compare = |leaf: u64, digest: Leaf| {
@@ -104,25 +115,22 @@ async fn read_back(run: &Run<'_>, lane: &Lane<'_>, vm: &str, this: &FirstUse<'_>
     };
     // With nothing left out, the blocks that differ from what was there before hold all that was written. Else the whole
     // disk tells, the blocks that it does not have included.
-    let mut base = this.landed_on.filter(|_| this.extents.is_some());
+    let mut written = this.landed_on.zip(this.extents).map(|(onto, extents)| Written { onto, extents });
     let landed = AttachedDisk { vdi: this.landed.clone(), ..this.disk.clone() };
     let back = ReadBack { job: run.job, progress: run.progress.as_ref(), vm };
-    let read = match back.read(&lane.session, &landed, base, &mut compare).await? {
+    let Read { extents, note } = match back.read(&lane.session, &landed, written, &mut compare).await? {
         Some(read) => read,
         None => {
-            base = None;
+            written = None;
             back.read(&lane.session, &landed, None, &mut compare).await?.unwrap_or_default()
         }
     };
-    let size = table_size(this.disk.record.virtual_size);
-    let whole = Extents::whole_disk(size);
-    let expected = this.extents.filter(|_| base.is_some()).unwrap_or(&whole);
-    let unread = expected.without(&read).to_leaves(size);
-    let mut missing = 0;
-    for leaf in unread.leaf_numbers() {
-        // In a whole disk, what is not there is zeroes; in a difference, it was not written.
-        let zeroes = base.is_none() && table.leaf(leaf).map_err(RunError::Digests)? == Leaf::ZERO;
-        missing += u64::from(!zeroes);
-    }
-    Ok(different + missing)
+    // In a whole disk, what is not there is zeroes; in a difference, it was not written.
+    let expected = match written {
+        Some(written) => written.extents.clone(),
+        None => blocking(move || table.data_extents()).await.map_err(RunError::Digests)?,
+    };
+    let read = extents.to_leaves(table_size(this.disk.record.virtual_size));
+    let missing = expected.without(&read).leaf_numbers().count() as u64;
+    Ok((different + missing, note))
 }

@@ -35,7 +35,8 @@ pub(crate) const XO_BASE_DELTA_OF: &str = "xo:base_delta:";
 /// Xen Orchestra before 5.17, on a replica: uuid of the source VM.
 pub(crate) const XO_SOURCE_VM: &str = "xo:source_vm";
 
-/// `importing`, `committed:<live VM uuid>:<source snapshot uuid>` or `pruning:<own uuid>`: see [`State`].
+/// `importing`, `committed:<live VM uuid>:<source snapshot uuid>`, `failed-over:<own uuid>:<recovery point uuid>` or
+/// `pruning:<own uuid>`: see [`State`].
 pub(crate) const STATE: &str = "vmferry:state";
 /// See `lease`.
 pub(crate) const LEASE: &str = "vmferry:lease";
@@ -67,8 +68,13 @@ pub(crate) const EXPORTED_TO: &str = "vmferry:exported-to";
 pub(crate) const DAMAGED: &str = "vmferry:damaged";
 /// On a recovery point: held by the operator, never pruned.
 pub(crate) const HOLD: &str = "vmferry:hold";
-/// On a replica: the source's `auto_poweron`, which a replica must not carry itself.
+/// On a recovery point: its interfaces as `<device>=<MAC>`, space-separated. XAPI destroys interfaces together with their
+/// network and leaves no trace of them.
+pub(crate) const INTERFACES: &str = "vmferry:interfaces";
+/// On a replica and its recovery points: the source's `auto_poweron`, which a replica must not carry itself.
 pub(crate) const SOURCE_AUTO_POWERON: &str = "vmferry:source-auto-poweron";
+/// The same for the source's `ha_restart_priority`, where it has one.
+pub(crate) const SOURCE_HA_RESTART_PRIORITY: &str = "vmferry:source-ha-restart-priority";
 
 /// XAPI starts a VM with this key when its host boots.
 pub(crate) const AUTO_POWERON: &str = "auto_poweron";
@@ -97,6 +103,8 @@ pub(crate) enum State {
     Importing,
     /// On a snapshot of the live VM it names: a complete recovery point.
     Committed { live: String, source_snapshot: String },
+    /// On a live replica, which it names: it was started from this recovery point. Replication leaves it alone from then on.
+    FailedOver { live: String, point: String },
     /// On a snapshot and its disks, each naming itself: being destroyed, and whoever finds it should finish the work.
     Pruning { object: String },
 }
@@ -111,6 +119,9 @@ impl State {
         if let Some(object) = text.strip_prefix("pruning:") {
             return Some(Self::Pruning { object: object.to_owned() });
         }
+        if let Some((live, point)) = text.strip_prefix("failed-over:").and_then(|rest| rest.split_once(':')) {
+            return Some(Self::FailedOver { live: live.to_owned(), point: point.to_owned() });
+        }
         let (live, source_snapshot) = text.strip_prefix("committed:")?.split_once(':')?;
         Some(Self::Committed { live: live.to_owned(), source_snapshot: source_snapshot.to_owned() })
     }
@@ -121,6 +132,7 @@ impl std::fmt::Display for State {
         match self {
             Self::Importing => f.write_str("importing"),
             Self::Pruning { object } => write!(f, "pruning:{object}"),
+            Self::FailedOver { live, point } => write!(f, "failed-over:{live}:{point}"),
             Self::Committed { live, source_snapshot } => write!(f, "committed:{live}:{source_snapshot}"),
         }
     }
@@ -193,11 +205,12 @@ mod tests {
             State::Importing,
             State::Pruning { object: "e-f".into() },
             State::Committed { live: "a-b".into(), source_snapshot: "c-d".into() },
+            State::FailedOver { live: "a-b".into(), point: "c-d".into() },
         ] {
             let keys = Keys::from([(STATE.to_owned(), state.to_string())]);
             assert_eq!(State::of(&keys), Some(state));
         }
-        for nonsense in ["", "committed", "committed:", "committed:only-one", "done"] {
+        for nonsense in ["", "committed", "committed:", "committed:only-one", "failed-over:only-one", "done"] {
             assert_eq!(State::of(&Keys::from([(STATE.to_owned(), nonsense.to_owned())])), None, "{nonsense}");
         }
     }

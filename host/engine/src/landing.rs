@@ -3,12 +3,12 @@
 use crate::error::RunError;
 use crate::inventory::AttachedDisk;
 use crate::job::Job;
-use crate::keys::{self, Keys, State};
+use crate::keys;
 use crate::lane::Lane;
 use crate::objects::set_keys;
 use crate::plan::{self, Landing, replica_size};
-use crate::reconcile::{clone_disk, importing_keys};
-use crate::replica::{self, StartBlock, disk_record};
+use crate::reconcile::{clone_disk, importing_keys, mark_half_written};
+use crate::replica::disk_record;
 use crate::view::Identity;
 use vmferry_xapi::records::Vdi;
 use vmferry_xapi::{Ref, Session, params};
@@ -30,16 +30,7 @@ pub(crate) async fn prepare(
     }
     lane.landing_begun = true;
     if let Some(replica) = lane.continued() {
-        let half_written = StartBlock::HalfWritten { last_point: Some(&replica.newest().uuid) };
-        replica::block_start(&lane.session, &replica.reference, half_written).await?;
-        let state = [
-            (keys::STATE, State::Importing.to_string()),
-            (keys::JOB, job.ids.job.to_string()),
-            (keys::VM, identity.vm.clone()),
-            (keys::SELF, replica.record.uuid.clone()),
-        ];
-        let set = |keys: &mut Keys| keys.extend(state.map(|(key, value)| (key.to_owned(), value)));
-        lane.change_live_keys(&replica.reference, set).await?;
+        mark_half_written(lane, job, identity, replica, replica.newest()).await?;
     }
     for (disk, landing) in disks.iter().zip(landings) {
         let vdi = match landing {

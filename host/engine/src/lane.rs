@@ -1,10 +1,11 @@
 //! One target of one VM in one run: what it holds, what it will get, and how it ends.
 
+use crate::allocation::{MAX_VHD_DISK, Question};
 use crate::error::{RunError, chain};
 use crate::export::{self, NotBegun};
 use crate::forecast;
 use crate::framing::Framing;
-use crate::inventory::Inventory;
+use crate::inventory::{AttachedDisk, Inventory};
 use crate::job::{Integrity, Job, Target};
 use crate::keys::Keys;
 use crate::lease::Lease;
@@ -13,7 +14,7 @@ use crate::plan;
 use crate::reconcile;
 use crate::replica::MappedInterface;
 use crate::run::Run;
-use crate::source::{Chunked, MAX_VHD_DISK};
+use crate::source::Chunked;
 use crate::tried;
 use crate::view::{Identity, Point, Replica, SourceVm, TargetView, is_unused};
 use std::collections::BTreeSet;
@@ -140,16 +141,13 @@ impl<'j> Lane<'j> {
     /// written or rearranged is never overwritten: it stays as it is, and another VM goes on in its place.
     async fn prove_untouched(&mut self, patience: Duration) -> Result<(), RunError> {
         let Some(replica) = self.view.current() else { return Ok(()) };
-        let why = match plan::divergence(replica) {
-            Some(why) => Some(why),
-            None => {
-                let asked = written_disk(&self.session, replica, patience).await?;
-                let unblocked = !asked.untold.is_empty() && !is_unused(&replica.record);
-                let used = || "its start is not blocked any more, and it may have been used".to_owned();
-                self.untold = asked.untold;
-                asked.written.or_else(|| unblocked.then(used))
-            }
-        };
+        let change = change(&self.session, replica, patience).await?;
+        let why = change.written;
+        if why.is_none() {
+            let kept = "it counts as untouched, since its start is blocked, and a clone of the recovery point goes on";
+            self.warnings.extend(change.unknown.into_iter().map(|unknown| format!("{unknown}; {kept}")));
+        }
+        self.untold = change.untold;
         self.untouched = why.is_none();
         if let Some(why) = why {
             self.warnings.push(format!(
@@ -296,50 +294,80 @@ fn find_sr(inventory: &Inventory, target: &Target) -> Result<(Ref<Sr>, Sr), RunE
     Ok((sr.clone(), record.clone()))
 }
 
-/// What the storage says about the live disks of a replica.
+/// What became of a replica since its newest recovery point.
 #[derive(Debug, Default)]
-pub(crate) struct Asked {
-    /// The first one that is not what the newest recovery point says.
+pub(crate) struct Change {
+    /// Why it is not that point any more.
     pub(crate) written: Option<String>,
-    /// Those of which it does not tell: what is kept as something else than VHD has no differences to ask for.
+    /// Live disks of which the storage does not tell: what is kept as something else than VHD has no differences to ask for.
     pub(crate) untold: BTreeSet<Ref<Vdi>>,
+    /// Those of them of which it should have told, and why it did not.
+    pub(crate) unknown: Vec<String>,
 }
 
-/// Asks the storage for live disks whose difference from the newest recovery point holds blocks.
-pub(crate) async fn written_disk(session: &Session, replica: &Replica, patience: Duration) -> Result<Asked, RunError> {
-    let mut asked = Asked::default();
+/// Asks the records of a replica whether it was used, and then the storage. Where the storage does not tell, a replica counts
+/// as untouched as long as its start is blocked as we left it.
+pub(crate) async fn change(session: &Session, replica: &Replica, patience: Duration) -> Result<Change, RunError> {
+    if let Some(why) = plan::divergence(replica) {
+        return Ok(Change { written: Some(why), ..Change::default() });
+    }
+    let mut change = written_disk(session, replica, patience).await?;
+    if change.written.is_none() && !change.untold.is_empty() && !is_unused(&replica.record) {
+        change.written = Some("its start is not blocked any more, and it may have been used".to_owned());
+    }
+    Ok(change)
+}
+
+/// Asks the storage for live disks whose difference from the newest recovery point holds anything.
+async fn written_disk(session: &Session, replica: &Replica, patience: Duration) -> Result<Change, RunError> {
+    let mut change = Change::default();
     for held in &replica.newest().disks {
         let Some(live) = replica.live_disk(held) else { continue };
-        if live.record.virtual_size > MAX_VHD_DISK {
-            // Nobody tells what changed on it, so it is never written in place: see `landing`.
-            continue;
-        }
+        let (uuid, base) = (&live.record.uuid, &held.attached.vdi);
         let label = format!("vmferry: is disk {} untouched?", live.record.name_label);
-        let begun = export::begin(session, &live.vdi, Some(&held.attached.vdi), &label, patience).await;
-        let head = match begun {
-            Ok((export, head)) => {
-                export.abort().await;
-                Some(head)
+        let told = match live.record.virtual_size > MAX_VHD_DISK {
+            true => {
+                let size = live.record.virtual_size;
+                let question = Question { session, vdi: &live.vdi, base: Some(base), size, patience, label: &label };
+                let told = question.ask().await.map(|extents| extents.total_bytes());
+                told.inspect_err(|why| {
+                    change.unknown.push(format!("whether disk {uuid} of the replica was written is not known: {why}"));
+                })
+                .ok()
             }
-            Err(NotBegun::NoDifferences(_)) => None,
-            Err(NotBegun::Failed(message)) => {
-                return Err(RunError::Transfer { disk: live.record.uuid.clone(), message });
-            }
+            false => changed_bytes(session, live, base, &label, patience).await?,
         };
         wait_until_detached(session, &live.vdi).await?;
-        match head {
-            Some(head) if head.used_blocks() > 0 => {
-                let written = bytes(head.changed_bytes());
-                asked.written = Some(format!("{written} of its disk {} were written since", live.record.uuid));
+        match told {
+            Some(0) => {}
+            Some(written) => {
+                change.written = Some(format!("{} of its disk {uuid} were written since", bytes(written)));
                 break;
             }
-            Some(_) => {}
             None => {
-                asked.untold.insert(live.vdi.clone());
+                change.untold.insert(live.vdi.clone());
             }
         }
     }
-    Ok(asked)
+    Ok(change)
+}
+
+/// Bytes of the blocks that a differential VHD export would hold; `None` where the storage knows no differences.
+async fn changed_bytes(
+    session: &Session,
+    live: &AttachedDisk,
+    base: &Ref<Vdi>,
+    label: &str,
+    patience: Duration,
+) -> Result<Option<u64>, RunError> {
+    match export::begin(session, &live.vdi, Some(base), label, patience).await {
+        Ok((export, head)) => {
+            export.abort().await;
+            Ok(Some(head.changed_bytes()))
+        }
+        Err(NotBegun::NoDifferences(_)) => Ok(None),
+        Err(NotBegun::Failed(message)) => Err(RunError::Transfer { disk: live.record.uuid.clone(), message }),
+    }
 }
 
 /// A size for people.

@@ -7,6 +7,7 @@
 
 use crate::error::RunError;
 use crate::holder::{Holder, Liveness};
+use crate::job::Tuning;
 use crate::keys::{self, Keys};
 use crate::objects::replace_keys;
 use jiff::Timestamp;
@@ -52,8 +53,8 @@ enum Claim {
     Free,
     /// Its holder is gone; take it with this epoch.
     TakeOver { epoch: u64 },
-    /// Somebody else works here.
-    Held { holder: String, expires: Option<Timestamp> },
+    /// Somebody else works here; the epoch is that of a lease that can be read.
+    Held { holder: String, epoch: Option<u64>, expires: Option<Timestamp> },
 }
 
 /// Decides on a lease text. One that cannot be read belongs to a program we do not know: it is left alone. `held_here` says
@@ -61,7 +62,7 @@ enum Claim {
 fn claim(text: Option<&str>, this: &Holder, now: Timestamp, held_here: impl Fn(u64) -> bool) -> Claim {
     let Some(text) = text else { return Claim::Free };
     let Some(found) = LeaseValue::parse(text) else {
-        return Claim::Held { holder: text.to_owned(), expires: None };
+        return Claim::Held { holder: text.to_owned(), epoch: None, expires: None };
     };
     let gone = match found.holder.liveness(this) {
         Liveness::Dead => true,
@@ -71,7 +72,8 @@ fn claim(text: Option<&str>, this: &Holder, now: Timestamp, held_here: impl Fn(u
     if gone {
         Claim::TakeOver { epoch: found.epoch + 1 }
     } else {
-        Claim::Held { holder: found.holder.as_str().to_owned(), expires: Some(found.expires) }
+        let (epoch, expires) = (Some(found.epoch), Some(found.expires));
+        Claim::Held { holder: found.holder.as_str().to_owned(), epoch, expires }
     }
 }
 
@@ -82,6 +84,12 @@ pub(crate) struct LeaseTerms {
     pub(crate) settle: Duration,
 }
 
+impl LeaseTerms {
+    pub(crate) fn of(tuning: &Tuning) -> Self {
+        Self { ttl: tuning.lease_ttl, settle: tuning.lease_settle }
+    }
+}
+
 /// A lease that this process holds and keeps renewing. Release it; one that is only dropped, because its run was cancelled,
 /// stays on the VM for the next run to take over.
 #[derive(Debug)]
@@ -90,6 +98,8 @@ pub(crate) struct Lease {
     renewing: JoinHandle<()>,
     /// Whether somebody else held it before, who may still be writing.
     pub(crate) taken_over: bool,
+    /// Whether that was somebody who was not known to be gone.
+    pub(crate) displaced: bool,
     _entry: Entry,
 }
 
@@ -135,23 +145,24 @@ struct Held {
 }
 
 impl Lease {
-    /// Takes the lease of a VM, or says who holds it.
+    /// Takes the lease of a VM, or says who holds it. With `force` it is taken from whoever holds it: he finds that out at
+    /// his next check, so what he writes until then must land where nobody reads.
     pub(crate) async fn acquire(
         session: &Session,
         vm: &Ref<Vm>,
         vm_uuid: &str,
         this: &Holder,
         terms: LeaseTerms,
+        force: bool,
     ) -> Result<Self, RunError> {
         // Runs of this process take turns, so that none sees a lease of another that is not in the book yet.
         let turn = ACQUIRING.lock().await;
-        let now = session.server_time().await?;
-        let found: Keys = session.call("VM.get_other_config", params![vm]).await?;
-        let held_here = |epoch| Entry::exists(session, vm_uuid, epoch);
-        let (epoch, taken_over) = match claim(found.get(keys::LEASE).map(String::as_str), this, now, held_here) {
-            Claim::Free => (1, false),
-            Claim::TakeOver { epoch } => (epoch, true),
-            Claim::Held { holder, expires } => {
+        let (found, now) = Self::look(session, vm, vm_uuid, this).await?;
+        let (epoch, taken_over, displaced) = match found {
+            Claim::Free => (1, false, false),
+            Claim::TakeOver { epoch } => (epoch, true, false),
+            Claim::Held { epoch, .. } if force => (epoch.map_or(1, |epoch| epoch + 1), true, true),
+            Claim::Held { holder, expires, .. } => {
                 return Err(RunError::Locked { vm: vm_uuid.to_owned(), holder, expires });
             }
         };
@@ -176,7 +187,33 @@ impl Lease {
         }
         let held = Arc::new(held);
         let renewing = tokio::spawn(keep(Arc::clone(&held)));
-        Ok(Self { held, renewing, taken_over, _entry: entry })
+        Ok(Self { held, renewing, taken_over, displaced, _entry: entry })
+    }
+
+    /// Fails if somebody holds the lease of a VM; changes nothing.
+    pub(crate) async fn assert_free(
+        session: &Session,
+        vm: &Ref<Vm>,
+        vm_uuid: &str,
+        this: &Holder,
+    ) -> Result<(), RunError> {
+        match Self::look(session, vm, vm_uuid, this).await?.0 {
+            Claim::Held { holder, expires, .. } => Err(RunError::Locked { vm: vm_uuid.to_owned(), holder, expires }),
+            Claim::Free | Claim::TakeOver { .. } => Ok(()),
+        }
+    }
+
+    /// What stands on a VM, and the pool's time.
+    async fn look(
+        session: &Session,
+        vm: &Ref<Vm>,
+        vm_uuid: &str,
+        this: &Holder,
+    ) -> Result<(Claim, Timestamp), RunError> {
+        let now = session.server_time().await?;
+        let found: Keys = session.call("VM.get_other_config", params![vm]).await?;
+        let held_here = |epoch| Entry::exists(session, vm_uuid, epoch);
+        Ok((claim(found.get(keys::LEASE).map(String::as_str), this, now, held_here), now))
     }
 
     /// Whether this is the lease of that VM.
@@ -305,15 +342,16 @@ mod tests {
         check(Some("elsewhere.1.2.3:4:999"), Claim::TakeOver { epoch: 5 });
         check(
             Some("elsewhere.1.2.3:4:1001"),
-            Claim::Held { holder: "elsewhere.1.2.3".into(), expires: Some(at(1_001)) },
+            Claim::Held { holder: "elsewhere.1.2.3".into(), epoch: Some(4), expires: Some(at(1_001)) },
         );
         // Another run of this very process holds it.
         let own = LeaseValue { holder: this.clone(), epoch: 1, expires: at(1_001) };
-        check(Some(&own.to_string()), Claim::Held { holder: this.as_str().into(), expires: Some(at(1_001)) });
+        let held = Claim::Held { holder: this.as_str().into(), epoch: Some(1), expires: Some(at(1_001)) };
+        check(Some(&own.to_string()), held);
         // A run of this process that was cancelled left it.
         let left = LeaseValue { epoch: 2, ..own };
         check(Some(&left.to_string()), Claim::TakeOver { epoch: 3 });
         // A program that we do not know.
-        check(Some("?"), Claim::Held { holder: "?".into(), expires: None });
+        check(Some("?"), Claim::Held { holder: "?".into(), epoch: None, expires: None });
     }
 }

@@ -6,15 +6,19 @@
 //!
 //! Reading order: [`run`](Engine::run) tells the story; `plan` decides; `view` is what it decides on; the rest acts.
 
+mod allocation;
 mod clone;
 mod commit;
 mod digests;
 mod engine;
 mod error;
 mod export;
+mod failover;
 mod forecast;
 mod framing;
+mod guest;
 mod holder;
+mod interfaces;
 mod inventory;
 mod job;
 mod keys;
@@ -43,11 +47,14 @@ mod verify;
 mod view;
 mod xen_orchestra;
 
-pub use clone::{CloneNetwork, CloneReport, CloneRequest};
+pub use clone::{CloneReport, CloneRequest};
 pub use engine::{Engine, RunOptions};
 pub use error::{EngineError, RunError};
+pub use failover::{StartReport, StartRequest};
+pub use guest::{GuestCheck, GuestReport, GuestWait};
+pub use interfaces::NetworkChoice;
 pub use job::{Integrity, Job, JobIds, Nbd, Policies, Reading, Selection, Subscription, Target, Tuning};
-pub use points::{PointSummary, ReplicaPoints};
+pub use points::{PointSummary, ReplicaPoints, ReplicaState};
 pub use progress::{DiskLabel, Progress, Silent};
 pub use verify::{Difference, Verdict, VerifiedDisk, VerifiedReplica, VerifyOptions, VerifyReport};
 pub use vmferry_disk::nbd::Pace;

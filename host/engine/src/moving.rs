@@ -1,5 +1,6 @@
 //! Steps 7 and 8 of a run: which reads feed which targets, and what is known of the bytes afterwards.
 
+use crate::allocation::MAX_VHD_DISK;
 use crate::digests::table_size;
 use crate::error::{RunError, chain};
 use crate::framing::{self, FirstUse};
@@ -23,11 +24,14 @@ use vmferry_model::report::DiskReport;
 impl Work<'_> {
     /// Steps 7 and 8: all disks, each read once per base, the leases renewed meanwhile.
     pub(crate) async fn transfer(&mut self, lease: &Lease, source: &SourceVm, taken: &Taken) -> Result<(), RunError> {
-        let (mut streams, mut unready) = (Vec::new(), Vec::new());
+        let (mut streams, mut unready, mut unsent) = (Vec::new(), Vec::new(), Vec::new());
         for (index, disk) in taken.disks.iter().enumerate() {
             for (start, lanes) in self.by_start(index) {
                 match self.stream(source, disk, index, &start, &lanes).await {
-                    Ok(stream) => streams.push((index, stream)),
+                    Ok((stream, refused)) => {
+                        unsent.extend(refused.into_iter().map(|(lane, why)| (lane, disk, why)));
+                        streams.extend((!stream.destinations.is_empty()).then_some((index, stream)));
+                    }
                     Err(error) => unready.push((lanes, disk, chain(&error))),
                 }
             }
@@ -50,6 +54,9 @@ impl Work<'_> {
         };
         for (lanes, disk, message) in unready {
             self.fail_all(&lanes, disk, &message);
+        }
+        for (lane, disk, why) in unsent {
+            self.fail_all(&[lane], disk, &beyond_vhd(disk, why));
         }
         self.settle(taken, moved).await;
         self.no_lane_left()
@@ -120,8 +127,9 @@ impl Work<'_> {
             written: facts.changed_bytes,
             table: &self.run.digests.of_content(&disk.uuid),
         };
-        if let Err(error) = framing::prove(self.run, lane, &self.name, &first_use).await {
-            self.lanes[number].fail(error);
+        match framing::prove(self.run, lane, &self.name, &first_use).await {
+            Ok(note) => self.lanes[number].warnings.extend(note),
+            Err(error) => self.lanes[number].fail(error),
         }
     }
 
@@ -139,6 +147,7 @@ impl Work<'_> {
         groups
     }
 
+    /// What one read of a disk feeds; and of a disk that no VHD can hold, the lanes that cannot take it, and why.
     async fn stream<'s>(
         &'s self,
         source: &SourceVm,
@@ -146,7 +155,7 @@ impl Work<'_> {
         index: usize,
         start: &Start,
         lanes: &[usize],
-    ) -> Result<Stream<'s>, RunError> {
+    ) -> Result<(Stream<'s>, Vec<(usize, &'static str)>), RunError> {
         let vanished = |what, object: &str| RunError::Inconsistent {
             what,
             object: object.to_owned(),
@@ -187,11 +196,13 @@ impl Work<'_> {
                 None => None,
             },
         };
-        Ok(Stream {
+        let framings = lanes.iter().map(|&lane| (lane, usable(self.lanes[lane].framing.chunked, table.is_some())));
+        let (lanes, chunked, refused) = share(framings, disk.of.record.virtual_size > MAX_VHD_DISK);
+        let stream = Stream {
             source: self.session,
             disk,
             from,
-            chunked: chunked(lanes.iter().map(|&lane| self.lanes[lane].framing.chunked), table.is_some()),
+            chunked,
             destinations: lanes
                 .iter()
                 .map(|&lane| Destination {
@@ -208,7 +219,8 @@ impl Work<'_> {
                 disk_uuid: disk.of.record.uuid.clone(),
                 targets: lanes.iter().map(|&lane| self.lanes[lane].target.name.clone()).collect(),
             },
-        })
+        };
+        Ok((stream, refused))
     }
 
     /// The table of a base, if it is there and is the one that the recovery point names. Without it the delta commits
@@ -259,17 +271,62 @@ enum Start {
     Copy(String),
 }
 
-/// Whether a stream may be `chunked`. Untried, it has to be read back, and for that its digests have to be known.
-fn chunked(lanes: impl Iterator<Item = Chunked>, digests_known: bool) -> Chunked {
-    let worst = lanes.fold(Chunked::Proven, |worst, lane| match (worst, lane) {
-        (Chunked::Unusable(_), _) => worst,
-        (_, Chunked::Unusable(_)) | (Chunked::Proven, _) => lane,
-        (Chunked::Untried, _) => worst,
-    });
-    match worst {
+/// What a target's framing comes to for one disk. Untried, what was written has to be read back, and for that its digests
+/// have to be known.
+fn usable(framing: Chunked, digests_known: bool) -> Chunked {
+    match framing {
         Chunked::Untried if !digests_known => Chunked::Unusable(
             "no host of this version has shown that it takes it, and without digests it cannot be tried",
         ),
-        worst => worst,
+        framing => framing,
+    }
+}
+
+/// The lanes that share a read, and the framing that suits them all. VHD is what everybody takes; of a disk beyond it, who
+/// cannot take `chunked` is left out.
+fn share(
+    framings: impl Iterator<Item = (usize, Chunked)>,
+    beyond_vhd: bool,
+) -> (Vec<usize>, Chunked, Vec<(usize, &'static str)>) {
+    let (mut lanes, mut worst, mut refused) = (Vec::new(), Chunked::Proven, Vec::new());
+    for (lane, framing) in framings {
+        match framing {
+            Chunked::Unusable(why) if beyond_vhd => {
+                refused.push((lane, why));
+                continue;
+            }
+            Chunked::Proven => {}
+            Chunked::Untried if matches!(worst, Chunked::Unusable(_)) => {}
+            worse => worst = worse,
+        }
+        lanes.push(lane);
+    }
+    (lanes, worst, refused)
+}
+
+/// Why a disk cannot go to a target at all.
+fn beyond_vhd(disk: &TakenDisk, why: &str) -> String {
+    format!(
+        "disk {} ({} bytes) is larger than the {MAX_VHD_DISK} bytes of a VHD, and the chunked framing is not used: {why}; \
+         hosts of another version are tried anew if the job keeps digests, and the other targets go on without this one",
+        disk.of.record.name_label, disk.of.record.virtual_size
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Chunked, share, usable};
+
+    #[test]
+    fn who_cannot_take_the_framing_costs_the_others_nothing_where_there_is_no_vhd() {
+        use Chunked::{Proven, Untried, Unusable};
+        let shared = |framings: &[Chunked], beyond| share(framings.iter().copied().enumerate(), beyond);
+        let refuted = Unusable("refuted");
+        assert_eq!(shared(&[Proven, refuted, Untried], false), (vec![0, 1, 2], refuted, vec![]));
+        assert_eq!(shared(&[Proven, refuted, Untried], true), (vec![0, 2], Untried, vec![(1, "refuted")]));
+        assert_eq!(shared(&[Proven, Proven], true), (vec![0, 1], Proven, vec![]));
+        assert_eq!(shared(&[refuted], true), (vec![], Proven, vec![(0, "refuted")]));
+        assert!(matches!(usable(Untried, false), Unusable(_)));
+        assert_eq!([usable(Untried, true), usable(Proven, false)], [Untried, Proven]);
     }
 }

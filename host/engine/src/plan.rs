@@ -1,7 +1,7 @@
 //! Which disks travel whole and which as a delta, and where they land: pure functions from what exists.
 
+use crate::allocation::MAX_VHD_DISK;
 use crate::inventory::AttachedDisk;
-use crate::source::MAX_VHD_DISK;
 use crate::view::{Condition, Point, PointDisk, Replica, SourceVm, TargetView, is_unused};
 use crate::xen_orchestra;
 use std::collections::BTreeSet;
@@ -124,7 +124,7 @@ pub(crate) fn landing(
 ) -> Landing {
     let Some(held) = transfer.lands_on().and_then(|copy| target.point_disk(copy)) else { return Landing::Fresh };
     let live = untouched
-        // A damaged disk is mended on a clone; of one beyond VHD nobody can prove that it is untouched.
+        // A damaged disk is mended on a clone; of one beyond VHD the host may not be able to tell that it is untouched.
         .filter(|_| held.damaged.is_none() && held.attached.record.virtual_size <= MAX_VHD_DISK)
         .filter(|replica| replica.newest().disks.iter().any(|disk| disk.uuid() == held.uuid()))
         .and_then(|replica| replica.live_disk(held))
@@ -140,17 +140,14 @@ pub(crate) fn landing(
 pub(crate) fn divergence(replica: &Replica) -> Option<String> {
     match replica.condition {
         Condition::Used => return Some("somebody reverted or unblocked it".to_owned()),
-        Condition::Foreign => {
-            return Some(
-                "it carries the keys of a run of Xen Orchestra that was not finished, or was reverted".to_owned(),
-            );
-        }
-        Condition::Tidy | Condition::Untidy | Condition::HalfWritten => {}
+        Condition::FailedOver => return Some("it was failed over to".to_owned()),
+        Condition::Foreign => return Some(format!("it {}", xen_orchestra::UNDER_WAY)),
+        Condition::Tidy | Condition::HalfWritten | Condition::Untidy => {}
     }
     if replica.record.power_state != PowerState::Halted {
         return Some(format!("it is {:?}", replica.record.power_state).to_lowercase());
     }
-    // The storage tells of other disks whether they were written; of these, only whether they could be.
+    // Whether one of these was written the host may not be able to tell, so whether it could be counts as well.
     let beyond_vhd = replica.disks.iter().any(|disk| disk.record.virtual_size > MAX_VHD_DISK);
     if beyond_vhd && !is_unused(&replica.record) {
         return Some("its start is not blocked any more, and it may have been used".to_owned());

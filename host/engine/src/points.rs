@@ -1,15 +1,16 @@
 //! What can be restored: the recovery points of a job's replicas, read from the targets alone.
 
 use crate::engine::Engine;
-use crate::error::{EngineError, RunError};
+use crate::error::{EngineError, RunError, chain};
 use crate::inventory::Inventory;
 use crate::job::{Job, Target};
 use crate::keys;
-use crate::view::{Identity, Origin, TargetView};
+use crate::view::{Condition, Identity, Origin, Point, Replica, TargetView};
 use jiff::Timestamp;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use vmferry_xapi::Session;
+use vmferry_xapi::records::PowerState;
 
 /// The recovery points of one VM on one target.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -22,8 +23,48 @@ pub struct ReplicaPoints {
     pub target: String,
     /// uuid of the replica VM.
     pub replica: String,
+    /// What became of the replica.
+    pub state: ReplicaState,
     /// Newest first.
     pub points: Vec<PointSummary>,
+}
+
+/// What became of a live replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReplicaState {
+    /// The next run goes on with it.
+    Standby,
+    /// A run is writing to it, or was when it died: the next one rolls it back.
+    HalfWritten,
+    /// Somebody used it, or Xen Orchestra did not finish with it: it stays as it is.
+    Used,
+    /// It was failed over to: it stays as it is.
+    FailedOver,
+}
+
+impl std::fmt::Display for ReplicaState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Standby => "standby",
+            Self::HalfWritten => "half written",
+            Self::Used => "used",
+            Self::FailedOver => "failed over",
+        })
+    }
+}
+
+impl ReplicaState {
+    /// As far as its record tells; what was written to it only the storage knows.
+    fn of(replica: &Replica) -> Self {
+        match replica.condition {
+            Condition::FailedOver => Self::FailedOver,
+            Condition::HalfWritten => Self::HalfWritten,
+            Condition::Used | Condition::Foreign => Self::Used,
+            Condition::Tidy | Condition::Untidy if replica.record.power_state != PowerState::Halted => Self::Used,
+            Condition::Tidy | Condition::Untidy => Self::Standby,
+        }
+    }
 }
 
 /// One recovery point.
@@ -81,6 +122,7 @@ impl Engine {
             for vm in survivor.source_vms(job).iter().filter(|vm| only.is_none_or(|only| only == *vm)) {
                 found.extend(survivor.view(job, vm).replicas.into_iter().map(|replica| {
                     ReplicaPoints {
+                        state: ReplicaState::of(&replica),
                         vm: vm.clone(),
                         name: replica.record.name_label,
                         target: target.name.clone(),
@@ -112,5 +154,94 @@ impl Engine {
             )));
         }
         Ok(found)
+    }
+}
+
+/// Which recovery point an operator means.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    /// uuid of the source VM.
+    pub(crate) vm: &'a str,
+    /// uuid of the recovery point; the newest when absent.
+    pub(crate) point: Option<&'a str>,
+    /// Name of the target; the one with the newest point when absent.
+    pub(crate) target: Option<&'a str>,
+    /// Whether the newest has to be undamaged.
+    pub(crate) undamaged: bool,
+}
+
+/// Refuses a damaged recovery point, and names the one of `all` that an operator can have instead.
+pub(crate) fn assert_undamaged<'a>(point: &Point, all: impl Iterator<Item = &'a Point>) -> Result<(), EngineError> {
+    if !point.is_damaged() {
+        return Ok(());
+    }
+    let older = all.filter(|other| other.taken_at < point.taken_at && !other.is_damaged());
+    let remedy = match older.max_by_key(|other| other.taken_at) {
+        Some(older) => format!("the next older one is of {}: --point {}", older.taken_at, older.uuid),
+        None => "there is no older one; the next run mends it".to_owned(),
+    };
+    Err(EngineError::Refused(format!(
+        "recovery point {} of {} is damaged and is not started; {remedy}",
+        point.uuid, point.taken_at
+    )))
+}
+
+/// A recovery point and where it is.
+pub(crate) struct Found<'j> {
+    pub(crate) survivor: Survivor<'j>,
+    pub(crate) point: Point,
+    /// What may have been missed.
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Engine {
+    /// Looks a recovery point up on the targets that can be reached.
+    pub(crate) async fn find_point<'j>(&self, job: &'j Job, wanted: Wanted<'_>) -> Result<Found<'j>, EngineError> {
+        let named = |name: &str| wanted.target.is_none_or(|target| target == name);
+        let targets: Vec<_> = job.targets.iter().filter(|target| named(&target.name)).collect();
+        if targets.is_empty() {
+            let names: Vec<&str> = job.targets.iter().map(|target| target.name.as_str()).collect();
+            return Err(EngineError::Usage(format!(
+                "job {} has no target {}; it has {}",
+                job.name,
+                wanted.target.unwrap_or_default(),
+                names.join(", ")
+            )));
+        }
+        let mut best: Option<(Survivor<'j>, Point)> = None;
+        let mut warnings = Vec::new();
+        let mut unreachable = None;
+        for target in targets {
+            let survivor = match Survivor::reach(self, target).await {
+                Ok(survivor) => survivor,
+                Err(error) => {
+                    warnings.push(format!("target {} was not asked: {}", target.name, chain(&error)));
+                    unreachable = Some(error);
+                    continue;
+                }
+            };
+            let view = survivor.view(job, wanted.vm);
+            let meant = |point: &&Point| match wanted.point {
+                Some(id) => id == point.uuid,
+                None => !(wanted.undamaged && point.is_damaged()),
+            };
+            let point = view.points().find(meant).cloned();
+            if let Some(point) = point
+                && best.as_ref().is_none_or(|(_, best)| best.taken_at < point.taken_at)
+            {
+                best = Some((survivor, point));
+            }
+        }
+        let (vm, name) = (wanted.vm, &job.name);
+        match (best, unreachable, wanted.point) {
+            (Some((survivor, point)), ..) => Ok(Found { survivor, point, warnings }),
+            (None, Some(error), _) => Err(error.into()),
+            (None, None, Some(point)) => Err(EngineError::Usage(format!(
+                "VM {vm} has no recovery point {point} in job {name}; `points list {name}` names those it has"
+            ))),
+            (None, None, None) => Err(EngineError::Usage(format!(
+                "job {name} has no recovery point of VM {vm}; `points list {name}` names the VMs it has"
+            ))),
+        }
     }
 }

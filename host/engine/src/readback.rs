@@ -1,11 +1,11 @@
 //! Reads a disk and says what it holds, leaf by leaf.
 
+use crate::allocation::{MAX_VHD_DISK, Question};
 use crate::error::{RunError, chain};
 use crate::export::{self, NotBegun};
 use crate::inventory::AttachedDisk;
 use crate::job::Job;
 use crate::progress::{DiskLabel, Progress};
-use crate::source::MAX_VHD_DISK;
 use vmferry_disk::chunked::{Coverage, Plan};
 use vmferry_disk::digest::Leaf;
 use vmferry_disk::extent::Extents;
@@ -13,6 +13,23 @@ use vmferry_disk::nbd;
 use vmferry_disk::transfer::{self, Layout, Options};
 use vmferry_xapi::records::Vdi;
 use vmferry_xapi::{Import, Ref, Session};
+
+/// What was written to a disk that held something else before.
+#[derive(Clone, Copy)]
+pub(crate) struct Written<'a> {
+    /// The disk that holds what was there before.
+    pub(crate) onto: &'a Ref<Vdi>,
+    pub(crate) extents: &'a Extents,
+}
+
+/// What was read.
+#[derive(Default)]
+pub(crate) struct Read {
+    /// In a whole disk, the rest is zeroes.
+    pub(crate) extents: Extents,
+    /// Why more was read than had to be.
+    pub(crate) note: Option<String>,
+}
 
 /// On whose behalf disks are read back.
 #[derive(Clone, Copy)]
@@ -24,15 +41,15 @@ pub(crate) struct ReadBack<'a> {
 }
 
 impl ReadBack<'_> {
-    /// Reads a disk, or with `base` what differs from it, and hands out the digest of every 64 KiB. Gives the ranges
-    /// that were read; in a whole disk, the rest is zeroes. `None` where the storage does not tell what differs.
+    /// Reads a disk, or with `written` what was written to it, and hands out the digest of every 64 KiB. `None` where the
+    /// storage does not tell what differs.
     pub(crate) async fn read(
         &self,
         session: &Session,
         disk: &AttachedDisk,
-        base: Option<&Ref<Vdi>>,
+        written: Option<Written<'_>>,
         leaves: &mut (dyn FnMut(u64, Leaf) + Send),
-    ) -> Result<Option<Extents>, RunError> {
+    ) -> Result<Option<Read>, RunError> {
         let label = DiskLabel {
             vm: self.vm.to_owned(),
             disk: disk.record.name_label.clone(),
@@ -40,8 +57,12 @@ impl ReadBack<'_> {
             targets: Vec::new(),
         };
         let read = match disk.record.virtual_size > MAX_VHD_DISK {
-            true => self.by_nbd(session, disk, &label, leaves).await.map(Some),
-            false => self.by_export(session, disk, base, &label, leaves).await,
+            true => self.by_nbd(session, disk, written, &label, leaves).await.map(Some),
+            false => {
+                let base = written.map(|written| written.onto);
+                let read = self.by_export(session, disk, base, &label, leaves).await;
+                read.map(|extents| extents.map(|extents| Read { extents, note: None }))
+            }
         };
         self.progress.disk_finished(&label, read.is_ok());
         read.map_err(|message| RunError::Transfer { disk: label.disk_uuid, message })
@@ -77,18 +98,38 @@ impl ReadBack<'_> {
         &self,
         session: &Session,
         disk: &AttachedDisk,
+        written: Option<Written<'_>>,
         label: &DiskLabel,
         leaves: &mut (dyn FnMut(u64, Leaf) + Send),
-    ) -> Result<Extents, String> {
+    ) -> Result<Read, String> {
+        let size = disk.record.virtual_size;
+        let (extents, note) = match written {
+            Some(written) => (written.extents.to_leaves(size), None),
+            None => self.allocated(session, disk).await,
+        };
         let reading = &self.job.reading;
         let connections = session.nbd_clients(&disk.vdi, reading.connections).await.map_err(|error| chain(&error))?;
-        let extents = Extents::whole_disk(disk.record.virtual_size);
-        let plan =
-            Plan::new(disk.record.virtual_size, extents.clone(), Coverage::Whole).map_err(|error| chain(&error))?;
+        let plan = Plan::new(size, extents.clone(), Coverage::Whole).map_err(|error| chain(&error))?;
         let source = nbd::Source::chunked(connections.clients, &plan, reading.pace);
         let mut source = source.map_err(|error| chain(&error))?;
         self.progress.disk_started(label, extents.total_bytes());
-        self.hash(&mut source, Layout::Chunked(&plan), label, leaves).await.map(|()| extents)
+        self.hash(&mut source, Layout::Chunked(&plan), label, leaves).await?;
+        Ok(Read { extents, note })
+    }
+
+    /// Where a disk has data; all of it where that is not known, and why.
+    async fn allocated(&self, session: &Session, disk: &AttachedDisk) -> (Extents, Option<String>) {
+        let (size, name) = (disk.record.virtual_size, &disk.record.name_label);
+        let label = format!("vmferry {}: where does disk {name} have data?", self.job.name);
+        let patience = self.job.tuning.first_byte;
+        let question = Question { session, vdi: &disk.vdi, base: None, size, patience, label: &label };
+        match question.ask().await {
+            Ok(told) => (told, None),
+            Err(why) => {
+                let note = format!("all of disk {name} was read, since where it has data is not known: {why}");
+                (Extents::whole_disk(size), Some(note))
+            }
+        }
     }
 
     async fn hash(

@@ -13,7 +13,7 @@ use crate::lane::Lane;
 use crate::objects::{destroy_disk, replace_keys, set_keys};
 use crate::replica::{StartBlock, attach_disks, block_start};
 use crate::snapshot;
-use crate::view::{Condition, Identity, PointDisk, Pruning, Replica, SourceVm, Unborn, is_unused};
+use crate::view::{Condition, Identity, Point, PointDisk, Pruning, Replica, SourceVm, Unborn, is_unused};
 use uuid::Uuid;
 use vmferry_xapi::records::Vdi;
 use vmferry_xapi::{Ref, Session, params};
@@ -54,7 +54,7 @@ pub(crate) async fn target(lane: &Lane<'_>, job: &Job, identity: &Identity) -> R
                 commit::tidy(lane, job, identity, &replica.reference).await?;
                 done.push(format!("finished the commit of recovery point {}", replica.newest().uuid));
             }
-            Condition::Tidy | Condition::Used | Condition::Foreign => {}
+            Condition::Tidy | Condition::Used | Condition::FailedOver | Condition::Foreign => {}
         }
     }
     Ok(done)
@@ -109,18 +109,11 @@ async fn remove_unborn(session: &Session, unborn: &Unborn) -> Result<(), RunErro
     Ok(())
 }
 
-/// Replaces the half-written live disks by clones of the newest recovery point's: clone, attach, check the start
-/// block, and only then destroy what was half written.
+/// Replaces the half-written live disks by clones of the newest recovery point's, and only then destroys what was half
+/// written.
 async fn roll_back(lane: &Lane<'_>, job: &Job, identity: &Identity, replica: &Replica) -> Result<(), RunError> {
     let session = &lane.session;
-    let point = replica.newest();
-    let mut clones: Vec<Ref<Vdi>> = Vec::with_capacity(point.disks.len());
-    for held in &point.disks {
-        clones.push(clone_disk(lane, job, identity, held).await?);
-    }
-    block_start(session, &replica.reference, StartBlock::HalfWritten { last_point: Some(&point.uuid) }).await?;
-    let wanted: Vec<(&AttachedDisk, &Ref<Vdi>)> = point.disks.iter().map(|held| &held.attached).zip(&clones).collect();
-    let detached = attach_disks(session, &replica.reference, &replica.disks, &wanted).await?;
+    let detached = swap_in(lane, job, identity, replica, replica.newest()).await?;
     commit::tidy(lane, job, identity, &replica.reference).await?;
     for disk in replica.disks.iter().filter(|disk| detached.contains(&disk.vdi)) {
         if disk.record.other_config.get(keys::JOB) == Some(&job.ids.job.to_string()) {
@@ -128,6 +121,45 @@ async fn roll_back(lane: &Lane<'_>, job: &Job, identity: &Identity, replica: &Re
         }
     }
     Ok(())
+}
+
+/// Puts clones of a recovery point's disks in the place of a replica's live disks: clone, then attach. The replica says
+/// that it is half written until its keys are put right. Returns the disks that came off, each marked as a leftover.
+pub(crate) async fn swap_in(
+    lane: &Lane<'_>,
+    job: &Job,
+    identity: &Identity,
+    replica: &Replica,
+    point: &Point,
+) -> Result<Vec<Ref<Vdi>>, RunError> {
+    mark_half_written(lane, job, identity, replica, point).await?;
+    let mut clones: Vec<Ref<Vdi>> = Vec::with_capacity(point.disks.len());
+    for held in &point.disks {
+        clones.push(clone_disk(lane, job, identity, held).await?);
+    }
+    let wanted: Vec<(&AttachedDisk, &Ref<Vdi>)> = point.disks.iter().map(|held| &held.attached).zip(&clones).collect();
+    Ok(attach_disks(&lane.session, &replica.reference, &replica.disks, &wanted).await?)
+}
+
+/// From here on the replica refuses to start and names the recovery point to clone instead, and whoever finds it rolls it
+/// back.
+pub(crate) async fn mark_half_written(
+    lane: &Lane<'_>,
+    job: &Job,
+    identity: &Identity,
+    replica: &Replica,
+    point: &Point,
+) -> Result<(), RunError> {
+    let block = StartBlock::HalfWritten { job: &job.name, last_point: Some(&point.uuid) };
+    block_start(&lane.session, &replica.reference, block).await?;
+    let state = [
+        (keys::STATE, keys::State::Importing.to_string()),
+        (keys::JOB, job.ids.job.to_string()),
+        (keys::VM, identity.vm.clone()),
+        (keys::SELF, replica.record.uuid.clone()),
+    ];
+    let set = |keys: &mut Keys| keys.extend(state.map(|(key, value)| (key.to_owned(), value)));
+    lane.change_live_keys(&replica.reference, set).await
 }
 
 /// Clones a disk of a recovery point. The clone inherits the point's keys, so the point is marked first: a clone

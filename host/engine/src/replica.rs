@@ -1,13 +1,13 @@
 //! The replica VM: what it takes over from its source, how its start is prevented, and its disks and interfaces.
 
-use crate::error::RunError;
+use crate::allocation::MAX_VHD_DISK;
+use crate::error::{RunError, chain};
 use crate::inventory::AttachedDisk;
 use crate::job::{Job, Target};
 use crate::keys::{self, Keys};
 use crate::objects::set_keys;
 use crate::plan::replica_size;
 use crate::snapshot::Taken;
-use crate::source::MAX_VHD_DISK;
 use std::collections::BTreeMap;
 use vmferry_xapi::records::{Network, Vbd, Vdi, Vif, Vm};
 use vmferry_xapi::{Error, IntoValue, Ref, Session, Value, params};
@@ -87,6 +87,8 @@ const REPLICA_TAG: &str = "Continuous Replication";
 const HA_TAG: &str = "HA disabled";
 
 /// The record of a new replica, for `VM.create`.
+///
+/// It is a template at first: `VM.create` ignores blocked operations, and XAPI starts no template.
 pub(crate) fn creation_record(source: &Vm, name: &str, other_config: &Keys) -> Value {
     let mut record: BTreeMap<String, Value> =
         TAKEN_OVER.iter().filter_map(|field| Some(((*field).to_owned(), source.raw.get(*field)?.clone()))).collect();
@@ -95,7 +97,7 @@ pub(crate) fn creation_record(source: &Vm, name: &str, other_config: &Keys) -> V
     set("affinity", Ref::<()>::null().into_value());
     set("ha_always_run", false.into_value());
     set("ha_restart_priority", "".into_value());
-    set("is_a_template", false.into_value());
+    set("is_a_template", true.into_value());
     set("name_label", name.into_value());
     set("other_config", other_config.clone().into_value());
     set("tags", tags(source).into_value());
@@ -114,13 +116,29 @@ fn tags(source: &Vm) -> Vec<String> {
     tags
 }
 
-/// The keys that a replica takes over from its source.
-pub(crate) fn inherited_keys(source: &Vm) -> Keys {
-    let mut keys = keys::inheritable(&source.other_config);
+/// The keys that a replica takes over from its source, with what would start it by itself put aside. A snapshot does not
+/// have to keep its VM's place in high availability, so that is asked of the VM.
+pub(crate) fn inherited_keys(snapshot: &Vm, source: &Vm) -> Keys {
+    let mut keys = keys::inheritable(&snapshot.other_config);
+    put_autostart_aside(&mut keys);
+    if !source.ha_restart_priority.is_empty() {
+        keys.insert(keys::SOURCE_HA_RESTART_PRIORITY.to_owned(), source.ha_restart_priority.clone());
+    }
+    keys
+}
+
+/// Turns `auto_poweron` into a record of it.
+pub(crate) fn put_autostart_aside(keys: &mut Keys) {
     if let Some(value) = keys.remove(keys::AUTO_POWERON) {
         keys.insert(keys::SOURCE_AUTO_POWERON.to_owned(), value);
     }
-    keys
+}
+
+/// Gives a VM its source's priority in high availability, if it had one. Says why that failed: a pool may have no such
+/// thing, or no place for one VM more.
+pub(crate) async fn set_ha_priority(session: &Session, vm: &Ref<Vm>, priority: Option<&String>) -> Option<String> {
+    let set = session.call::<()>("VM.set_ha_restart_priority", params![vm, priority?]).await;
+    set.err().map(|error| format!("high availability could not be switched on: {}", chain(&error)))
 }
 
 /// Name of the live replica.
@@ -134,7 +152,7 @@ pub(crate) enum StartBlock<'a> {
     /// It is whole.
     Standby { job: &'a str },
     /// Bytes are being written, or were when the writer died.
-    HalfWritten { last_point: Option<&'a str> },
+    HalfWritten { job: &'a str, last_point: Option<&'a str> },
 }
 
 impl std::fmt::Display for StartBlock<'_> {
@@ -142,13 +160,14 @@ impl std::fmt::Display for StartBlock<'_> {
         match self {
             Self::Standby { job } => write!(
                 f,
-                "replica kept by vmferry job {job}: clone one of its snapshots and start the clone (vmferry failover clone {job})"
+                "standby of vmferry job {job}: start a clone of a snapshot of it (vmferry failover clone {job}), or fail over to it (vmferry failover start {job} --force)"
             ),
-            Self::HalfWritten { last_point: Some(point) } => {
-                write!(f, "half-written by vmferry; clone snapshot {point}")
-            }
-            Self::HalfWritten { last_point: None } => {
-                f.write_str("half-written by vmferry; there is no recovery point yet")
+            Self::HalfWritten { job, last_point: Some(point) } => write!(
+                f,
+                "half-written by vmferry; clone snapshot {point}, or let `vmferry failover start {job} --force` put this VM back to it"
+            ),
+            Self::HalfWritten { job, last_point: None } => {
+                write!(f, "being imported by vmferry job {job}; there is no recovery point yet")
             }
         }
     }

@@ -414,10 +414,9 @@ async fn preflight_lane(
 impl Run<'_> {
     /// Takes the lease of a VM; waits for it where the run was asked to.
     pub(crate) async fn lease(&self, session: &Session, vm: &Ref<Vm>, uuid: &str) -> Result<Lease, RunError> {
-        let tuning = &self.job.tuning;
-        let terms = LeaseTerms { ttl: tuning.lease_ttl, settle: tuning.lease_settle };
+        let terms = LeaseTerms::of(&self.job.tuning);
         loop {
-            match Lease::acquire(session, vm, uuid, self.holder, terms).await {
+            match Lease::acquire(session, vm, uuid, self.holder, terms, false).await {
                 Err(RunError::Locked { .. }) if self.wait => tokio::time::sleep(LEASE_POLL).await,
                 other => return other,
             }

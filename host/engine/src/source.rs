@@ -5,16 +5,23 @@
 //! | delta, changed blocks known, NBD open | NBD, the changed 64 KiB | `chunked` or VHD, whichever is shorter |
 //! | delta otherwise | VHD export against the base | VHD |
 //! | delta, but the storage knows no differences | VHD export, compared with the base | `chunked`, only what differs |
-//! | full | VHD export; NBD beyond VHD's 2 TiB | VHD; `chunked` without zeroes |
-//! | resync | VHD export; NBD beyond VHD's 2 TiB | `chunked`, only what differs |
+//! | full | VHD export | VHD |
+//! | resync | VHD export | `chunked`, only what differs |
+//! | beyond VHD's 2 TiB: delta, changed blocks known | NBD, the changed 64 KiB | `chunked` |
+//! | delta otherwise | NBD, the clusters that a qcow2 export against the base would hold | `chunked` |
+//! | full | NBD, the clusters that a qcow2 export would hold | `chunked` without zeroes |
+//! | resync | the same, and what the copy holds | `chunked`, only what differs |
+//!
+//! Where a host does not tell the clusters of a disk beyond 2 TiB, the whole disk is read.
 
+use crate::allocation::{MAX_VHD_DISK, Question};
 use crate::error::chain;
 use crate::export::{self, NotBegun};
 use crate::job::Nbd;
 use crate::plan::{SR_GRANULARITY, replica_size};
 use crate::run::Run;
 use crate::snapshot::TakenDisk;
-use crate::transfer::{From, SourceFailed};
+use crate::transfer::{From, SourceFailed, blocking};
 use crate::tried;
 use std::io;
 use std::path::Path;
@@ -33,10 +40,7 @@ use vmferry_disk::{cbt, nbd};
 use vmferry_xapi::records::Vdi;
 use vmferry_xapi::{Connection, Export, NbdClient, Ref, Session};
 
-/// Largest disk that XAPI exports as VHD.
-pub(crate) const MAX_VHD_DISK: u64 = 2040 << 30;
-
-const UNTRACKED: &str = "changed-block tracking is off for the disk, so blocks of 2 MiB travel";
+const UNTRACKED: &str = "changed-block tracking is off for the disk";
 
 /// An open source, read as a stream of one encoding.
 pub(crate) struct Source {
@@ -113,11 +117,6 @@ pub(crate) async fn open(this: &Opening<'_>) -> Result<Source, SourceFailed> {
     if matches!(this.from, From::Copy(_)) && !framing {
         return Err(this.failed(format!("what differs cannot be sent alone; {}", notes.join("; "))));
     }
-    if this.is_beyond_vhd() && !framing {
-        return Err(
-            this.failed(format!("it is larger than the {MAX_VHD_DISK} bytes of a VHD, and {}", notes.join("; ")))
-        );
-    }
     if let Some(extents) = this.to_read_by_nbd(&mut notes).await? {
         match this.connect(&mut notes).await {
             Ok(clients) => {
@@ -169,38 +168,72 @@ impl Opening<'_> {
 
     /// What is to be read by NBD; `None` where an export is the better way, or the only one.
     async fn to_read_by_nbd(&self, notes: &mut Vec<String>) -> Result<Option<Extents>, SourceFailed> {
-        let mode = if self.is_beyond_vhd() { Nbd::Always } else { self.run.job.reading.nbd };
-        if !self.is_beyond_vhd() {
-            match (mode, self.from) {
-                // A copy has to be compared where the source has nothing as well; an export says where that is.
-                (Nbd::Never, _) | (Nbd::Auto, From::Nothing) | (_, From::Copy(_)) => return Ok(None),
-                (Nbd::Auto, From::Base { .. }) if !self.disk.cbt_enabled => {
-                    notes.push(UNTRACKED.to_owned());
-                    return Ok(None);
-                }
-                (Nbd::Auto, From::Base { .. }) | (Nbd::Always, From::Base { .. } | From::Nothing) => {}
-            }
-            if !self.size().is_multiple_of(SR_GRANULARITY) {
-                // Digests are those of the rounded disk, which an export gives and NBD does not.
-                notes.push("its size is no multiple of 2 MiB, so it is exported".to_owned());
+        if self.is_beyond_vhd() {
+            return self.to_read_beyond_vhd(notes).await.map(Some);
+        }
+        let mode = self.run.job.reading.nbd;
+        match (mode, self.from) {
+            // A copy has to be compared where the source has nothing as well; an export says where that is.
+            (Nbd::Never, _) | (Nbd::Auto, From::Nothing) | (_, From::Copy(_)) => return Ok(None),
+            (Nbd::Auto, From::Base { .. }) if !self.disk.cbt_enabled => {
+                notes.push(format!("{UNTRACKED}, so blocks of 2 MiB travel"));
                 return Ok(None);
             }
-            if let Some(why) = tried::nbd_is_left_alone(self.run, &self.disk.of).await {
-                notes.push(why);
-                return Ok(None);
-            }
+            (Nbd::Auto, From::Base { .. }) | (Nbd::Always, From::Base { .. } | From::Nothing) => {}
+        }
+        if !self.size().is_multiple_of(SR_GRANULARITY) {
+            // Digests are those of the rounded disk, which an export gives and NBD does not.
+            notes.push("its size is no multiple of 2 MiB, so it is exported".to_owned());
+            return Ok(None);
+        }
+        if let Some(why) = tried::nbd_is_left_alone(self.run, &self.disk.of).await {
+            notes.push(why);
+            return Ok(None);
         }
         if let From::Base { snapshot, .. } = self.from {
             match self.changed(snapshot).await {
                 Ok(extents) => return Ok(Some(extents)),
-                Err(why) => notes.push(why),
+                Err(why) => notes.push(format!("{why}, so blocks of 2 MiB travel")),
             }
         }
         match mode {
-            _ if self.is_beyond_vhd() => Ok(Some(Extents::whole_disk(self.size()))),
             Nbd::Auto | Nbd::Never => Ok(None),
             Nbd::Always => self.used_blocks().await,
         }
+    }
+
+    /// What is to be read of a disk that no VHD can hold.
+    async fn to_read_beyond_vhd(&self, notes: &mut Vec<String>) -> Result<Extents, SourceFailed> {
+        let base = match self.from {
+            From::Base { snapshot, .. } => Some(snapshot),
+            From::Nothing | From::Copy(_) => None,
+        };
+        if let Some(base) = base {
+            match self.changed(base).await {
+                Ok(extents) => return Ok(extents),
+                Err(why) => notes.push(format!("{why}, so the host is asked which clusters differ")),
+            }
+        }
+        let question = Question {
+            session: self.source,
+            vdi: &self.disk.vdi,
+            base,
+            size: self.size(),
+            patience: self.run.job.tuning.first_byte,
+            label: self.label,
+        };
+        let told = match question.ask().await {
+            Ok(told) => told,
+            Err(why) => {
+                notes.push(format!("the whole disk is read, since where it has data is not known: {why}"));
+                return Ok(Extents::whole_disk(self.size()));
+            }
+        };
+        let From::Copy(table) = self.from else { return Ok(told) };
+        // What is zeroes here and something else there has to be compared as well.
+        let table = table.clone();
+        let held = blocking(move || Table::open(table)?.data_extents()).await?;
+        Ok(told.union(&held.clipped(self.size())))
     }
 
     /// What changed since `base`, in 64 KiB, or why that is not known.

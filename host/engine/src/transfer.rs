@@ -174,11 +174,12 @@ pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Result<Moved, So
             let ended = matches!(error, TransferError::Source { .. } | TransferError::Truncated { .. });
             let broke_off = ended || matches!(error, TransferError::SourceStalled { .. });
             let by_nbd = reader.name() == "nbd";
-            let failed = reader.explain(ended, chain(&error)).await;
+            let SourceFailed(message) = reader.explain(ended, chain(&error)).await;
             if by_nbd && broke_off {
-                tried::nbd_broke_off(run, &stream.disk.of, &failed.0).await;
+                tried::nbd_broke_off(run, &stream.disk.of, &message).await;
             }
-            return Err(failed);
+            let how = if notes.is_empty() { String::new() } else { format!(" ({})", notes.join("; ")) };
+            return Err(SourceFailed(message + &how));
         }
     };
     let concluded = lanes.into_iter().zip(imports).zip(outcome.sinks).map(|((lane, import), sink)| {

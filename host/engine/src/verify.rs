@@ -11,9 +11,8 @@ use crate::error::{EngineError, RunError, chain};
 use crate::inventory::{AttachedDisk, Inventory};
 use crate::job::Job;
 use crate::keys;
-use crate::lane::{Asked, written_disk};
+use crate::lane;
 use crate::objects::set_keys;
-use crate::plan;
 use crate::points::Survivor;
 use crate::progress::Progress;
 use crate::readback::ReadBack;
@@ -224,21 +223,18 @@ impl Look<'_> {
     }
 
     async fn ask(&self, replica: &Replica, verified: &mut VerifiedReplica) -> Result<(), RunError> {
-        let asked = match plan::divergence(replica) {
-            Some(why) => Asked { written: Some(why), ..Asked::default() },
-            None => written_disk(&self.survivor.session, replica, self.job.tuning.first_byte).await?,
-        };
-        verified.verdict = match (&asked.written, replica.newest().is_damaged()) {
+        let change = lane::change(&self.survivor.session, replica, self.job.tuning.first_byte).await?;
+        verified.verdict = match (&change.written, replica.newest().is_damaged()) {
             (_, true) => Verdict::Damaged,
             (Some(_), false) => Verdict::Changed,
-            (None, false) if !asked.untold.is_empty() => Verdict::Unknown,
+            (None, false) if !change.untold.is_empty() => Verdict::Unknown,
             (None, false) => Verdict::Untouched,
         };
-        let untold = (!asked.untold.is_empty()).then(|| {
+        let untold = (!change.untold.is_empty()).then(|| {
             "its storage does not tell whether somebody wrote to it; `--deep` reads its newest recovery point"
                 .to_owned()
         });
-        verified.error = asked.written.or(untold);
+        verified.error = change.written.or_else(|| change.unknown.into_iter().next()).or(untold);
         Ok(())
     }
 
@@ -254,15 +250,17 @@ impl Look<'_> {
 
     async fn read_disk(&self, held: &PointDisk, replica: &str) -> Result<VerifiedDisk, RunError> {
         let digests = self.digests;
-        let (verdict, reason, different, found) = match self.expected(held, replica).await? {
+        let mut notes = Vec::new();
+        let (verdict, reason, different, found) = match self.expected(held, replica, &mut notes).await? {
             Err(why) => (Verdict::Unknown, why, None, None),
             Ok(expected) => {
                 let path = digests.as_read(held.uuid());
-                let found = self.hash(&self.survivor.session, &held.attached, replica, path).await?;
+                let found = self.hash(&self.survivor.session, &held.attached, replica, path, &mut notes).await?;
                 let path = digests.of_content(&held.content_key);
                 blocking(move || compare(found, &expected, path)).await?
             }
         };
+        let reason = [reason.to_owned()].into_iter().chain(notes).collect::<Vec<_>>().join("; ");
         if let Some(found) = found {
             // The table first: a mark without it costs the next run a full copy, a table without a mark nothing.
             let root = blocking(move || found.commit()).await.map_err(RunError::Digests)?;
@@ -275,7 +273,7 @@ impl Look<'_> {
             disk: held.uuid().to_owned(),
             name: held.attached.record.name_label.clone(),
             verdict,
-            reason: reason.to_owned(),
+            reason,
             different_bytes: different.as_ref().map(Extents::total_bytes),
             differences: different
                 .iter()
@@ -289,7 +287,12 @@ impl Look<'_> {
     /// What a disk should be: by the table of what was sent, by its root that stands on the disk, or by the source's
     /// snapshot, if that is still there.
     /// Else, why it cannot be known.
-    async fn expected(&self, held: &PointDisk, replica: &str) -> Result<Result<Expected, &'static str>, RunError> {
+    async fn expected(
+        &self,
+        held: &PointDisk,
+        replica: &str,
+        notes: &mut Vec<String>,
+    ) -> Result<Result<Expected, &'static str>, RunError> {
         let path = self.digests.of_content(&held.content_key);
         let root: Option<Root> = held.digest.as_ref().and_then(|digest| digest.parse().ok());
         let table = path.clone();
@@ -302,7 +305,7 @@ impl Look<'_> {
         match (root, self.source.snapshot_disk(&held.content_key).await) {
             (_, Ok(Some((session, vdi)))) => {
                 let disk = AttachedDisk { vdi, ..held.attached.clone() };
-                let sent = self.hash(&session, &disk, replica, path.clone()).await?;
+                let sent = self.hash(&session, &disk, replica, path.clone(), notes).await?;
                 blocking(move || sent.commit()).await.map_err(RunError::Digests)?;
                 Ok(Ok(Expected::Table(path)))
             }
@@ -312,17 +315,20 @@ impl Look<'_> {
         }
     }
 
-    /// Reads a whole disk; the digests of what it holds, in a draft of the table at `path`.
+    /// Reads a whole disk; the digests of what it holds, in a draft of the table at `path`. Notes why more was read than had
+    /// to be.
     async fn hash(
         &self,
         session: &Session,
         disk: &AttachedDisk,
         replica: &str,
         path: PathBuf,
+        notes: &mut Vec<String>,
     ) -> Result<DraftTable, RunError> {
         let mut table = Table::create(path, table_size(disk.record.virtual_size)).map_err(RunError::Digests)?;
         let back = ReadBack { job: self.job, progress: self.progress, vm: replica };
-        back.read(session, disk, None, &mut |leaf, digest| table.set(leaf, digest)).await?;
+        let read = back.read(session, disk, None, &mut |leaf, digest| table.set(leaf, digest)).await?;
+        notes.extend(read.and_then(|read| read.note));
         Ok(table)
     }
 }

@@ -211,6 +211,8 @@ pub(crate) enum Condition {
     Untidy,
     /// Somebody reverted the replica to an older recovery point, or unblocked a half-written one to use it.
     Used,
+    /// It was started by a failover, or is about to be.
+    FailedOver,
     /// Xen Orchestra's keys of a run under way stand on it: that run died, or is still at work.
     Foreign,
 }
@@ -310,16 +312,18 @@ impl TargetView {
         let mut view = Self::default();
         for (reference, record) in inventory.vms.iter().filter(|(_, vm)| !vm.is_a_snapshot) {
             let importing = is_importing(identity, record);
+            let failed_over = failed_over_to(identity, record).is_some();
             let here = record.other_config.get(keys::XO_SR).is_some_and(|on| on == sr);
             match points.remove(reference) {
                 Some(mut points) => {
                     points.sort_by_key(|point| (std::cmp::Reverse(point.taken_at), point.made_at));
                     // A snapshot that somebody took between our commit and our tidying is a copy of the point, or later.
                     points.dedup_by(|later, first| later.source_snapshot == first.source_snapshot);
-                    let condition = match importing {
-                        true => condition(record, &points),
-                        false if xen_orchestra::is_under_way(identity, record) => Condition::Foreign,
-                        false => Condition::Tidy,
+                    let condition = match (failed_over, importing) {
+                        (true, _) => Condition::FailedOver,
+                        (false, true) => condition(record, &points),
+                        (false, false) if xen_orchestra::is_under_way(identity, record) => Condition::Foreign,
+                        (false, false) => Condition::Tidy,
                     };
                     view.replicas.push(Replica {
                         reference: reference.clone(),
@@ -377,8 +381,16 @@ fn is_importing(identity: &Identity, vm: &Vm) -> bool {
         && match State::of(keys) {
             Some(State::Importing) => true,
             Some(State::Committed { live, .. }) => live == vm.uuid,
-            Some(State::Pruning { .. }) | None => false,
+            Some(State::FailedOver { .. } | State::Pruning { .. }) | None => false,
         }
+}
+
+/// uuid of the recovery point that a live VM was failed over to.
+pub(crate) fn failed_over_to(identity: &Identity, vm: &Vm) -> Option<String> {
+    match State::of(&vm.other_config) {
+        Some(State::FailedOver { live, point }) if live == vm.uuid && identity.owns(&vm.other_config) => Some(point),
+        _ => None,
+    }
 }
 
 /// What became of a replica whose live VM carries the keys of a run that has not tidied up after itself.

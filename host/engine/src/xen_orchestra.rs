@@ -29,6 +29,10 @@ const IMPORTING_VM: &str = "[Importing…]";
 /// The same of a disk.
 const IMPORTING_DISK: &str = "[Importing]";
 
+/// What a replica does that [`is_under_way`].
+pub(crate) const UNDER_WAY: &str =
+    "carries the keys of a run of Xen Orchestra that was not finished, or was reverted to a snapshot of one";
+
 /// A copy of the source VM that is no base.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Unproven {

@@ -1,6 +1,6 @@
 //! The command line.
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 /// Keeps standby copies of running XCP-ng and XenServer VMs a few minutes behind the originals.
@@ -113,11 +113,13 @@ pub enum Points {
 pub enum Failover {
     /// Make a VM of its own from a recovery point; the replica stays as it is
     Clone(CloneArgs),
+    /// Start the replica itself from a recovery point; runs leave it alone from then on
+    Start(StartArgs),
 }
 
-/// Arguments of `failover clone`.
+/// Which recovery point, and how what is made of it is connected.
 #[derive(Debug, Args)]
-pub struct CloneArgs {
+pub struct PointArgs {
     /// The job's name
     pub job: String,
     /// The source VM
@@ -126,15 +128,56 @@ pub struct CloneArgs {
     /// The recovery point [default: the newest]
     #[arg(long, value_name = "UUID")]
     pub point: Option<String>,
-    /// The target to clone on [default: the one with the newest point]
+    /// The target to start on [default: the one with the newest point]
     #[arg(long, value_name = "NAME")]
     pub target: Option<String>,
-    /// Connect all of the clone's interfaces to this network, or `none` for no interface [default: as the replica's]
+    /// Connect all interfaces to this network, or `none` for no interface [default: as the replica's]
     #[arg(long, value_name = "NAME|none")]
     pub network: Option<String>,
+    /// Let it start by itself as its source does: auto power-on and high availability
+    #[arg(long)]
+    pub auto_start: bool,
+}
+
+/// Arguments of `failover clone`.
+#[derive(Debug, Args)]
+pub struct CloneArgs {
+    /// The recovery point.
+    #[command(flatten)]
+    pub what: PointArgs,
     /// Leave the clone halted
     #[arg(long)]
     pub no_start: bool,
+    /// Let the pool make up hardware addresses, instead of keeping those of the source
+    #[arg(long)]
+    pub new_macs: bool,
+    /// Wait until the agent in the guest reports; fail if it does not
+    #[arg(long, value_name = "SECONDS", conflicts_with = "no_start")]
+    pub wait_guest: Option<u64>,
+    /// What the guest has to report: `metrics` is an address, or that its drivers run [default: anything]
+    #[arg(long, value_enum, requires = "wait_guest")]
+    pub check: Option<Check>,
+    /// Remove the clone and its disks at the end, whatever became of its guest
+    #[arg(long, requires = "wait_guest")]
+    pub remove_after: bool,
+}
+
+/// What a guest has to report to count as up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Check {
+    /// An address, or that its drivers run.
+    Metrics,
+}
+
+/// Arguments of `failover start`.
+#[derive(Debug, Args)]
+pub struct StartArgs {
+    /// The recovery point.
+    #[command(flatten)]
+    pub what: PointArgs,
+    /// Do it: replication onto this replica ends until it is failed back, and a run that works on it is stopped
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// What to do with the configuration.
@@ -176,6 +219,15 @@ mod tests {
             "vmferry failover clone erp --vm u --point p --target dr --network none --no-start".split(' '),
         );
         let Verb::Failover(Failover::Clone(clone)) = cli.verb else { panic!("another verb") };
-        assert_eq!((clone.network.as_deref(), clone.no_start), (Some("none"), true));
+        assert_eq!((clone.what.network.as_deref(), clone.no_start), (Some("none"), true));
+    }
+
+    #[test]
+    fn a_boot_test_waits_for_its_guest() {
+        let line = "vmferry failover clone erp --vm u --check metrics --remove-after";
+        assert_eq!(Cli::try_parse_from(line.split(' ')).unwrap_err().exit_code(), 2);
+        let cli = Cli::parse_from(format!("{line} --wait-guest 60").split(' '));
+        let Verb::Failover(Failover::Clone(clone)) = cli.verb else { panic!("another verb") };
+        assert_eq!((clone.wait_guest, clone.check, clone.remove_after), (Some(60), Some(Check::Metrics), true));
     }
 }

@@ -22,7 +22,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use stage::{JOB, Proof, Stage};
 use std::path::PathBuf;
-use vmferry_engine::{CloneNetwork, CloneReport, CloneRequest, Job, Policies, RunOptions};
+use vmferry_engine::{CloneReport, CloneRequest, Job, NetworkChoice, Policies, RunOptions};
 use vmferry_model::plugin::NextRun;
 use vmferry_model::report::{Outcome, RunReport};
 use vmferry_model::store::RunStore;
@@ -129,8 +129,12 @@ async fn clone_newest(at: &Workplace, job: &Job, vm: &str, screen: &Screen) -> R
         vm: vm.to_owned(),
         point: None,
         target: None,
-        network: CloneNetwork::AsReplica,
+        network: NetworkChoice::AsReplica,
+        new_macs: false,
+        auto_start: false,
         start: true,
+        guest: None,
+        remove_after: false,
         name: None,
     };
     let clone = at.engine.clone_point(job, &request).await.map_err(Failure::because)?;

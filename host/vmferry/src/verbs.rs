@@ -15,7 +15,7 @@ use crate::output::Form;
 use crate::output::progress::Screen;
 use crate::problem::{Failure, Problem};
 use crate::{compose, demo};
-pub(crate) use failover::text as clone_text;
+pub(crate) use failover::clone_text;
 use std::path::{Path, PathBuf};
 use vmferry_engine::{Engine, EngineError, Job};
 use vmferry_store::Store;
@@ -34,7 +34,10 @@ pub async fn perform(cli: Cli, screen: &Screen) -> Result<Exit, Failure> {
         Verb::Points(Points::List { job }) => points::list(&Workplace::open(common).await?, job.as_deref()).await,
         Verb::Verify(arguments) => verify::verify(&Workplace::open(common).await?, &arguments, screen).await,
         Verb::Failover(Failover::Clone(arguments)) => {
-            failover::clone(&Workplace::open(common).await?, &arguments).await
+            failover::clone(&Workplace::open(common).await?, &arguments, screen).await
+        }
+        Verb::Failover(Failover::Start(arguments)) => {
+            failover::start(&Workplace::open(common).await?, &arguments, screen).await
         }
         Verb::Config(ConfigVerb::Check) => config::check(&load(common)?, form(common)).await,
         Verb::Config(ConfigVerb::Show) => config::show(&load(common)?, form(common)),
@@ -102,7 +105,12 @@ impl Workplace {
 
 /// The engine's errors say what, on which object, and what to do.
 fn engine_failure(error: &EngineError, job: &str) -> Failure {
-    let exit = if error.is_usage() { Exit::Usage } else { Exit::Failed };
+    let exit = match error {
+        EngineError::Refused(_) => Exit::Refused,
+        error if error.is_usage() => Exit::Usage,
+        error if error.is_locked() => Exit::Locked,
+        _ => Exit::Failed,
+    };
     Failure { exit, problems: vec![Problem::new(error.to_string()).at(format!("job {job}"))] }
 }
 

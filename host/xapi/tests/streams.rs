@@ -93,6 +93,21 @@ async fn an_export_ends_with_its_connection_and_is_confirmed_by_its_task() {
 }
 
 #[tokio::test]
+async fn a_qcow2_export_is_asked_for_in_its_format() {
+    let host = Host::start().await;
+    let session = host.login().await;
+    host.on(EXPORT, |_| raw([EARLY_OK, b"QFI\xfb"].concat()));
+    let base = Ref::new("OpaqueRef:ba5e0000-0000-0000-0000-000000000001");
+    let mut export = bounded(session.export_qcow2(&vdi(), Some(&base), "a label")).await.expect("opens");
+    let mut body = Vec::new();
+    bounded(export.read_to_end(&mut body)).await.expect("reads");
+    assert_eq!(body, b"QFI\xfb");
+    let requests = host.requests();
+    let head = &requests.iter().find(|r| r.name == EXPORT).expect("the export").head;
+    assert!(head.contains("format=qcow2&vdi=") && head.contains(&format!("&base={base}")), "{head}");
+}
+
+#[tokio::test]
 async fn an_export_whose_task_fails_is_a_failure_though_its_data_ended_well() {
     let host = Host::start().await;
     let session = host.login().await;

@@ -30,6 +30,8 @@ pub struct SimConfig {
     pub nbd_purpose: Option<NbdPurpose>,
     /// The licence leaves changed block tracking out.
     pub restrict_cbt: bool,
+    /// Exports know the format `qcow2`; those of older hosts do not.
+    pub qcow2_streams: bool,
     /// How long `VDI.data_destroy` waits for the VBDs of its disk to be gone.
     pub data_destroy_patience: Duration,
     /// Size of the default SR in bytes.
@@ -42,6 +44,9 @@ pub struct SimConfig {
     pub redirect_transfers_to: Option<String>,
     /// Garbage collection waits for [`Sim::collect_garbage`](crate::Sim::collect_garbage) instead of following each deletion.
     pub hold_gc: bool,
+    /// A guest says nothing after its start until [`Sim::bring_up_guest`](crate::Sim::bring_up_guest), as one that takes
+    /// its time to boot.
+    pub hold_guests: bool,
 }
 
 impl Default for SimConfig {
@@ -57,12 +62,14 @@ impl Default for SimConfig {
             nbd_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             nbd_purpose: None,
             restrict_cbt: false,
+            qcow2_streams: true,
             data_destroy_patience: Duration::from_secs(4),
             sr_size: 1 << 40,
             sr_kind: SrKind::default(),
             master_address: None,
             redirect_transfers_to: None,
             hold_gc: false,
+            hold_guests: false,
         }
     }
 }

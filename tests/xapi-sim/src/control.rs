@@ -160,6 +160,11 @@ pub(crate) fn write(state: &mut State, vdi: &str, offset: u64, data: &[u8]) -> a
     Ok(vdi::put(state, &vdi, offset, data)?)
 }
 
+pub(crate) fn bring_up_guest(state: &mut State, vm: &str) -> anyhow::Result<()> {
+    let vm = state.db.by_uuid("VM", vm)?;
+    Ok(vm::bring_up_guest(state, &vm)?)
+}
+
 /// Loses the change log of a disk, as a crash of the host does.
 pub(crate) fn break_cbt(state: &mut State, vdi: &str) -> anyhow::Result<()> {
     let vdi = state.db.by_uuid("VDI", vdi)?;

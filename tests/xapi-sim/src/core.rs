@@ -17,6 +17,7 @@ pub(crate) struct Core {
     cleared: watch::Sender<u64>,
     pub(crate) transfers: Transfers,
     pub(crate) redirect_transfers_to: Option<String>,
+    pub(crate) qcow2_streams: bool,
     pub(crate) data_destroy_patience: Duration,
 }
 
@@ -28,6 +29,7 @@ impl Core {
             cleared: watch::Sender::new(0),
             transfers: Transfers::default(),
             redirect_transfers_to: config.redirect_transfers_to.clone(),
+            qcow2_streams: config.qcow2_streams,
             data_destroy_patience: config.data_destroy_patience,
         }
     }
@@ -48,6 +50,7 @@ impl Core {
 
     pub(crate) fn clear_faults(&self) {
         self.with(|state| state.faults.clear());
+        self.transfers.let_go();
         self.cleared.send_modify(|count| *count += 1);
     }
 
@@ -74,7 +77,9 @@ struct Progress {
     next: u64,
     /// Bytes of the body moved, by transfer.
     moved: BTreeMap<u64, u64>,
+    /// Since the faults were last cleared: what was stalled then may not have noticed yet.
     stalled: usize,
+    clearances: u64,
     waiting: Vec<(Goal, oneshot::Sender<()>)>,
 }
 
@@ -129,7 +134,13 @@ impl Transfers {
         let mut progress = lock(&self.0);
         progress.stalled += 1;
         progress.tell();
-        Stalled(self)
+        Stalled { transfers: self, clearances: progress.clearances }
+    }
+
+    fn let_go(&self) {
+        let mut progress = lock(&self.0);
+        progress.stalled = 0;
+        progress.clearances += 1;
     }
 
     pub(crate) async fn wait(&self, goal: Goal) {
@@ -143,10 +154,16 @@ impl Transfers {
     }
 }
 
-struct Stalled<'a>(&'a Transfers);
+struct Stalled<'a> {
+    transfers: &'a Transfers,
+    clearances: u64,
+}
 
 impl Drop for Stalled<'_> {
     fn drop(&mut self) {
-        lock(&self.0.0).stalled -= 1;
+        let mut progress = lock(&self.transfers.0);
+        if progress.clearances == self.clearances {
+            progress.stalled -= 1;
+        }
     }
 }

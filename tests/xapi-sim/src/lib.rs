@@ -23,7 +23,7 @@
 //! The layers, from the outside in: `server` (routes), `rpc`, `transfer` and `nbd` (one request), `calls` (what a call
 //! does), `state` with `db` and `storage`; `wire` holds the encodings, `schema` the data model, `control` what tests do.
 //!
-//! Not simulated: streams of qcow2, XVA, garbage collection that takes its time, a change of the master.
+//! Not simulated: imports of qcow2, XVA, garbage collection that takes its time, a change of the master.
 
 mod admin;
 mod calls;
@@ -190,6 +190,12 @@ impl Sim {
     #[track_caller]
     pub fn write(&self, vdi_uuid: &str, offset: u64, data: &[u8]) {
         self.expect(|state| control::write(state, vdi_uuid, offset, data));
+    }
+
+    /// Lets the guest of a running VM be up; needed only where the configuration holds guests.
+    #[track_caller]
+    pub fn bring_up_guest(&self, vm_uuid: &str) {
+        self.expect(|state| control::bring_up_guest(state, vm_uuid));
     }
 
     /// Loses the change log of a tracked disk, as a crash of its host does: tracking is off from then on, and an alert

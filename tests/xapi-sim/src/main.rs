@@ -46,6 +46,9 @@ struct Arguments {
     /// Size of the SR in bytes
     #[arg(long, default_value_t = 1 << 40)]
     sr_size: u64,
+    /// Guests say nothing after their start
+    #[arg(long)]
+    hold_guests: bool,
 }
 
 fn purpose(text: &str) -> Result<NbdPurpose, String> {
@@ -72,6 +75,7 @@ async fn main() -> anyhow::Result<()> {
         password: arguments.password,
         admin_listen: arguments.admin,
         sr_size: arguments.sr_size,
+        hold_guests: arguments.hold_guests,
         hosts: arguments.hosts,
         nbd_listen: arguments.nbd_listen,
         nbd_purpose: arguments.nbd_purpose,

@@ -201,6 +201,19 @@ async fn a_started_guest_reports_its_drivers() {
 }
 
 #[tokio::test]
+async fn a_guest_that_takes_its_time_says_nothing_until_it_is_up() {
+    let sim = Sim::start(SimConfig { hold_guests: true, ..SimConfig::default() }).await.unwrap();
+    let client = Client::login(&sim).await;
+    let (vm, _) = vm_with_disks(&sim, &[2 * MIB]);
+    let reference = client.by_uuid("VM", &vm).await;
+    client.call("VM.start", json!([reference, false, false])).await.unwrap();
+    assert_eq!(sim.record("VM", &vm).unwrap()["guest_metrics"], "OpaqueRef:NULL");
+    sim.bring_up_guest(&vm);
+    assert_eq!(sim.record("VM", &vm).unwrap()["guest_metrics"], sim.records("VM_guest_metrics")[0]["$ref"]);
+    sim.stop().await;
+}
+
+#[tokio::test]
 async fn a_snapshot_inherits_what_xapi_copies_and_nothing_else() {
     let (sim, client) = setup().await;
     let vm = sim.add_vm(VmSpec {

@@ -148,6 +148,22 @@ impl Table {
         Ok(found.clipped(disk_size))
     }
 
+    /// Where the disk holds anything but zeroes, in whole leaves. Reads the whole table.
+    pub fn data_extents(&self) -> Result<Extents, TableError> {
+        let mut found = Extents::new();
+        self.for_each_chunk(|at, chunk| {
+            if is_zero(chunk) {
+                return Ok(());
+            }
+            let leaves = (at / SLOT - 1..).zip(chunk.chunks_exact(LEAF_DIGEST));
+            for (leaf, _) in leaves.filter(|(_, digest)| !is_zero(digest)) {
+                found.insert(Extent { offset: leaf * LEAF_SIZE, length: LEAF_SIZE });
+            }
+            Ok(())
+        })?;
+        Ok(found.clipped(self.disk_size))
+    }
+
     /// Fills `buffer` with the leaves from `first` on, with zeroes behind the end of the disk.
     fn read_leaves(&self, first: u64, buffer: &mut [u8]) -> Result<(), TableError> {
         let at = (first + 1) * SLOT;
@@ -429,6 +445,8 @@ mod tests {
         draft.set(9_000_001, Leaf::ZERO);
         draft.commit().unwrap();
         Table::derive_from(&a, &b, size).unwrap().commit().unwrap();
+        let data = [Extent { offset: 9_000_000 * LEAF_SIZE, length: LEAF_SIZE }];
+        assert_eq!(Table::open(&b).unwrap().data_extents().unwrap().iter().collect::<Vec<_>>(), data);
         for path in [a, b] {
             let metadata = fs::metadata(path).unwrap();
             assert_eq!(metadata.len(), (size / LEAF_SIZE + 1) * 16);

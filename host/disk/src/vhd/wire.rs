@@ -3,7 +3,7 @@
 use super::SECTOR_SIZE;
 
 /// The `N` bytes at `at`, which the caller knows to be inside of `raw`.
-pub(super) fn bytes_at<const N: usize>(raw: &[u8], at: usize) -> [u8; N] {
+pub(crate) fn bytes_at<const N: usize>(raw: &[u8], at: usize) -> [u8; N] {
     let mut bytes = [0; N];
     bytes.copy_from_slice(&raw[at..at + N]);
     bytes
@@ -13,11 +13,11 @@ pub(super) fn u16_at(raw: &[u8], at: usize) -> u16 {
     u16::from_be_bytes(bytes_at(raw, at))
 }
 
-pub(super) fn u32_at(raw: &[u8], at: usize) -> u32 {
+pub(crate) fn u32_at(raw: &[u8], at: usize) -> u32 {
     u32::from_be_bytes(bytes_at(raw, at))
 }
 
-pub(super) fn u64_at(raw: &[u8], at: usize) -> u64 {
+pub(crate) fn u64_at(raw: &[u8], at: usize) -> u64 {
     u64::from_be_bytes(bytes_at(raw, at))
 }
 

@@ -9,6 +9,8 @@ mod lockstep;
 mod model;
 mod properties;
 mod qemu;
+#[path = "../support/qemu_img.rs"]
+mod qemu_img;
 #[cfg(target_os = "linux")]
 mod relay;
 mod tcp;

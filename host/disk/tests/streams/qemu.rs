@@ -1,28 +1,15 @@
-//! qemu-img as an independent reader and writer.
+//! qemu-img as an independent reader and writer of VHD.
 
+use std::ffi::OsStr;
 use std::path::Path;
-use std::process::Command;
 
 use vmferry_disk::vhd::{BLOCK_SIZE, Writer};
 
-use crate::model;
-
-/// Whether qemu-img is there. Where the environment demands peers, it has to be.
-#[expect(clippy::print_stderr, reason = "a skipped test should say so")]
-fn qemu_img_is_missing() -> bool {
-    if Command::new("qemu-img").arg("--version").output().is_ok() {
-        return false;
-    }
-    let required = std::env::var_os("VMFERRY_REQUIRE_PEERS").is_some_and(|value| value == "1");
-    assert!(!required, "qemu-img is required here; install the package qemu-utils");
-    eprintln!("skipped: there is no qemu-img");
-    true
-}
+use crate::{model, qemu_img};
 
 fn convert(arguments: &[&str], from: &Path, to: &Path) {
-    let output =
-        Command::new("qemu-img").arg("convert").args(arguments).args([from, to]).output().expect("qemu-img runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let paths = [from.as_os_str(), to.as_os_str()];
+    qemu_img::run([OsStr::new("convert")].into_iter().chain(arguments.iter().map(OsStr::new)).chain(paths));
 }
 
 /// A disk with holes, an odd end, and data at both ends of its blocks.
@@ -43,7 +30,7 @@ const SIZES: [usize; 4] = [512, 7 << 20, (9 << 20) + 512, 32 << 20];
 
 #[test]
 fn qemu_reads_what_is_written() {
-    if qemu_img_is_missing() {
+    if qemu_img::is_missing() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -64,7 +51,7 @@ fn qemu_reads_what_is_written() {
 
 #[test]
 fn what_qemu_writes_is_read() {
-    if qemu_img_is_missing() {
+    if qemu_img::is_missing() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();

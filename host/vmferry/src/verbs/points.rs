@@ -46,6 +46,7 @@ fn table(listing: &Listing) -> String {
         ("VM", Align::Left),
         ("replica", Align::Left),
         ("target", Align::Left),
+        ("state", Align::Left),
         ("point", Align::Left),
         ("taken at", Align::Left),
         ("disks", Align::Right),
@@ -60,6 +61,7 @@ fn table(listing: &Listing) -> String {
                     short(&replica.vm).to_owned(),
                     replica.name.clone(),
                     replica.target.clone(),
+                    replica.state.to_string(),
                     point.id.clone(),
                     point.taken_at.to_string(),
                     point.disks.to_string(),
@@ -80,7 +82,7 @@ fn table(listing: &Listing) -> String {
 mod tests {
     use super::*;
     use expect_test::expect;
-    use vmferry_engine::PointSummary;
+    use vmferry_engine::{PointSummary, ReplicaState};
 
     #[test]
     fn a_listing_is_a_row_per_point() {
@@ -98,13 +100,14 @@ mod tests {
             name: "web (replica)".to_owned(),
             target: "dr".to_owned(),
             replica: "88888888-0000-4000-8000-000000000000".to_owned(),
+            state: ReplicaState::FailedOver,
             points: vec![point(2, false), point(1, true)],
         };
         let listing = Listing { jobs: vec![JobPoints { job: "erp".to_owned(), replicas: vec![replica] }] };
         expect![[r#"
-            job  VM        replica        target  point                                 taken at              disks  by
-            erp  99999999  web (replica)  dr      22222222-0000-4000-8000-000000000000  1970-01-01T02:00:00Z      2  vmferry
-            erp  99999999  web (replica)  dr      11111111-0000-4000-8000-000000000000  1970-01-01T01:00:00Z      2  vmferry  held
+            job  VM        replica        target  state        point                                 taken at              disks  by
+            erp  99999999  web (replica)  dr      failed over  22222222-0000-4000-8000-000000000000  1970-01-01T02:00:00Z      2  vmferry
+            erp  99999999  web (replica)  dr      failed over  11111111-0000-4000-8000-000000000000  1970-01-01T01:00:00Z      2  vmferry  held
         "#]].assert_eq(&table(&listing));
         assert_eq!(table(&Listing { jobs: Vec::new() }), "no recovery points\n");
     }

@@ -19,7 +19,7 @@ use crate::session::Session;
 /// How an error begins that XAPI writes into a body whose 200 went out before.
 const ERROR_IN_BODY: &[u8] = b"HTTP/";
 
-/// The VHD stream of a disk, or of what changed in it since a base. Reads end where the host closes the connection.
+/// The stream of a disk, or of what changed in it since a base. Reads end where the host closes the connection.
 ///
 /// The end of the data proves nothing; [`Export::finish`] and the structure of the stream do. Dropped, it closes
 /// its connection, upon which the host gives up, and removes its task in the background.
@@ -49,7 +49,23 @@ impl Session {
     /// Opens the VHD stream of `vdi`: whole, or with `base` only the blocks that differ from it. `label` names the
     /// task that the pool shows.
     pub async fn export_vdi(&self, vdi: &Ref<Vdi>, base: Option<&Ref<Vdi>>, label: &str) -> Result<Export, Error> {
-        let mut query = vec![("format", "vhd".to_owned()), ("vdi", vdi.to_string())];
+        self.export("vhd", vdi, base, label).await
+    }
+
+    /// The same as a qcow2 stream, which a disk beyond VHD's 2040 GiB has alone. Older hosts do not know the format. Against a base the
+    /// host compares what both disks hold before it sends the first byte.
+    pub async fn export_qcow2(&self, vdi: &Ref<Vdi>, base: Option<&Ref<Vdi>>, label: &str) -> Result<Export, Error> {
+        self.export("qcow2", vdi, base, label).await
+    }
+
+    async fn export(
+        &self,
+        format: &str,
+        vdi: &Ref<Vdi>,
+        base: Option<&Ref<Vdi>>,
+        label: &str,
+    ) -> Result<Export, Error> {
+        let mut query = vec![("format", format.to_owned()), ("vdi", vdi.to_string())];
         query.extend(base.map(|base| ("base", base.to_string())));
         let (stream, Answered { bytes, .. }) = Stream::open(self, Direction::Export, query, None, label).await?;
         Ok(Export { stream, body: Body::Beginning(bytes), received: 0, failure: None })

@@ -8,7 +8,7 @@
 use crate::life::Life;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-use vmferry_engine::{CloneNetwork, CloneRequest};
+use vmferry_engine::{CloneRequest, NetworkChoice};
 use vmferry_model::report::{Outcome, RunReport};
 use xapi_sim::Sim;
 
@@ -183,8 +183,12 @@ impl Life {
             vm: self.world.vm.clone(),
             point: None,
             target: None,
-            network: CloneNetwork::None,
+            network: NetworkChoice::None,
+            new_macs: false,
+            auto_start: false,
             start: true,
+            guest: None,
+            remove_after: false,
             name: None,
         };
         let clone = engine.clone_point(&self.world.job, &request).await.expect("the newest point starts");

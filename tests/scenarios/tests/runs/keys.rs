@@ -88,10 +88,12 @@ async fn both_sides_carry_the_keys_by_which_xen_orchestra_and_we_go_on() {
         ("vmferry:vm", &world.vm),
     ];
     let state = format!("committed:{replica}:{source_snapshot_uuid}");
+    let interfaces = format!("0={}", world.source.records("VIF")[0]["MAC"].as_str().unwrap());
     let mut expected = of_a_point.to_vec();
     expected.extend([
         ("xo:copy_of", source_snapshot_uuid.as_str()),
         ("vmferry:disks", "2"),
+        ("vmferry:interfaces", interfaces.as_str()),
         ("vmferry:state", state.as_str()),
         ("vmferry:source-auto-poweron", "true"),
     ]);
@@ -148,7 +150,10 @@ async fn a_replica_cannot_be_started_by_accident() {
 
     for operation in ["start", "start_on"] {
         let text = replica["blocked_operations"][operation].as_str().expect(operation);
-        assert!(text.contains("vmferry failover clone erp"), "{text}");
+        assert!(
+            text.starts_with("standby of vmferry job erp") && text.contains("failover start erp --force"),
+            "{text}"
+        );
     }
     assert_eq!(replica["other_config"].get("auto_poweron"), None, "nor by its host's boot");
     assert_eq!(replica["ha_restart_priority"], "", "nor by high availability");

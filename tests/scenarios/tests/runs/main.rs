@@ -5,8 +5,10 @@
 mod divergence;
 mod failover;
 mod faults;
+mod force_start;
 mod keys;
 mod kills;
+mod large_disks;
 mod leases;
 mod main_job;
 mod methods;

@@ -130,6 +130,11 @@ fn image_format(state: &State, row: &Row) -> ApiResult<ImageFormat> {
     ImageFormat::of(Some(row.get("sm_config")), state.sr_kind(row.str("SR"))?)
 }
 
+/// Whether an export in that format can be told what is allocated, instead of reading everything.
+pub(crate) fn is_qcow2(state: &State, row: &Row) -> bool {
+    image_format(state, row) == Ok(ImageFormat::Qcow2)
+}
+
 /// Whether the file of a disk is nothing but its content.
 pub(super) fn is_raw(state: &State, row: &Row) -> bool {
     image_format(state, row) == Ok(ImageFormat::Raw)

@@ -388,6 +388,25 @@ pub(crate) fn start(state: &mut State, vm: &str, operation: &str, host: Option<&
         attached.push((class, device));
     }
     let now = datetime(state.now());
+    let domid = 1 + state.db.table("VM").map(|(_, row)| row.int("domid")).max().unwrap_or(0);
+    let metrics = state.db.get("VM", vm)?.string("metrics");
+    state.db.set("VM_metrics", &metrics, "start_time", now)?;
+    state.db.set("VM", vm, "resident_on", host)?;
+    state.db.set("VM", vm, "domid", domid)?;
+    state.db.set("VM", vm, "power_state", "Running")?;
+    if !state.hold_guests {
+        bring_up_guest(state, vm)?;
+    }
+    update_allowed_operations(state, vm)
+}
+
+/// The agent in the guest of a running VM tells of itself for the first time.
+pub(crate) fn bring_up_guest(state: &mut State, vm: &str) -> ApiResult<()> {
+    let row = state.db.get("VM", vm)?;
+    if row.str("power_state") != "Running" {
+        return Err(ApiError::new("VM_BAD_POWER_STATE", [vm, "running", &row.str("power_state").to_lowercase()]));
+    }
+    let now = datetime(state.now());
     let addresses: BTreeMap<String, Value> = (0..state.db.get("VM", vm)?.list("VIFs").len())
         .map(|number| (format!("{number}/ip"), format!("192.0.2.{}", 100 + number).into()))
         .collect();
@@ -400,17 +419,10 @@ pub(crate) fn start(state: &mut State, vm: &str, operation: &str, host: Option<&
             "os_version" => Value::map([("name", "Debian GNU/Linux 12"), ("distro", "debian")]),
             "networks" => Value::Struct(addresses),
             "live" => true,
-            "last_updated" => now.clone(),
+            "last_updated" => now,
         },
     )?;
-    let domid = 1 + state.db.table("VM").map(|(_, row)| row.int("domid")).max().unwrap_or(0);
-    let metrics = state.db.get("VM", vm)?.string("metrics");
-    state.db.set("VM_metrics", &metrics, "start_time", now)?;
-    state.db.set("VM", vm, "guest_metrics", guest_metrics)?;
-    state.db.set("VM", vm, "resident_on", host)?;
-    state.db.set("VM", vm, "domid", domid)?;
-    state.db.set("VM", vm, "power_state", "Running")?;
-    update_allowed_operations(state, vm)
+    state.db.set("VM", vm, "guest_metrics", guest_metrics)
 }
 
 fn shutdown(state: &mut State, vm: &str, operation: &str) -> ApiResult<()> {

@@ -1,7 +1,8 @@
-//! What lies on an SR: VHD nodes in chains, change logs, and the VHD format on the wire.
+//! What lies on an SR: nodes in chains, change logs, and the formats on the wire.
 
 pub(crate) mod cbt;
 pub(crate) mod node;
+pub(crate) mod qcow2;
 pub(crate) mod vhd;
 
 /// The unit in which VHD allocates, and in which exports are selected.

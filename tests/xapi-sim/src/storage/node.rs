@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::BLOCK_SIZE;
 
 /// Small enough that scattered writes cost little memory.
-const PAGE_SIZE: u64 = 64 << 10;
+pub(crate) const PAGE_SIZE: u64 = 64 << 10;
 const PAGES_PER_BLOCK: u64 = BLOCK_SIZE / PAGE_SIZE;
 
 pub(crate) type Page = Arc<[u8]>;
@@ -143,6 +143,26 @@ impl Nodes {
     pub(crate) fn stored_pages(&self, id: NodeId) -> impl Iterator<Item = (u64, &Page)> {
         let indexes: BTreeSet<u64> = self.chain(id).flat_map(|(_, node)| node.pages.keys().copied()).collect();
         indexes.into_iter().filter_map(move |index| Some((index * PAGE_SIZE, self.page(id, index)?)))
+    }
+
+    /// What a full qcow2 export sends: the pages that are allocated, or of which any byte is set where the storage does not
+    /// tell what is allocated.
+    pub(crate) fn full_pages(&self, id: NodeId, tells_allocation: bool) -> BTreeSet<u64> {
+        let sent = |(_, page): &(u64, &Page)| tells_allocation || page.iter().any(|byte| *byte != 0);
+        self.stored_pages(id).filter(sent).map(|(offset, _)| offset / PAGE_SIZE).collect()
+    }
+
+    /// What a qcow2 export against a base sends: the pages whose content differs. Where both sides tell what is allocated,
+    /// a page that one side alone has is sent unseen.
+    pub(crate) fn delta_pages(&self, id: NodeId, base: NodeId, tell_allocation: bool) -> BTreeSet<u64> {
+        let stored = |id| self.stored_pages(id).map(|(offset, _)| offset / PAGE_SIZE);
+        let is_zero = |page: &Page| page.iter().all(|byte| *byte == 0);
+        let differs = |index: &u64| match (self.page(id, *index), self.page(base, *index)) {
+            (Some(ours), Some(theirs)) => ours != theirs,
+            (Some(alone), None) | (None, Some(alone)) => tell_allocation || !is_zero(alone),
+            (None, None) => false,
+        };
+        stored(id).chain(stored(base)).collect::<BTreeSet<_>>().into_iter().filter(differs).collect()
     }
 
     /// What a full export sends: every block allocated in any file of the chain.

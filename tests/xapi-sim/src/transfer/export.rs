@@ -4,18 +4,19 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Accepted, Attached, Broken, Flow, accept, fail_late, refuse_with_task, report_progress};
-use crate::calls::vdi::{Mode, attach_to_dom0, detach_from_dom0, node_of, parent_of_export, size_of, within};
+use crate::calls::vdi::{Mode, attach_to_dom0, detach_from_dom0, is_qcow2, node_of, parent_of_export, size_of, within};
 use crate::core::Core;
 use crate::error::{ApiError, ApiResult};
 use crate::fault::{FaultKind, Use};
 use crate::state::{HostNumber, State};
-use crate::storage::{BLOCK_SIZE, vhd};
+use crate::storage::{BLOCK_SIZE, qcow2, vhd};
 use crate::wire::http::{Connection, Request};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Format {
     Raw,
     Vhd,
+    Qcow2,
 }
 
 impl Format {
@@ -23,6 +24,7 @@ impl Format {
         match text.to_lowercase().as_str() {
             "raw" => Some(Self::Raw),
             "vhd" => Some(Self::Vhd),
+            "qcow2" => Some(Self::Qcow2),
             _ => None,
         }
     }
@@ -31,6 +33,7 @@ impl Format {
         match self {
             Self::Raw => "application/octet-stream",
             Self::Vhd => "application/vhd",
+            Self::Qcow2 => "application/x-qemu-disk",
         }
     }
 
@@ -38,6 +41,7 @@ impl Format {
         match self {
             Self::Raw => "raw",
             Self::Vhd => "vhd",
+            Self::Qcow2 => "qcow2",
         }
     }
 }
@@ -59,7 +63,8 @@ pub(crate) async fn export(
     let Some(Accepted { task, fault }) = accept(core, host, connection, request, Use::Export).await? else {
         return Ok(());
     };
-    let Some(format) = Format::parse(request.param("format").unwrap_or("raw")) else {
+    let known = Format::parse(request.param("format").unwrap_or("raw"));
+    let Some(format) = known.filter(|format| *format != Format::Qcow2 || core.qcow2_streams) else {
         let error = ApiError::internal("Unknown format");
         return refuse_with_task(core, connection, &task, "404 Not Found", &error).await;
     };
@@ -112,11 +117,16 @@ async fn send(
     if let Some(error) = fault.as_ref().and_then(FaultKind::api_error) {
         return Err(error.into());
     }
-    let plan = core.with(|state| plan(state, vdi, base, format))?;
     let mut flow = Flow::new(core, fault);
-    match format {
-        Format::Vhd => send_vhd(core, connection, &mut flow, task, vdi, &plan).await?,
-        Format::Raw => send_raw(core, connection, &mut flow, task, vdi, &plan).await?,
+    if format == Format::Qcow2 {
+        let (size, clusters) = core.with(|state| clusters(state, vdi, base))?;
+        send_qcow2(core, connection, &mut flow, vdi, size, &clusters).await?;
+    } else {
+        let plan = core.with(|state| plan(state, vdi, base, format))?;
+        match format {
+            Format::Vhd => send_vhd(core, connection, &mut flow, task, vdi, &plan).await?,
+            _ => send_raw(core, connection, &mut flow, task, vdi, &plan).await?,
+        }
     }
     flow.overrun(connection).await?;
     connection.flush().await?;
@@ -155,6 +165,42 @@ fn plan(state: &State, vdi: &str, base: Option<&str>, format: Format) -> ApiResu
     let blocks = blocks.into_iter().filter(|block| block * BLOCK_SIZE < size).collect();
     let head = vhd::encode_head(size, &blocks, uuid::Uuid::new_v4(), parent.as_ref());
     Ok(Plan { size, blocks, head })
+}
+
+/// The size of a disk, and its clusters that a qcow2 export holds. A base beside it need not be related to it.
+fn clusters(state: &State, vdi: &str, base: Option<&str>) -> ApiResult<(u64, BTreeSet<u64>)> {
+    let (row, node) = (state.db.get("VDI", vdi)?, node_of(state, vdi)?);
+    let mut clusters = match base {
+        None => state.nodes.full_pages(node, is_qcow2(state, row)),
+        Some(base) => {
+            let tell_allocation = is_qcow2(state, row) && is_qcow2(state, state.db.get("VDI", base)?);
+            state.nodes.delta_pages(node, node_of(state, base)?, tell_allocation)
+        }
+    };
+    // A base that was larger may have clusters beyond the end.
+    clusters.retain(|cluster| cluster * qcow2::CLUSTER_SIZE < size_of(row));
+    Ok((size_of(row), clusters))
+}
+
+/// Tells nobody how far it is, as the tool behind XAPI does not.
+async fn send_qcow2(
+    core: &Core,
+    connection: &mut Connection,
+    flow: &mut Flow<'_>,
+    vdi: &str,
+    size: u64,
+    clusters: &BTreeSet<u64>,
+) -> Result<(), Broken> {
+    flow.send(connection, &qcow2::encode_head(size, clusters)).await?;
+    let mut data = vec![0; qcow2::CLUSTER_SIZE as usize];
+    for cluster in clusters {
+        core.with(|state| {
+            state.nodes.read(node_of(state, vdi)?, cluster * qcow2::CLUSTER_SIZE, &mut data);
+            Ok::<_, ApiError>(())
+        })?;
+        flow.send(connection, &data).await?;
+    }
+    Ok(())
 }
 
 async fn send_vhd(
