@@ -72,6 +72,10 @@ pub(crate) async fn commit(lane: &mut Lane<'_>, this: &Committing<'_>) -> Result
     };
     let point_uuid: String = session.call("VM.get_uuid", params![&point]).await?;
     set_keys(&session, &point, &[], &[keys::LEASE, keys::SELF]).await?;
+    // XAPI makes snapshots templates, and Xen Orchestra neither lists nor prunes replicas that are. Some licences forbid it.
+    if let Err(error) = session.call::<()>("VM.set_is_a_template", params![&point, false]).await {
+        tracing::warn!(point = point_uuid, %error, "the recovery point is still a template: Xen Orchestra will not list it");
+    }
 
     lane.observe(this.identity).await?;
     let listed = lane.view.points().any(|known| known.uuid == point_uuid);

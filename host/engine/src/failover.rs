@@ -21,6 +21,7 @@ use crate::progress::{Progress, Silent};
 use crate::reconcile;
 use crate::replica::{self, StartBlock, block_start, put_autostart_aside};
 use crate::view::{Condition, Identity, Point, Replica, TargetView, failed_over_to};
+use crate::xen_orchestra;
 use jiff::Timestamp;
 use serde::Serialize;
 use std::sync::Arc;
@@ -139,6 +140,9 @@ fn decide(
             (true, true) => Ok(Step::Again),
             (true, false) => Ok(Step::Running),
         };
+    }
+    if replica.condition == Condition::Foreign {
+        return refused(xen_orchestra::UNDER_WAY, &clone);
     }
     let replaced = view.current().is_none_or(|current| current.reference != replica.reference);
     if replica.condition == Condition::Used || replaced || !halted {

@@ -28,6 +28,13 @@ pub(crate) const XO_COPY_OF: &str = "xo:copy_of";
 /// Without it Xen Orchestra 6.7 and later suspects an old defect of its own and may force a full copy.
 pub(crate) const XO_QCOW2_FIX: &str = "xo:backup:includeNonNbdQcow2Fix";
 
+/// On a target disk while Xen Orchestra imports into it.
+pub(crate) const XO_IMPORT_TASK: &str = "xo:import:task";
+/// Xen Orchestra before 5.17, on the source VM: followed by the uuid of a target SR.
+pub(crate) const XO_BASE_DELTA_OF: &str = "xo:base_delta:";
+/// Xen Orchestra before 5.17, on a replica: uuid of the source VM.
+pub(crate) const XO_SOURCE_VM: &str = "xo:source_vm";
+
 /// `importing`, `committed:<live VM uuid>:<source snapshot uuid>`, `failed-over:<own uuid>:<recovery point uuid>` or
 /// `pruning:<own uuid>`: see [`State`].
 pub(crate) const STATE: &str = "vmferry:state";
@@ -163,7 +170,8 @@ pub(crate) fn is_original(keys: &Keys, uuid: &str) -> bool {
 
 /// Whether a key belongs to replication and so must not pass from a VM to its copy.
 pub(crate) fn is_replication_key(key: &str) -> bool {
-    key.starts_with("vmferry:") || key.starts_with("xo:backup:") || key.starts_with("xo:import:") || key == XO_COPY_OF
+    const PREFIXES: [&str; 4] = ["vmferry:", "xo:backup:", "xo:import:", "xo:base_delta"];
+    PREFIXES.iter().any(|prefix| key.starts_with(prefix)) || [XO_COPY_OF, XO_SOURCE_VM, "xo:export_time"].contains(&key)
 }
 
 /// The keys of a source object that its replica takes over.

@@ -46,6 +46,7 @@ mod transfer;
 mod tried;
 mod verify;
 mod view;
+mod xen_orchestra;
 
 pub use clone::{CloneReport, CloneRequest};
 pub use engine::{Engine, RunOptions};

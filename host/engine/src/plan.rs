@@ -3,6 +3,7 @@
 use crate::allocation::MAX_VHD_DISK;
 use crate::inventory::AttachedDisk;
 use crate::view::{Condition, Point, PointDisk, Replica, SourceVm, TargetView, is_unused};
+use crate::xen_orchestra;
 use std::collections::BTreeSet;
 use vmferry_model::plan::{Base, FullReason, Transfer};
 use vmferry_xapi::Ref;
@@ -61,8 +62,11 @@ pub(crate) fn transfer(
     let reason = match (target_has_points, copies.is_empty(), source.keeps_snapshot_for(sr)) {
         _ if newest_is_damaged => FullReason::ReplicaDamaged,
         (true, true, _) => FullReason::NewDisk,
-        (false, _, false) => FullReason::FirstRun,
+        (false, _, false) => xen_orchestra::reason(source, target, sr).unwrap_or(FullReason::FirstRun),
         (_, _, true) => FullReason::BaseGoneOnTarget,
+        (true, false, false) if copies.iter().any(|(_, held)| source.purged.contains(&held.content_key)) => {
+            FullReason::BasePurged
+        }
         (true, false, false) => FullReason::BaseGoneOnSource,
     };
     match comparable {
@@ -137,6 +141,7 @@ pub(crate) fn divergence(replica: &Replica) -> Option<String> {
     match replica.condition {
         Condition::Used => return Some("somebody reverted or unblocked it".to_owned()),
         Condition::FailedOver => return Some("it was failed over to".to_owned()),
+        Condition::Foreign => return Some(format!("it {}", xen_orchestra::UNDER_WAY)),
         Condition::Tidy | Condition::HalfWritten | Condition::Untidy => {}
     }
     if replica.record.power_state != PowerState::Halted {
@@ -197,7 +202,10 @@ mod tests {
             disks: vec![disk],
             ignored: Vec::new(),
             snapshots: exported.then_some(kept).into_iter().collect(),
+            newest_date: None,
+            legacy_srs: BTreeSet::new(),
             untagged: Vec::new(),
+            purged: BTreeSet::new(),
             pruning: crate::view::Pruning::default(),
             bases,
         }

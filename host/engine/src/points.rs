@@ -37,7 +37,7 @@ pub enum ReplicaState {
     Standby,
     /// A run is writing to it, or was when it died: the next one rolls it back.
     HalfWritten,
-    /// Somebody used it: it stays as it is.
+    /// Somebody used it, or Xen Orchestra did not finish with it: it stays as it is.
     Used,
     /// It was failed over to: it stays as it is.
     FailedOver,
@@ -60,7 +60,7 @@ impl ReplicaState {
         match replica.condition {
             Condition::FailedOver => Self::FailedOver,
             Condition::HalfWritten => Self::HalfWritten,
-            Condition::Used => Self::Used,
+            Condition::Used | Condition::Foreign => Self::Used,
             Condition::Tidy | Condition::Untidy if replica.record.power_state != PowerState::Halted => Self::Used,
             Condition::Tidy | Condition::Untidy => Self::Standby,
         }

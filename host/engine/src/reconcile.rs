@@ -54,7 +54,7 @@ pub(crate) async fn target(lane: &Lane<'_>, job: &Job, identity: &Identity) -> R
                 commit::tidy(lane, job, identity, &replica.reference).await?;
                 done.push(format!("finished the commit of recovery point {}", replica.newest().uuid));
             }
-            Condition::Tidy | Condition::Used | Condition::FailedOver => {}
+            Condition::Tidy | Condition::Used | Condition::FailedOver | Condition::Foreign => {}
         }
     }
     Ok(done)

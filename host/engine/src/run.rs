@@ -17,6 +17,7 @@ use crate::replica;
 use crate::retain;
 use crate::snapshot::{self, Taken};
 use crate::view::{Identity, SourceVm};
+use crate::xen_orchestra;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use jiff::Timestamp;
@@ -231,7 +232,8 @@ impl Work<'_> {
     /// The newest date that either side knows.
     fn newest(&self, source: &SourceVm) -> Option<Timestamp> {
         let points = self.lanes.iter().filter_map(|lane| lane.view.points().next()).map(|point| point.taken_at);
-        points.chain(source.snapshots.iter().map(|snapshot| snapshot.taken_at)).max()
+        let own = source.snapshots.iter().map(|snapshot| snapshot.taken_at);
+        points.chain(own).chain(source.newest_date).max()
     }
 
     /// Step 6, second half: the same plan from the snapshot. A delta that became a full copy needs a new approval.
@@ -404,6 +406,7 @@ async fn preflight_lane(
     let there = lane.session.get_all_records().await?;
     lane.interfaces = replica::map_networks(&networks.interfaces, &networks.networks, &there, lane.target)?;
     lane.plan_transfers(run, inventory, source).await;
+    lane.warnings.extend(xen_orchestra::notes(&lane.view, &lane.transfers, source));
     let obstacles = preflight::obstacles(lane, &source.disks, &run.job.tuning);
     if obstacles.is_empty() { Ok(()) } else { Err(RunError::Obstacles(obstacles)) }
 }

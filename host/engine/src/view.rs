@@ -1,14 +1,15 @@
 //! What a run decides on: the source VM and what its targets hold, read out of inventories by pure functions.
 //!
 //! Here stand the rules for which keys count where. A recovery point is a snapshot whose keys say `committed` for the
-//! very VM it is a snapshot of, with the real date and a content key on every disk. Everything else that carries our
-//! keys is a user's copy or a leftover.
+//! very VM it is a snapshot of, with the real date and a content key on every disk; what Xen Orchestra made counts on the
+//! terms of [`crate::xen_orchestra`]. Everything else that carries our keys is a user's copy or a leftover.
 
 use crate::inventory::{AttachedDisk, Inventory};
 use crate::job::JobIds;
 use crate::keys::{self, Keys, State};
+use crate::xen_orchestra::{self, Unproven};
 use jiff::Timestamp;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 use vmferry_xapi::Ref;
 use vmferry_xapi::records::{PowerState, Vdi, VdiType, Vm};
@@ -31,6 +32,11 @@ impl Identity {
     fn owns(&self, keys: &Keys) -> bool {
         keys.get(keys::JOB) == Some(&self.ids.job.to_string()) && keys.get(keys::VM) == Some(&self.vm)
     }
+
+    /// The same by Xen Orchestra's keys, which both programs write.
+    pub(crate) fn is_named_by(&self, keys: &Keys) -> bool {
+        keys.get(keys::XO_JOB) == Some(&self.ids.job.to_string()) && keys.get(keys::XO_VM) == Some(&self.vm)
+    }
 }
 
 /// The VM to protect.
@@ -44,12 +50,18 @@ pub(crate) struct SourceVm {
     pub(crate) ignored: Vec<AttachedDisk>,
     /// Snapshots that this job made, oldest first.
     pub(crate) snapshots: Vec<SourceSnapshot>,
+    /// The newest date of a snapshot that carries the job's ids, whoever made it.
+    pub(crate) newest_date: Option<Timestamp>,
+    /// SRs that an old Xen Orchestra replicated it to: see [`xen_orchestra`].
+    pub(crate) legacy_srs: BTreeSet<String>,
     /// Snapshots of a run that died before it could tag them.
     pub(crate) untagged: Vec<Ref<Vm>>,
     /// Snapshots whose destruction was interrupted.
     pub(crate) pruning: Pruning,
     /// Every snapshot disk that a delta could start from, by uuid.
     pub(crate) bases: BTreeMap<String, BaseDisk>,
+    /// Snapshot disks without data, by uuid: only their change log is left.
+    pub(crate) purged: BTreeSet<String>,
 }
 
 /// A snapshot of the source made by this job.
@@ -99,10 +111,18 @@ impl SourceVm {
             .filter(|(_, vm)| vm.name_label == TEMPORARY_SNAPSHOT)
             .map(|(snapshot, _)| (*snapshot).clone())
             .collect();
-        let bases = inventory
+        let newest_date = taken
+            .iter()
+            .filter(|(_, vm)| identity.is_named_by(&vm.other_config))
+            .filter_map(|(_, vm)| keys::parse_datetime(vm.other_config.get(keys::XO_DATETIME)?))
+            .max();
+        let (purged, kept): (Vec<_>, Vec<_>) = inventory
             .vdis
             .iter()
-            .filter(|(_, vdi)| vdi.is_a_snapshot && vdi.managed && !vdi.missing && vdi.kind != VdiType::CbtMetadata)
+            .filter(|(_, vdi)| vdi.is_a_snapshot && vdi.managed && !vdi.missing)
+            .partition(|(_, vdi)| vdi.kind == VdiType::CbtMetadata);
+        let bases = kept
+            .into_iter()
             .map(|(vdi, record)| (record.uuid.clone(), BaseDisk { vdi: vdi.clone(), of: record.snapshot_of.clone() }))
             .collect();
         Self {
@@ -111,9 +131,12 @@ impl SourceVm {
             disks,
             ignored,
             snapshots,
+            newest_date,
+            legacy_srs: xen_orchestra::legacy_srs(record),
             untagged,
             pruning: Pruning::new(inventory, &identity),
             bases,
+            purged: purged.into_iter().map(|(_, record)| record.uuid.clone()).collect(),
         }
     }
 
@@ -136,6 +159,8 @@ pub(crate) struct TargetView {
     pub(crate) marked_for_cloning: Vec<Ref<Vdi>>,
     /// Recovery points whose destruction was interrupted.
     pub(crate) pruning: Pruning,
+    /// Copies made by Xen Orchestra that are no recovery points.
+    pub(crate) unproven: Vec<Unproven>,
 }
 
 /// Snapshots marked for destruction, and such disks whose snapshot is gone already.
@@ -148,7 +173,8 @@ pub(crate) struct Pruning {
 impl Pruning {
     fn new(inventory: &Inventory, identity: &Identity) -> Self {
         let marked = |keys: &Keys, uuid: &str| {
-            identity.owns(keys) && State::of(keys) == Some(State::Pruning { object: uuid.to_owned() })
+            (identity.owns(keys) || identity.is_named_by(keys))
+                && State::of(keys) == Some(State::Pruning { object: uuid.to_owned() })
         };
         let snapshots = inventory.vms.iter().filter(|(_, vm)| vm.is_a_snapshot && marked(&vm.other_config, &vm.uuid));
         let disks = inventory
@@ -187,6 +213,8 @@ pub(crate) enum Condition {
     Used,
     /// It was started by a failover, or is about to be.
     FailedOver,
+    /// Xen Orchestra's keys of a run under way stand on it: that run died, or is still at work.
+    Foreign,
 }
 
 /// A half-made replica without any recovery point.
@@ -258,14 +286,16 @@ impl Replica {
         &self.points[0]
     }
 
-    /// The live disk that should equal this disk of a recovery point: by what it says of itself, else (made by Xen
-    /// Orchestra) by being what the snapshot was taken of.
+    /// The live disk that should equal this disk of the newest recovery point: by what it says of itself, else (made by Xen
+    /// Orchestra) by being what the snapshot was taken of. Where Xen Orchestra went on with a disk of ours, the disk still
+    /// says what it held before.
     pub(crate) fn live_disk(&self, held: &PointDisk) -> Option<&AttachedDisk> {
         self.disks.iter().find(|live| match live.record.other_config.get(keys::CONTENT) {
-            Some(content) => {
-                *content == held.content_key && keys::is_original(&live.record.other_config, &live.record.uuid)
+            Some(content) if *content == held.content_key => {
+                keys::is_original(&live.record.other_config, &live.record.uuid)
             }
-            None => held.attached.record.snapshot_of == live.vdi,
+            Some(_) if self.newest().origin == Origin::Vmferry => false,
+            _ => held.attached.record.snapshot_of == live.vdi,
         })
     }
 }
@@ -292,6 +322,7 @@ impl TargetView {
                     let condition = match (failed_over, importing) {
                         (true, _) => Condition::FailedOver,
                         (false, true) => condition(record, &points),
+                        (false, false) if xen_orchestra::is_under_way(identity, record) => Condition::Foreign,
                         (false, false) => Condition::Tidy,
                     };
                     view.replicas.push(Replica {
@@ -314,6 +345,8 @@ impl TargetView {
         view.orphans = orphans(inventory, identity, sr);
         view.marked_for_cloning = marked_for_cloning(inventory, identity);
         view.pruning = Pruning::new(inventory, identity);
+        let replicas: Vec<&Ref<Vm>> = view.replicas.iter().map(|replica| &replica.reference).collect();
+        view.unproven = xen_orchestra::unproven(inventory, identity, sr, &replicas);
         view
     }
 
@@ -401,8 +434,7 @@ fn point(
             (Origin::Vmferry, source_snapshot)
         }
         Some(_) => return None,
-        // Xen Orchestra snapshots its replica after the transfer, so the snapshot is its commit.
-        None => (Origin::XenOrchestra, keys.get(keys::XO_COPY_OF)?.clone()),
+        None => (Origin::XenOrchestra, xen_orchestra::committed(inventory, vm, live)?),
     };
     let disks: Option<Vec<PointDisk>> = inventory.disks_of(vm).iter().map(point_disk).collect();
     let disks = disks?;

@@ -15,6 +15,8 @@ pub enum FullReason {
     NewDisk,
     /// The target's recovery points were made from snapshots that the source no longer has.
     BaseGoneOnSource,
+    /// The snapshots behind the target's recovery points have only their change logs left.
+    BasePurged,
     /// The source keeps snapshots for this target, but the target lost the matching recovery points.
     BaseGoneOnTarget,
     /// The disk is smaller than its replica; a delta cannot shrink a disk.
@@ -23,6 +25,13 @@ pub enum FullReason {
     ReplicaDamaged,
     /// The source's storage keeps the disk as something else than VHD and does not tell what differs between two snapshots.
     NoDifferences,
+    /// The target holds only copies that Xen Orchestra 6.2 or older made, each a VM of its own: nothing proves that their disks
+    /// are what was sent.
+    XoVmPerRun,
+    /// The target holds only copies that Xen Orchestra did not finish.
+    XoUnfinished,
+    /// The VM was replicated by a Xen Orchestra older than 5.17, whose keys name no content.
+    XoLegacy,
     /// The operator asked for a full copy.
     Requested,
 }
@@ -36,6 +45,9 @@ impl FullReason {
             Self::BaseGoneOnSource => {
                 "base gone on the source: the snapshots behind the target's recovery points no longer exist"
             }
+            Self::BasePurged => {
+                "base purged on the source: of the snapshots behind the target's recovery points only the change log is left"
+            }
             Self::BaseGoneOnTarget => {
                 "base gone on the target: no recovery point matches the snapshots kept on the source"
             }
@@ -45,6 +57,13 @@ impl FullReason {
             }
             Self::NoDifferences => {
                 "no differences: the source's storage does not tell what changed between two snapshots of the disk"
+            }
+            Self::XoVmPerRun => {
+                "copies by Xen Orchestra 6.2 or older: each is a VM with live disks, and nothing proves that nobody wrote to them"
+            }
+            Self::XoUnfinished => "a copy by Xen Orchestra that was never finished: it may lack data",
+            Self::XoLegacy => {
+                "replicated by a Xen Orchestra older than 5.17: its keys do not tell what its copies hold"
             }
             Self::Requested => "requested: a full copy was asked for",
         }

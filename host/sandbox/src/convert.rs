@@ -129,6 +129,11 @@ fn disk_plan(plan: &DiskPlan) -> wit_schedule::DiskPlan {
             FullReason::ReplicaDamaged => wit_schedule::FullReason::ReplicaDamaged,
             FullReason::NoDifferences => wit_schedule::FullReason::NoDifferences,
             FullReason::Requested => wit_schedule::FullReason::Requested,
+            // Named as in JSON; the contract's next version may have cases for them.
+            FullReason::BasePurged => wit_schedule::FullReason::Other("base-purged".to_owned()),
+            FullReason::XoVmPerRun => wit_schedule::FullReason::Other("xo-vm-per-run".to_owned()),
+            FullReason::XoUnfinished => wit_schedule::FullReason::Other("xo-unfinished".to_owned()),
+            FullReason::XoLegacy => wit_schedule::FullReason::Other("xo-legacy".to_owned()),
         }),
         expected_bytes: plan.expected_bytes,
         expected_from: match plan.expected_from {

@@ -16,3 +16,4 @@ mod policies;
 mod refusals;
 mod seed;
 mod volumes;
+mod xen_orchestra;
