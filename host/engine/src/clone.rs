@@ -88,7 +88,7 @@ impl Engine {
         let clone: Ref<Vm> =
             session.call_async("VM.clone", params![&point.reference, name.as_str()]).await.map_err(RunError::from)?;
         let made = Clone { session, vm: &clone, request };
-        let (vm, disks) = match made.into_ordinary(&interfaces, &mut warnings).await {
+        let (vm, disks) = match made.make_ordinary(&interfaces, &mut warnings).await {
             Ok(made) => made,
             Err(error) => {
                 if let Err(left) = made.remove().await {
@@ -133,7 +133,7 @@ struct Clone<'a> {
 impl Clone<'_> {
     /// Turns a clone of a snapshot into a VM like any other: no replication keys, no template, its start not blocked. It stays a
     /// template, which XAPI does not start, until everything else is done.
-    async fn into_ordinary(
+    async fn make_ordinary(
         &self,
         interfaces: &[MappedInterface],
         warnings: &mut Vec<String>,

@@ -175,10 +175,13 @@ mod tests {
             policies: &'a Policies,
             options: &'a RunOptions,
             progress: Arc<dyn Progress>,
+            (clone, start): (&'a crate::CloneRequest, &'a crate::StartRequest),
         ) {
             spawnable(engine.run(job, policies, options, progress));
             spawnable(engine.plan(job, None));
             spawnable(engine.points(job, None));
+            spawnable(engine.clone_point(job, clone));
+            spawnable(engine.start_replica(job, start));
         }
         let _ = every_call;
     }

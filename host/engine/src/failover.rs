@@ -135,10 +135,13 @@ fn decide(
     if let Condition::FailedOver = replica.condition {
         let identity = Identity { ids: job.ids, vm: request.vm.clone() };
         let to = failed_over_to(&identity, &replica.record).unwrap_or_default();
-        return match (request.point.as_ref().is_none_or(|asked| *asked == to), halted) {
-            (false, _) => refused(&format!("was failed over to recovery point {to} before"), &clone),
-            (true, true) => Ok(Step::Again),
-            (true, false) => Ok(Step::Running),
+        if request.point.as_ref().is_some_and(|asked| *asked != to) {
+            return refused(&format!("was failed over to recovery point {to} before"), &clone);
+        }
+        return match &replica.record.power_state {
+            PowerState::Halted => Ok(Step::Again),
+            PowerState::Running => Ok(Step::Running),
+            other => refused(&format!("was failed over to before and is {other}"), "resume it as any other VM"),
         };
     }
     if replica.condition == Condition::Foreign {
