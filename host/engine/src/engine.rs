@@ -139,7 +139,7 @@ impl Engine {
         self.pools.close().await;
     }
 
-    fn context<'a>(
+    pub(crate) fn context<'a>(
         &'a self,
         job: &'a Job,
         policies: &'a Policies,
@@ -175,10 +175,12 @@ mod tests {
             policies: &'a Policies,
             options: &'a RunOptions,
             progress: Arc<dyn Progress>,
+            gc: &'a crate::GcOptions,
         ) {
             spawnable(engine.run(job, policies, options, progress));
             spawnable(engine.plan(job, None));
             spawnable(engine.points(job, None));
+            spawnable(engine.gc(job, gc));
         }
         let _ = every_call;
     }

@@ -153,8 +153,7 @@ impl Work<'_> {
         Ok((inventory, source))
     }
 
-    /// Step 3 on the source. A snapshot that some target made a recovery point of, but that was not marked before its run died,
-    /// is marked now.
+    /// Step 3 on the source.
     async fn reconcile_source(
         &mut self,
         inventory: Inventory,
@@ -162,26 +161,18 @@ impl Work<'_> {
         vm: &Ref<Vm>,
     ) -> Result<(Inventory, SourceVm), RunError> {
         self.no_lane_left()?;
-        let mut changed = false;
-        for snapshot in source.snapshots.iter().filter(|snapshot| snapshot.exported_to.is_empty()) {
-            let holders: Vec<String> = self
-                .lanes
-                .iter()
-                .filter(|lane| lane.view.points().any(|point| point.source_snapshot == snapshot.uuid))
-                .map(|lane| lane.target.sr.clone())
-                .collect();
-            if !holders.is_empty() {
-                let record = &inventory.vms[&snapshot.reference];
-                let disks: Vec<Ref<Vdi>> = inventory.disks_of(record).into_iter().map(|disk| disk.vdi).collect();
-                snapshot::mark_exported(self.session, &snapshot.reference, &disks, &holders, None).await?;
-                changed = true;
-            }
+        let targets: Vec<_> = self.lanes.iter().map(|lane| (lane.target.sr.as_str(), &lane.view)).collect();
+        let everybody = self.unopened.is_empty();
+        if everybody {
+            // Nobody holds the content of these, so nobody will ask for its digests.
+            let unconfirmed = reconcile::unconfirmed(&source, &targets).into_iter();
+            let records = unconfirmed.filter_map(|snapshot| inventory.vms.get(&snapshot.reference));
+            let disks = records.flat_map(|record| inventory.disks_of(record));
+            let tables = disks.map(|disk| digests::content_table(&disk.record.uuid)).collect();
+            self.run.digests.drop_unused(&tables, &BTreeSet::new());
         }
-        let everybody_answered = self.unopened.is_empty();
-        let held: Vec<String> =
-            self.lanes.iter().flat_map(|lane| lane.view.points()).map(|point| point.source_snapshot.clone()).collect();
-        let done = reconcile::source(self.session, &source, everybody_answered.then_some(held.as_slice())).await?;
-        changed |= !done.is_empty();
+        let done = reconcile::source(self.session, &inventory, &source, &targets, everybody).await?;
+        let changed = !done.is_empty();
         self.warnings.extend(done);
         if changed { self.observe_source(vm).await } else { Ok((inventory, source)) }
     }

@@ -5,6 +5,7 @@
 mod divergence;
 mod failover;
 mod faults;
+mod gc;
 mod keys;
 mod kills;
 mod leases;
