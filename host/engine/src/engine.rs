@@ -126,7 +126,7 @@ impl Engine {
         let mut vms = Vec::new();
         for (uuid, vm) in select(&inventory, job, only) {
             vms.push(match vm {
-                Ok((reference, record)) => run::foresee(&run, &inventory, reference, record).await,
+                Ok((reference, record)) => run::foresee(&run, &source, &inventory, reference, record).await?,
                 Err(error) if only.is_some() => return Err(error.into()),
                 Err(error) => run::unforeseeable(&uuid, &error),
             });

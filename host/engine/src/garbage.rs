@@ -107,7 +107,7 @@ pub enum FindingKind {
     UsedReplica,
     /// A replica that another one has taken over from.
     OlderReplica,
-    /// A replica of a VM that the job does not select.
+    /// A replica of a VM that the job does not select, or that is gone.
     UnselectedReplica,
     /// A replica without any recovery point.
     EmptyReplica,
@@ -616,7 +616,6 @@ impl<'a> OneVm<'a> {
                     let why = format!("a clone of the disk of recovery point {newest} takes its place");
                     found.disk(pool, &disk.record, self.about(), FindingKind::HalfWrittenDisk, GcAct::Remove, why);
                 }
-                return;
             }
             Condition::Untidy => {
                 let why = format!("recovery point {newest} is committed; its keys are taken off the live replica");
@@ -640,7 +639,7 @@ impl<'a> OneVm<'a> {
             );
             found.vm(pool, vm, self.about(), FindingKind::OlderReplica, GcAct::Keep, why);
         }
-        if !self.scene.selected.contains(&self.identity.vm) {
+        if self.live.is_none() || !self.scene.selected.contains(&self.identity.vm) {
             let (points, source) = (replica.points.len(), &self.identity.vm);
             let why = match self.live {
                 Some((_, live)) => format!(

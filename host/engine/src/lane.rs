@@ -214,6 +214,7 @@ impl<'j> Lane<'j> {
             target: self.target.name.clone(),
             replica: self.view.current().map(|replica| replica.record.uuid.clone()),
             obstacles: Vec::new(),
+            warnings: Vec::new(),
             disks: self.plans.clone(),
         }
     }

@@ -49,7 +49,7 @@ pub use engine::{Engine, RunOptions};
 pub use error::{EngineError, RunError};
 pub use garbage::{Fate, Finding, FindingKind, GcAct};
 pub use gc::{GcOptions, GcProblem, GcReport};
-pub use job::{Integrity, Job, JobIds, Nbd, Policies, Reading, Selection, Subscription, Target, Tuning};
+pub use job::{ChainLimits, Integrity, Job, JobIds, Nbd, Policies, Reading, Selection, Subscription, Target, Tuning};
 pub use points::{PointSummary, ReplicaPoints};
 pub use progress::{DiskLabel, Progress, Silent};
 pub use verify::{Difference, Verdict, VerifiedDisk, VerifiedReplica, VerifyOptions, VerifyReport};

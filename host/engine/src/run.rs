@@ -10,7 +10,7 @@ use crate::landing;
 use crate::lane::{Lane, unopened};
 use crate::lease::{Lease, LeaseTerms};
 use crate::pools::Pools;
-use crate::preflight;
+use crate::preflight::{self, Survey};
 use crate::progress::Progress;
 use crate::reconcile;
 use crate::replica;
@@ -179,10 +179,13 @@ impl Work<'_> {
 
     /// Steps 4 and 5: what stands in the way, and how each disk travels.
     async fn preflight(&mut self, inventory: &Inventory, source: &SourceVm) -> Result<(), RunError> {
+        preflight::source(inventory, source, &self.run.job.tuning.chains).passed()?;
         let networks = Networks::load(self.session, &source.record).await?;
         for lane in &mut self.lanes {
-            if let Err(error) = preflight_lane(self.run, lane, inventory, source, &networks).await {
-                lane.fail(error);
+            let survey = survey_lane(self.run, lane, &self.identity, inventory, source, &networks).await;
+            match survey.and_then(Survey::passed) {
+                Ok(warnings) => lane.warnings.extend(warnings),
+                Err(error) => lane.fail(error),
             }
         }
         self.no_lane_left()
@@ -385,18 +388,19 @@ impl Networks {
     }
 }
 
-async fn preflight_lane(
+async fn survey_lane(
     run: &Run<'_>,
     lane: &mut Lane<'_>,
+    identity: &Identity,
     inventory: &Inventory,
     source: &SourceVm,
     networks: &Networks,
-) -> Result<(), RunError> {
+) -> Result<Survey, RunError> {
+    lane.plan_transfers(run, inventory, source).await;
     let there = lane.session.get_all_records().await?;
     lane.interfaces = replica::map_networks(&networks.interfaces, &networks.networks, &there, lane.target)?;
-    lane.plan_transfers(run, inventory, source).await;
-    let obstacles = preflight::obstacles(lane, &source.disks, &run.job.tuning);
-    if obstacles.is_empty() { Ok(()) } else { Err(RunError::Obstacles(obstacles)) }
+    let vifs: Vec<Vif> = lane.session.get_all_records().await?.into_iter().map(|(_, vif)| vif).collect();
+    Ok(preflight::target(lane, identity, &source.disks, &vifs, &run.job.tuning.chains))
 }
 
 impl Run<'_> {
@@ -414,26 +418,38 @@ impl Run<'_> {
 }
 
 /// What a run would do for a VM now. Changes nothing.
-pub(crate) async fn foresee(run: &Run<'_>, inventory: &Inventory, vm: &Ref<Vm>, record: &Vm) -> VmPlan {
+pub(crate) async fn foresee(
+    run: &Run<'_>,
+    session: &Session,
+    inventory: &Inventory,
+    vm: &Ref<Vm>,
+    record: &Vm,
+) -> Result<VmPlan, RunError> {
     let identity = Identity { ids: run.job.ids, vm: record.uuid.clone() };
     let source = SourceVm::new(inventory, vm, record, &run.job.ids);
+    let networks = Networks::load(session, record).await?;
+    let stops = preflight::source(inventory, &source, &run.job.tuning.chains).stops();
     let mut targets = Vec::with_capacity(run.job.targets.len());
     for target in &run.job.targets {
         targets.push(match Lane::look(run, &identity, target).await {
             Ok(mut lane) => {
-                lane.plan_transfers(run, inventory, &source).await;
-                let obstacles = preflight::obstacles(&lane, &source.disks, &run.job.tuning);
-                TargetPlan { obstacles, ..lane.plan() }
+                let survey = survey_lane(run, &mut lane, &identity, inventory, &source, &networks).await;
+                let mut survey =
+                    survey.unwrap_or_else(|error| Survey { obstacles: vec![chain(&error)], ..Survey::default() });
+                let warnings = std::mem::take(&mut survey.warnings);
+                TargetPlan { obstacles: survey.stops(), warnings, ..lane.plan() }
             }
             Err(error) => TargetPlan {
                 target: target.name.clone(),
                 replica: None,
                 obstacles: vec![chain(&error)],
+                warnings: Vec::new(),
                 disks: Vec::new(),
             },
         });
     }
-    VmPlan { vm: record.uuid.clone(), name: record.name_label.clone(), error: None, targets }
+    let error = (!stops.is_empty()).then(|| stops.join("; "));
+    Ok(VmPlan { vm: record.uuid.clone(), name: record.name_label.clone(), error, targets })
 }
 
 /// The plan of a VM that nothing can be planned for.

@@ -3,6 +3,7 @@
 mod config;
 mod daemon;
 mod failover;
+mod gc;
 mod plan;
 mod points;
 mod run;
@@ -36,6 +37,7 @@ pub async fn perform(cli: Cli, screen: &Screen) -> Result<Exit, Failure> {
         Verb::Failover(Failover::Clone(arguments)) => {
             failover::clone(&Workplace::open(common).await?, &arguments).await
         }
+        Verb::Gc(arguments) => gc::gc(&Workplace::open(common).await?, &arguments).await,
         Verb::Config(ConfigVerb::Check) => config::check(&load(common)?, form(common)).await,
         Verb::Config(ConfigVerb::Show) => config::show(&load(common)?, form(common)),
     }

@@ -6,6 +6,7 @@
 mod bad_input;
 mod daemon;
 mod files;
+mod gc;
 mod plugins;
 mod runs;
 mod stage;

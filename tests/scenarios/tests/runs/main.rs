@@ -12,5 +12,6 @@ mod leases;
 mod main_job;
 mod methods;
 mod policies;
+mod preflight;
 mod refusals;
 mod volumes;
