@@ -72,6 +72,12 @@ impl Digests {
         found
     }
 
+    /// The names of the tables that there are.
+    pub(crate) fn names(&self) -> BTreeSet<String> {
+        let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    }
+
     /// Removes tables that were in use and are not any more.
     pub(crate) fn drop_unused(&self, before: &BTreeSet<String>, now: &BTreeSet<String>) {
         for name in before.difference(now) {

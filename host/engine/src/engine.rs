@@ -126,7 +126,7 @@ impl Engine {
         let mut vms = Vec::new();
         for (uuid, vm) in select(&inventory, job, only) {
             vms.push(match vm {
-                Ok((reference, record)) => run::foresee(&run, &inventory, reference, record).await,
+                Ok((reference, record)) => run::foresee(&run, &source, &inventory, reference, record).await?,
                 Err(error) if only.is_some() => return Err(error.into()),
                 Err(error) => run::unforeseeable(&uuid, &error),
             });
@@ -175,13 +175,14 @@ mod tests {
             policies: &'a Policies,
             options: &'a RunOptions,
             progress: Arc<dyn Progress>,
-            (clone, start): (&'a crate::CloneRequest, &'a crate::StartRequest),
+            (clone, start, gc): (&'a crate::CloneRequest, &'a crate::StartRequest, &'a crate::GcOptions),
         ) {
             spawnable(engine.run(job, policies, options, progress));
             spawnable(engine.plan(job, None));
             spawnable(engine.points(job, None));
             spawnable(engine.clone_point(job, clone));
             spawnable(engine.start_replica(job, start));
+            spawnable(engine.gc(job, gc));
         }
         let _ = every_call;
     }

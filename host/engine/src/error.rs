@@ -63,6 +63,9 @@ pub enum RunError {
     /// Something stands in the way; each obstacle says what to do.
     #[error("{}", .0.join("; "))]
     Obstacles(Vec<String>),
+    /// Chains are long, and the storage has not coalesced them yet; nobody has to do anything but wait.
+    #[error("{}", .0.join("; "))]
+    Uncoalesced(Vec<String>),
     /// A call failed.
     #[error(transparent)]
     Xapi(#[from] vmferry_xapi::Error),
@@ -124,7 +127,7 @@ impl RunError {
     pub(crate) fn outcome(&self) -> Outcome {
         match self {
             Self::Locked { .. } => Outcome::Skipped,
-            Self::Refused { .. } | Self::Deferred { .. } => Outcome::Refused,
+            Self::Refused { .. } | Self::Deferred { .. } | Self::Uncoalesced(_) => Outcome::Refused,
             _ => Outcome::Failed,
         }
     }

@@ -73,11 +73,11 @@ impl Inventory {
         vdi.vbds.iter().any(|vbd| is_control_domain(vbd) != Some(true))
     }
 
-    /// Links of the chain that ends in this disk, itself included: `sm_config:vhd-parent` names the next one.
-    pub(crate) fn chain_depth(&self, vdi: &Vdi) -> usize {
+    /// Links of the chain that ends in this disk, itself first: `sm_config:vhd-parent` names the next one.
+    pub(crate) fn chain<'a>(&'a self, vdi: &'a Vdi) -> Vec<&'a Vdi> {
         let by_uuid = |uuid: &str| self.vdis.values().find(|candidate| candidate.uuid == uuid);
         std::iter::successors(Some(vdi), |link| by_uuid(link.sm_config.get("vhd-parent")?))
             .take(self.vdis.len())
-            .count()
+            .collect()
     }
 }

@@ -143,8 +143,24 @@ pub struct Tuning {
     pub stall: Duration,
     /// How long the source may take to its first byte: XAPI attaches the disk first.
     pub first_byte: Duration,
-    /// Links a chain on the target may have before a run is refused; the storage manager stops at 30.
-    pub max_chain_depth: usize,
+    /// How long chains may be before a run makes them longer.
+    pub chains: ChainLimits,
+}
+
+/// How many links the chain under a disk may have, on either side, before a run adds one. The storage manager takes no
+/// snapshot at 30.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChainLimits {
+    /// Beyond this a run is put off as long as the storage has something to coalesce in it.
+    pub wait_above: usize,
+    /// Beyond this it is refused.
+    pub max: usize,
+}
+
+impl Default for ChainLimits {
+    fn default() -> Self {
+        Self { wait_above: 20, max: 27 }
+    }
 }
 
 impl Default for Tuning {
@@ -156,7 +172,7 @@ impl Default for Tuning {
             lease_settle: Duration::from_secs(2),
             stall: Duration::from_secs(120),
             first_byte: Duration::from_secs(600),
-            max_chain_depth: 27,
+            chains: ChainLimits::default(),
         }
     }
 }

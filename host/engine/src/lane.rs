@@ -92,18 +92,29 @@ impl<'j> Lane<'j> {
         })
     }
 
-    /// Reaches the target, takes the lease of its replica, and rolls back what an interrupted run left there.
+    /// Reaches the target, takes the lease of its replica, rolls back what an interrupted run left there, and asks whether
+    /// the replica is as the last run left it.
     pub(crate) async fn open(run: &Run<'_>, identity: &Identity, target: &'j Target) -> Result<Self, RunError> {
         let mut lane = Self::look(run, identity, target).await?;
-        if let Some(replica) = lane.view.current() {
-            let (vm, uuid) = (replica.reference.clone(), replica.record.uuid.clone());
-            lane.lease = Some(run.lease(&lane.session, &vm, &uuid).await?);
-        }
-        if let Err(error) = lane.make_ready(run.job, identity).await {
+        lane.settle(run, identity).await?;
+        if let Err(error) = lane.prove_untouched(run.job.tuning.first_byte).await {
             lane.release().await;
             return Err(error);
         }
         Ok(lane)
+    }
+
+    /// Takes the lease of the replica, and rolls back what an interrupted run left there.
+    pub(crate) async fn settle(&mut self, run: &Run<'_>, identity: &Identity) -> Result<(), RunError> {
+        if let Some(replica) = self.view.current() {
+            let (vm, uuid) = (replica.reference.clone(), replica.record.uuid.clone());
+            self.lease = Some(run.lease(&self.session, &vm, &uuid).await?);
+        }
+        let ready = self.make_ready(run.job, identity).await;
+        if ready.is_err() {
+            self.release().await;
+        }
+        ready
     }
 
     async fn make_ready(&mut self, job: &Job, identity: &Identity) -> Result<(), RunError> {
@@ -116,7 +127,7 @@ impl<'j> Lane<'j> {
             self.warnings.extend(done);
             self.observe(identity).await?;
         }
-        self.prove_untouched(job.tuning.first_byte).await
+        Ok(())
     }
 
     /// Puts right what this run left unfinished here.
@@ -197,6 +208,7 @@ impl<'j> Lane<'j> {
             target: self.target.name.clone(),
             replica: self.view.current().map(|replica| replica.record.uuid.clone()),
             obstacles: Vec::new(),
+            warnings: Vec::new(),
             disks: self.plans.clone(),
         }
     }

@@ -47,12 +47,12 @@ impl std::fmt::Display for LeaseValue {
 }
 
 /// What to do about the lease that a VM carries.
-#[derive(Debug, PartialEq, Eq)]
-enum Claim {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
     /// Nobody holds it.
     Free,
-    /// Its holder is gone; take it with this epoch.
-    TakeOver { epoch: u64 },
+    /// Its holder is known to be gone, or let it expire; take it with this epoch.
+    TakeOver { epoch: u64, gone: bool },
     /// Somebody else works here; the epoch is that of a lease that can be read.
     Held { holder: String, epoch: Option<u64>, expires: Option<Timestamp> },
 }
@@ -66,11 +66,11 @@ fn claim(text: Option<&str>, this: &Holder, now: Timestamp, held_here: impl Fn(u
     };
     let gone = match found.holder.liveness(this) {
         Liveness::Dead => true,
-        Liveness::Own => !held_here(found.epoch) || found.expires < now,
-        Liveness::Unknown => found.expires < now,
+        Liveness::Own => !held_here(found.epoch),
+        Liveness::Unknown => false,
     };
-    if gone {
-        Claim::TakeOver { epoch: found.epoch + 1 }
+    if gone || found.expires < now {
+        Claim::TakeOver { epoch: found.epoch + 1, gone }
     } else {
         let (epoch, expires) = (Some(found.epoch), Some(found.expires));
         Claim::Held { holder: found.holder.as_str().to_owned(), epoch, expires }
@@ -160,7 +160,7 @@ impl Lease {
         let (found, now) = Self::look(session, vm, vm_uuid, this).await?;
         let (epoch, taken_over, displaced) = match found {
             Claim::Free => (1, false, false),
-            Claim::TakeOver { epoch } => (epoch, true, false),
+            Claim::TakeOver { epoch, .. } => (epoch, true, false),
             Claim::Held { epoch, .. } if force => (epoch.map_or(1, |epoch| epoch + 1), true, true),
             Claim::Held { holder, expires, .. } => {
                 return Err(RunError::Locked { vm: vm_uuid.to_owned(), holder, expires });
@@ -214,6 +214,12 @@ impl Lease {
         let found: Keys = session.call("VM.get_other_config", params![vm]).await?;
         let held_here = |epoch| Entry::exists(session, vm_uuid, epoch);
         Ok((claim(found.get(keys::LEASE).map(String::as_str), this, now, held_here), now))
+    }
+
+    /// Judges the lease that a VM's record carries, for those who only look. `now` is the pool's time.
+    pub(crate) fn judge(session: &Session, vm: &Vm, this: &Holder, now: Timestamp) -> Claim {
+        let held_here = |epoch| Entry::exists(session, &vm.uuid, epoch);
+        claim(vm.other_config.get(keys::LEASE).map(String::as_str), this, now, held_here)
     }
 
     /// Whether this is the lease of that VM.
@@ -339,7 +345,7 @@ mod tests {
         };
 
         check(None, Claim::Free);
-        check(Some("elsewhere.1.2.3:4:999"), Claim::TakeOver { epoch: 5 });
+        check(Some("elsewhere.1.2.3:4:999"), Claim::TakeOver { epoch: 5, gone: false });
         check(
             Some("elsewhere.1.2.3:4:1001"),
             Claim::Held { holder: "elsewhere.1.2.3".into(), epoch: Some(4), expires: Some(at(1_001)) },
@@ -350,7 +356,7 @@ mod tests {
         check(Some(&own.to_string()), held);
         // A run of this process that was cancelled left it.
         let left = LeaseValue { epoch: 2, ..own };
-        check(Some(&left.to_string()), Claim::TakeOver { epoch: 3 });
+        check(Some(&left.to_string()), Claim::TakeOver { epoch: 3, gone: true });
         // A program that we do not know.
         check(Some("?"), Claim::Held { holder: "?".into(), epoch: None, expires: None });
     }

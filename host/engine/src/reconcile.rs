@@ -6,27 +6,32 @@
 
 use crate::commit;
 use crate::error::RunError;
-use crate::inventory::AttachedDisk;
-use crate::job::Job;
+use crate::inventory::{AttachedDisk, Inventory};
+use crate::job::{Job, Target};
 use crate::keys::{self, Keys};
 use crate::lane::Lane;
 use crate::objects::{destroy_disk, replace_keys, set_keys};
 use crate::replica::{StartBlock, attach_disks, block_start};
 use crate::snapshot;
-use crate::view::{Condition, Identity, Point, PointDisk, Pruning, Replica, SourceVm, Unborn, is_unused};
+use crate::view::{
+    Condition, Identity, Point, PointDisk, Pruning, Replica, SourceSnapshot, SourceVm, TargetView, Unborn, is_unused,
+};
 use uuid::Uuid;
-use vmferry_xapi::records::Vdi;
-use vmferry_xapi::{Ref, Session, params};
+use vmferry_xapi::records::{Vdi, Vm};
+use vmferry_xapi::{ApiError, Error, Record, Ref, Session, params};
 
 /// Puts a target right. Says what it did; nothing when there was nothing to do.
 pub(crate) async fn target(lane: &Lane<'_>, job: &Job, identity: &Identity) -> Result<Vec<String>, RunError> {
     let session = &lane.session;
-    let mut done = finish_pruning(session, &lane.view.pruning).await?;
+    let mut done = finish_pruning(session, &lane.inventory, &lane.view.pruning).await?;
+    let mut removed = Vec::new();
     for orphan in &lane.view.orphans {
-        destroy_disk(session, orphan).await?;
+        if destroy_leftover(session, &lane.inventory, orphan).await? {
+            removed.push(orphan.clone());
+        }
     }
-    if !lane.view.orphans.is_empty() {
-        done.push(format!("removed what a run that did not finish left: {}", named(lane, &lane.view.orphans)));
+    if !removed.is_empty() {
+        done.push(format!("removed what a run that did not finish left: {}", named(lane, &removed)));
     }
     // Only now: the mark on the original is what told the clone.
     let marked = &lane.view.marked_for_cloning;
@@ -37,12 +42,20 @@ pub(crate) async fn target(lane: &Lane<'_>, job: &Job, identity: &Identity) -> R
         done.push(format!("took the mark of an interrupted clone off a recovery point's {}", named(lane, marked)));
     }
     for unborn in lane.view.unborn.iter().filter(|unborn| is_unused(&unborn.record) || unborn.disks.is_empty()) {
+        if !is_as_seen(session, &unborn.reference, Some(&unborn.record.other_config)).await?
+            || is_unused(&unborn.record) && !is_still_unused(session, &unborn.reference).await?
+        {
+            continue;
+        }
         remove_unborn(session, unborn).await?;
         done.push(format!("removed {}, which a first run that did not finish left", unborn.record.name_label));
     }
     for replica in &lane.view.replicas {
         match replica.condition {
             Condition::HalfWritten => {
+                if !is_still_unused(session, &replica.reference).await? {
+                    continue;
+                }
                 roll_back(lane, job, identity, replica).await?;
                 done.push(format!(
                     "rolled replica {} back to recovery point {} after a run that did not finish",
@@ -60,26 +73,122 @@ pub(crate) async fn target(lane: &Lane<'_>, job: &Job, identity: &Identity) -> R
     Ok(done)
 }
 
-/// Puts the source right: snapshots of runs that died. `points` are the source snapshots that some target holds a recovery
-/// point of; `None` when not every target could be asked, and then nothing that might be a base is touched.
+/// Puts the source right: snapshots of runs that died. `targets` are the SRs that could be asked, and what they hold; where
+/// that is not `everybody`, nothing is touched that might be a base.
 pub(crate) async fn source(
     session: &Session,
+    inventory: &Inventory,
     source: &SourceVm,
-    points: Option<&[String]>,
+    targets: &[(&str, &TargetView)],
+    everybody: bool,
 ) -> Result<Vec<String>, RunError> {
-    let mut done = finish_pruning(session, &source.pruning).await?;
-    let untagged = source.untagged.iter();
-    let unconfirmed = source
-        .snapshots
-        .iter()
-        .filter(|snapshot| snapshot.exported_to.is_empty())
-        .filter(|snapshot| points.is_some_and(|points| !points.contains(&snapshot.uuid)))
-        .map(|snapshot| &snapshot.reference);
-    for snapshot in untagged.chain(unconfirmed) {
-        snapshot::destroy(session, snapshot).await?;
-        done.push("removed a source snapshot of a run that did not finish".to_owned());
+    let mut done = finish_pruning(session, inventory, &source.pruning).await?;
+    for (snapshot, holders) in unmarked(source, targets) {
+        let disks = inventory.vms.get(&snapshot.reference).map(|record| inventory.disks_of(record)).unwrap_or_default();
+        let disks: Vec<Ref<Vdi>> = disks.into_iter().map(|disk| disk.vdi).collect();
+        snapshot::mark_exported(session, &snapshot.reference, &disks, &holders, None).await?;
+        done.push(format!("marked source snapshot {} as the base that it is", snapshot.uuid));
+    }
+    let unconfirmed = if everybody { unconfirmed(source, targets) } else { Vec::new() };
+    for snapshot in source.untagged.iter().chain(unconfirmed.iter().map(|snapshot| &snapshot.reference)) {
+        if destroy_leftover_snapshot(session, inventory, snapshot).await? {
+            done.push("removed a source snapshot of a run that did not finish".to_owned());
+        }
     }
     Ok(done)
+}
+
+/// The source snapshots that a target made a recovery point of, but that were not marked before their run died; with the
+/// SRs that hold one.
+pub(crate) fn unmarked<'a>(
+    source: &'a SourceVm,
+    targets: &[(&str, &TargetView)],
+) -> Vec<(&'a SourceSnapshot, Vec<String>)> {
+    let unmarked = source.snapshots.iter().filter(|snapshot| snapshot.exported_to.is_empty());
+    let held = unmarked.map(|snapshot| (snapshot, holders(&snapshot.uuid, targets)));
+    held.filter(|(_, holders)| !holders.is_empty()).collect()
+}
+
+/// The source snapshots that no target confirmed, nor holds a recovery point of.
+pub(crate) fn unconfirmed<'a>(source: &'a SourceVm, targets: &[(&str, &TargetView)]) -> Vec<&'a SourceSnapshot> {
+    let unmarked = source.snapshots.iter().filter(|snapshot| snapshot.exported_to.is_empty());
+    unmarked.filter(|snapshot| holders(&snapshot.uuid, targets).is_empty()).collect()
+}
+
+/// The source snapshots that were bases and are none any more, by their marks and by what the targets (all of the job's)
+/// hold: a point that is damaged is no base, so the one before it keeps its snapshot.
+pub(crate) fn superseded(
+    source: &SourceVm,
+    targets: &[(&str, &TargetView)],
+    configured: &[Target],
+) -> Vec<SourceSnapshot> {
+    let mut snapshots = source.snapshots.clone();
+    for snapshot in &mut snapshots {
+        if snapshot.exported_to.is_empty() {
+            snapshot.exported_to = holders(&snapshot.uuid, targets);
+        }
+    }
+    snapshots.retain(|snapshot| !snapshot.exported_to.is_empty());
+    let srs: Vec<String> = configured.iter().map(|target| target.sr.clone()).collect();
+    let exists = |point: &&Point| snapshots.iter().any(|snapshot| snapshot.uuid == point.source_snapshot);
+    let base_of = |view: &TargetView| {
+        let point = view.points().filter(|point| !point.is_damaged()).find(exists);
+        point.map(|point| point.source_snapshot.clone())
+    };
+    let bases: Vec<String> = targets.iter().filter_map(|(_, view)| base_of(view)).collect();
+    let superfluous = snapshot::superfluous(&snapshots, &srs).into_iter();
+    superfluous.filter(|snapshot| !bases.contains(&snapshot.uuid)).cloned().collect()
+}
+
+/// The SRs that hold a recovery point of a source snapshot.
+fn holders(snapshot: &str, targets: &[(&str, &TargetView)]) -> Vec<String> {
+    let holds = |view: &TargetView| view.points().any(|point| point.source_snapshot == snapshot);
+    targets.iter().filter(|(_, view)| holds(view)).map(|(sr, _)| (*sr).to_owned()).collect()
+}
+
+/// Whether the keys of an object are still those that it was found with: somebody may have taken it for himself since.
+pub(crate) async fn is_as_seen<T: Record>(
+    session: &Session,
+    object: &Ref<T>,
+    seen: Option<&Keys>,
+) -> Result<bool, RunError> {
+    match session.call::<Keys>(&format!("{}.get_other_config", T::CLASS), params![object]).await {
+        Err(Error::Api(ApiError::HandleInvalid { .. })) => Ok(false),
+        keys => Ok(Some(&keys?) == seen),
+    }
+}
+
+async fn is_still_unused(session: &Session, vm: &Ref<Vm>) -> Result<bool, RunError> {
+    Ok(is_unused(&session.get_record(vm).await?))
+}
+
+/// Destroys a snapshot if it is still as it was found. Says whether it did.
+pub(crate) async fn destroy_leftover_snapshot(
+    session: &Session,
+    inventory: &Inventory,
+    snapshot: &Ref<Vm>,
+) -> Result<bool, RunError> {
+    let seen = inventory.vms.get(snapshot).map(|seen| &seen.other_config);
+    if !is_as_seen(session, snapshot, seen).await? {
+        return Ok(false);
+    }
+    snapshot::destroy(session, snapshot).await?;
+    Ok(true)
+}
+
+/// Destroys a disk if it is still as it was found, and on no VM: to XAPI, one on a VM that is halted is free. Says whether it
+/// did.
+async fn destroy_leftover(session: &Session, inventory: &Inventory, disk: &Ref<Vdi>) -> Result<bool, RunError> {
+    let record: Vdi = match session.get_record(disk).await {
+        Err(Error::Api(ApiError::HandleInvalid { .. })) => return Ok(false),
+        record => record?,
+    };
+    let seen = inventory.vdis.get(disk).map(|seen| &seen.other_config);
+    if seen != Some(&record.other_config) || snapshot::hangs_elsewhere(session, &record, &Ref::null()).await? {
+        return Ok(false);
+    }
+    destroy_disk(session, disk).await?;
+    Ok(true)
 }
 
 /// Disks by name and uuid, for people.
@@ -89,15 +198,20 @@ fn named(lane: &Lane<'_>, disks: &[Ref<Vdi>]) -> String {
     format!("{} {}", if names.len() == 1 { "disk" } else { "disks" }, names.join(", "))
 }
 
-async fn finish_pruning(session: &Session, pruning: &Pruning) -> Result<Vec<String>, RunError> {
+/// Finishes removals that were begun.
+pub(crate) async fn finish_pruning(
+    session: &Session,
+    inventory: &Inventory,
+    pruning: &Pruning,
+) -> Result<Vec<String>, RunError> {
+    let mut finished = false;
     for snapshot in &pruning.snapshots {
-        snapshot::destroy(session, snapshot).await?;
+        finished |= destroy_leftover_snapshot(session, inventory, snapshot).await?;
     }
     for disk in &pruning.disks {
-        destroy_disk(session, disk).await?;
+        finished |= destroy_leftover(session, inventory, disk).await?;
     }
-    let found = !pruning.snapshots.is_empty() || !pruning.disks.is_empty();
-    Ok(found.then(|| "finished removing a snapshot".to_owned()).into_iter().collect())
+    Ok(finished.then(|| "finished removing a snapshot".to_owned()).into_iter().collect())
 }
 
 /// A first import that never reached its commit: the VM and the disks that were made for it.

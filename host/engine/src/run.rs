@@ -10,7 +10,7 @@ use crate::landing;
 use crate::lane::{Lane, unopened};
 use crate::lease::{Lease, LeaseTerms};
 use crate::pools::Pools;
-use crate::preflight;
+use crate::preflight::{self, Survey};
 use crate::progress::Progress;
 use crate::reconcile;
 use crate::replica;
@@ -154,8 +154,7 @@ impl Work<'_> {
         Ok((inventory, source))
     }
 
-    /// Step 3 on the source. A snapshot that some target made a recovery point of, but that was not marked before its run died,
-    /// is marked now.
+    /// Step 3 on the source.
     async fn reconcile_source(
         &mut self,
         inventory: Inventory,
@@ -163,36 +162,31 @@ impl Work<'_> {
         vm: &Ref<Vm>,
     ) -> Result<(Inventory, SourceVm), RunError> {
         self.no_lane_left()?;
-        let mut changed = false;
-        for snapshot in source.snapshots.iter().filter(|snapshot| snapshot.exported_to.is_empty()) {
-            let holders: Vec<String> = self
-                .lanes
-                .iter()
-                .filter(|lane| lane.view.points().any(|point| point.source_snapshot == snapshot.uuid))
-                .map(|lane| lane.target.sr.clone())
-                .collect();
-            if !holders.is_empty() {
-                let record = &inventory.vms[&snapshot.reference];
-                let disks: Vec<Ref<Vdi>> = inventory.disks_of(record).into_iter().map(|disk| disk.vdi).collect();
-                snapshot::mark_exported(self.session, &snapshot.reference, &disks, &holders, None).await?;
-                changed = true;
-            }
+        let targets: Vec<_> = self.lanes.iter().map(|lane| (lane.target.sr.as_str(), &lane.view)).collect();
+        let everybody = self.unopened.is_empty();
+        if everybody {
+            // Nobody holds the content of these, so nobody will ask for its digests.
+            let unconfirmed = reconcile::unconfirmed(&source, &targets).into_iter();
+            let records = unconfirmed.filter_map(|snapshot| inventory.vms.get(&snapshot.reference));
+            let disks = records.flat_map(|record| inventory.disks_of(record));
+            let tables = disks.map(|disk| digests::content_table(&disk.record.uuid)).collect();
+            self.run.digests.drop_unused(&tables, &BTreeSet::new());
         }
-        let everybody_answered = self.unopened.is_empty();
-        let held: Vec<String> =
-            self.lanes.iter().flat_map(|lane| lane.view.points()).map(|point| point.source_snapshot.clone()).collect();
-        let done = reconcile::source(self.session, &source, everybody_answered.then_some(held.as_slice())).await?;
-        changed |= !done.is_empty();
+        let done = reconcile::source(self.session, &inventory, &source, &targets, everybody).await?;
+        let changed = !done.is_empty();
         self.warnings.extend(done);
         if changed { self.observe_source(vm).await } else { Ok((inventory, source)) }
     }
 
     /// Steps 4 and 5: what stands in the way, and how each disk travels.
     async fn preflight(&mut self, inventory: &Inventory, source: &SourceVm) -> Result<(), RunError> {
+        preflight::source(inventory, source, &self.run.job.tuning.chains).passed()?;
         let networks = Networks::load(self.session, &source.record).await?;
         for lane in &mut self.lanes {
-            if let Err(error) = preflight_lane(self.run, lane, inventory, source, &networks).await {
-                lane.fail(error);
+            let survey = survey_lane(self.run, lane, &self.identity, inventory, source, &networks).await;
+            match survey.and_then(Survey::passed) {
+                Ok(warnings) => lane.warnings.extend(warnings),
+                Err(error) => lane.fail(error),
             }
         }
         self.no_lane_left()
@@ -396,19 +390,20 @@ impl Networks {
     }
 }
 
-async fn preflight_lane(
+async fn survey_lane(
     run: &Run<'_>,
     lane: &mut Lane<'_>,
+    identity: &Identity,
     inventory: &Inventory,
     source: &SourceVm,
     networks: &Networks,
-) -> Result<(), RunError> {
+) -> Result<Survey, RunError> {
+    lane.plan_transfers(run, inventory, source).await;
     let there = lane.session.get_all_records().await?;
     lane.interfaces = replica::map_networks(&networks.interfaces, &networks.networks, &there, lane.target)?;
-    lane.plan_transfers(run, inventory, source).await;
     lane.warnings.extend(xen_orchestra::notes(&lane.view, &lane.transfers, source));
-    let obstacles = preflight::obstacles(lane, &source.disks, &run.job.tuning);
-    if obstacles.is_empty() { Ok(()) } else { Err(RunError::Obstacles(obstacles)) }
+    let vifs: Vec<Vif> = lane.session.get_all_records().await?.into_iter().map(|(_, vif)| vif).collect();
+    Ok(preflight::target(lane, identity, &source.disks, &vifs, &run.job.tuning.chains))
 }
 
 impl Run<'_> {
@@ -425,26 +420,38 @@ impl Run<'_> {
 }
 
 /// What a run would do for a VM now. Changes nothing.
-pub(crate) async fn foresee(run: &Run<'_>, inventory: &Inventory, vm: &Ref<Vm>, record: &Vm) -> VmPlan {
+pub(crate) async fn foresee(
+    run: &Run<'_>,
+    session: &Session,
+    inventory: &Inventory,
+    vm: &Ref<Vm>,
+    record: &Vm,
+) -> Result<VmPlan, RunError> {
     let identity = Identity { ids: run.job.ids, vm: record.uuid.clone() };
     let source = SourceVm::new(inventory, vm, record, &run.job.ids);
+    let networks = Networks::load(session, record).await?;
+    let stops = preflight::source(inventory, &source, &run.job.tuning.chains).stops();
     let mut targets = Vec::with_capacity(run.job.targets.len());
     for target in &run.job.targets {
         targets.push(match Lane::look(run, &identity, target).await {
             Ok(mut lane) => {
-                lane.plan_transfers(run, inventory, &source).await;
-                let obstacles = preflight::obstacles(&lane, &source.disks, &run.job.tuning);
-                TargetPlan { obstacles, ..lane.plan() }
+                let survey = survey_lane(run, &mut lane, &identity, inventory, &source, &networks).await;
+                let mut survey =
+                    survey.unwrap_or_else(|error| Survey { obstacles: vec![chain(&error)], ..Survey::default() });
+                let warnings = std::mem::take(&mut survey.warnings);
+                TargetPlan { obstacles: survey.stops(), warnings, ..lane.plan() }
             }
             Err(error) => TargetPlan {
                 target: target.name.clone(),
                 replica: None,
                 obstacles: vec![chain(&error)],
+                warnings: Vec::new(),
                 disks: Vec::new(),
             },
         });
     }
-    VmPlan { vm: record.uuid.clone(), name: record.name_label.clone(), error: None, targets }
+    let error = (!stops.is_empty()).then(|| stops.join("; "));
+    Ok(VmPlan { vm: record.uuid.clone(), name: record.name_label.clone(), error, targets })
 }
 
 /// The plan of a VM that nothing can be planned for.

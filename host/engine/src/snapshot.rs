@@ -206,7 +206,8 @@ pub(crate) async fn destroy(session: &Session, snapshot: &Ref<Vm>) -> Result<(),
     Ok(())
 }
 
-async fn hangs_elsewhere(session: &Session, disk: &Vdi, snapshot: &Ref<Vm>) -> Result<bool, Error> {
+/// Whether a disk hangs on another VM than this one, control domains left out.
+pub(crate) async fn hangs_elsewhere(session: &Session, disk: &Vdi, snapshot: &Ref<Vm>) -> Result<bool, Error> {
     for vbd in &disk.vbds {
         let vbd: Vbd = session.get_record(vbd).await?;
         let user: Vm = session.get_record(&vbd.vm).await?;

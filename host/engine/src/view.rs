@@ -29,7 +29,7 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    fn owns(&self, keys: &Keys) -> bool {
+    pub(crate) fn owns(&self, keys: &Keys) -> bool {
         keys.get(keys::JOB) == Some(&self.ids.job.to_string()) && keys.get(keys::VM) == Some(&self.vm)
     }
 
@@ -171,7 +171,7 @@ pub(crate) struct Pruning {
 }
 
 impl Pruning {
-    fn new(inventory: &Inventory, identity: &Identity) -> Self {
+    pub(crate) fn new(inventory: &Inventory, identity: &Identity) -> Self {
         let marked = |keys: &Keys, uuid: &str| {
             (identity.owns(keys) || identity.is_named_by(keys))
                 && State::of(keys) == Some(State::Pruning { object: uuid.to_owned() })

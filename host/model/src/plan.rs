@@ -220,6 +220,9 @@ pub struct TargetPlan {
     pub replica: Option<String>,
     /// What would stop the run here, each with its remedy.
     pub obstacles: Vec<String>,
+    /// What stops nothing now and will matter at a failover.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// One entry per disk.
     pub disks: Vec<DiskPlan>,
 }

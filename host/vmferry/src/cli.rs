@@ -56,6 +56,8 @@ pub enum Verb {
     /// Begin with a copy that is on the target already
     #[command(subcommand)]
     Seed(Seed),
+    /// Find what unfinished runs left on either side, and put it right
+    Gc(Gc),
     /// The configuration
     #[command(subcommand)]
     Config(ConfigVerb),
@@ -89,6 +91,20 @@ pub struct Verify {
     /// Read every byte back and compare its digest, instead of asking the storage whether somebody wrote
     #[arg(long)]
     pub deep: bool,
+}
+
+/// Arguments of `gc`.
+#[derive(Debug, Args)]
+pub struct Gc {
+    /// The job and its VM.
+    #[command(flatten)]
+    pub what: JobAndVm,
+    /// Only tell what was found and what `--apply` would do; this is the default
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Remove what is garbage and put the rest right
+    #[arg(long, conflicts_with = "dry_run")]
+    pub apply: bool,
 }
 
 /// A job, or one VM of it.
@@ -235,6 +251,18 @@ mod tests {
                 matches!(cli.verb, Verb::Run(Run { wait: true, what: JobAndVm { ref job, vm: None } }) if job == "erp")
             );
         }
+    }
+
+    #[test]
+    fn gc_only_looks_unless_it_is_told_to_apply() {
+        let apply = |line: &str| match Cli::try_parse_from(line.split(' ')).map(|cli| cli.verb) {
+            Ok(Verb::Gc(gc)) => Some(gc.apply),
+            _ => None,
+        };
+        assert_eq!(apply("vmferry gc erp"), Some(false));
+        assert_eq!(apply("vmferry gc erp --dry-run"), Some(false));
+        assert_eq!(apply("vmferry gc erp --apply"), Some(true));
+        assert_eq!(apply("vmferry gc erp --apply --dry-run"), None);
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub fn job(name: &str, configured: &job::Job) -> Job {
         integrity: if configured.digests { Integrity::Digest } else { Integrity::Structure },
         reading: configured.reading,
         throttles: configured.throttle.iter().cloned().collect(),
-        tuning: Tuning::default(),
+        tuning: Tuning { chains: configured.chains, ..Tuning::default() },
     }
 }
 
@@ -75,6 +75,7 @@ mod tests {
             links: Vec::new(),
             digests: true,
             reading: vmferry_engine::Reading::default(),
+            chains: vmferry_engine::ChainLimits::default(),
             limit: crate::config::limit::Limit::default(),
             throttle: None,
             schedule: None,

@@ -3,6 +3,7 @@
 mod config;
 mod daemon;
 mod failover;
+mod gc;
 mod plan;
 mod points;
 mod run;
@@ -41,6 +42,7 @@ pub async fn perform(cli: Cli, screen: &Screen) -> Result<Exit, Failure> {
             failover::start(&Workplace::open(common).await?, &arguments, screen).await
         }
         Verb::Seed(Seed::Adopt(arguments)) => seed::adopt(&Workplace::open(common).await?, &arguments, screen).await,
+        Verb::Gc(arguments) => gc::gc(&Workplace::open(common).await?, &arguments).await,
         Verb::Config(ConfigVerb::Check) => config::check(&load(common)?, form(common)).await,
         Verb::Config(ConfigVerb::Show) => config::show(&load(common)?, form(common)),
     }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
 use vmferry_engine::{
-    Engine, Integrity, Job, JobIds, Policies, Reading, ReplicaPoints, RunOptions, Selection, Silent, Target, Tuning,
-    VerifyOptions, VerifyReport,
+    Engine, GcOptions, GcReport, Integrity, Job, JobIds, Policies, Reading, ReplicaPoints, RunOptions, Selection,
+    Silent, Target, Tuning, VerifyOptions, VerifyReport,
 };
 use vmferry_model::plan::JobPlan;
 use vmferry_model::report::{DiskReport, RunReport, TargetReport};
@@ -67,6 +67,14 @@ impl World {
         let engine = self.engine();
         let options = VerifyOptions { only: None, deep };
         let report = engine.verify(&self.job, &options, &Silent).await.expect("a report");
+        engine.close().await;
+        report
+    }
+
+    /// Looks for what runs left, and puts it right if asked to.
+    pub async fn gc(&self, apply: bool) -> GcReport {
+        let engine = self.engine();
+        let report = engine.gc(&self.job, &GcOptions { only: None, apply }).await.expect("a report");
         engine.close().await;
         report
     }

@@ -81,6 +81,7 @@ async fn a_plan_reaches_its_judge_whole() {
                 target: "dr".to_owned(),
                 replica: None,
                 obstacles: Vec::new(),
+                warnings: Vec::new(),
                 disks: vec![DiskPlan {
                     disk: "disk 7".to_owned(),
                     kind,

@@ -8,7 +8,7 @@ use crate::problem::Problem;
 use serde_json::Value;
 use std::sync::Arc;
 use uuid::Uuid;
-use vmferry_engine::{Nbd, Reading, Selection, Target, Throttle};
+use vmferry_engine::{ChainLimits, Nbd, Reading, Selection, Target, Throttle};
 
 /// One job.
 #[derive(Clone, Debug)]
@@ -23,6 +23,8 @@ pub struct Job {
     pub digests: bool,
     /// How the source's disks are read.
     pub reading: Reading,
+    /// How long chains may be before a run makes them longer.
+    pub chains: ChainLimits,
     /// How fast all of its transfers together may be.
     pub limit: Limit,
     /// The throttle that keeps to it.
@@ -92,6 +94,7 @@ pub(super) fn read(mut section: Section<'_>, references: &mut References) -> Opt
     let (targets, links) = read_targets(&mut section, references);
     let digests = section.word("integrity", &[("digest", true), ("structure", false)]);
     let reading = section.section("read").map_or_else(Reading::default, read_reading);
+    let chains = section.section("chain").map_or_else(ChainLimits::default, read_chains);
     let limit = limit::read(&mut section);
     let schedule = section.section("schedule").and_then(|schedule| read_plugin(schedule, references));
     let retention = section.section("retention").and_then(|retention| read_plugin(retention, references));
@@ -106,6 +109,7 @@ pub(super) fn read(mut section: Section<'_>, references: &mut References) -> Opt
         throttle: limit.throttle(),
         limit,
         reading,
+        chains,
         digests: digests.is_none_or(|digests| digests.value),
         schedule,
         retention,
@@ -201,6 +205,18 @@ fn read_reading(mut section: Section<'_>) -> Reading {
     reading.enable_cbt = cbt.is_some_and(|cbt| cbt.value);
     section.finish();
     reading
+}
+
+fn read_chains(mut section: Section<'_>) -> ChainLimits {
+    let mut chains = ChainLimits::default();
+    if let Some(found) = bounded(&mut section, "max", 2..=29) {
+        chains.max = found as usize;
+    }
+    if let Some(found) = bounded(&mut section, "wait_above", 1..=29) {
+        chains.wait_above = found as usize;
+    }
+    section.finish();
+    chains
 }
 
 fn bounded(section: &mut Section<'_>, key: &'static str, range: std::ops::RangeInclusive<u64>) -> Option<u64> {

@@ -128,6 +128,17 @@ pub fn plan_problems(plan: &JobPlan) -> Vec<Problem> {
     problems
 }
 
+/// What will matter later.
+pub fn plan_warnings(plan: &JobPlan) -> Vec<Problem> {
+    let targets = plan.vms.iter().flat_map(|vm| vm.targets.iter().map(move |target| (vm, target)));
+    targets
+        .flat_map(|(vm, target)| {
+            let place = format!("job {}, {}, target {}", plan.job, vm_label(&vm.name, &vm.vm), target.target);
+            target.warnings.iter().map(move |warning| Problem::new(warning).at(&place))
+        })
+        .collect()
+}
+
 fn known_from(from: ExpectedFrom) -> &'static str {
     match from {
         ExpectedFrom::History => "earlier deltas",
@@ -250,6 +261,7 @@ mod tests {
             target: "dr".to_owned(),
             replica: None,
             obstacles: vec!["the SR is full; free some space".to_owned()],
+            warnings: Vec::new(),
             disks: vec![disk],
         };
         let vm = VmPlan { vm: VM.to_owned(), name: "web".to_owned(), error: None, targets: vec![target] };

@@ -161,6 +161,7 @@ fn described_job(name: &str, job: &Job) -> Value {
             "request": job.reading.pace.request_size,
             "cbt": if job.reading.enable_cbt { "enable" } else { "keep" },
         },
+        "chain": { "wait_above": job.chains.wait_above, "max": job.chains.max },
         "notify": notify,
         "xo": { "job": ids.job.to_string(), "schedule": ids.schedule.to_string() },
     });

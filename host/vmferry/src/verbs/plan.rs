@@ -10,6 +10,9 @@ pub(super) async fn plan(at: &Workplace, arguments: &JobAndVm) -> Result<Exit, F
     let job = at.job(&arguments.job)?;
     let plan = at.close(at.engine.plan(&job, arguments.vm.as_deref()).await).await;
     let plan = plan.map_err(|error| engine_failure(&error, &job.name))?;
+    for warning in report::plan_warnings(&plan) {
+        say(warning.as_warning());
+    }
     let problems = report::plan_problems(&plan);
     for problem in &problems {
         say(problem);

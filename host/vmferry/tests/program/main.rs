@@ -7,6 +7,7 @@ mod bad_input;
 mod daemon;
 mod failover;
 mod files;
+mod gc;
 mod plugins;
 mod runs;
 mod stage;

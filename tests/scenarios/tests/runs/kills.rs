@@ -7,7 +7,7 @@ use xapi_sim::{Fault, FaultKind, FaultPoint, Sim};
 
 /// Runs until the pool has done its `nth` call, then the run is gone: its sockets close and nothing of it goes on.
 /// False when the run needs fewer calls.
-async fn die_after_call(world: &World, pool: &Sim, nth: u32) -> bool {
+pub(crate) async fn die_after_call(world: &World, pool: &Sim, nth: u32) -> bool {
     pool.inject(Fault { at: FaultPoint::Call("*".to_owned()), nth, kind: FaultKind::StallAfter(0) });
     let died = tokio::select! {
         report = world.run() => {
@@ -52,7 +52,7 @@ async fn check(on_target: bool, nth: u32, first_run_done: bool) -> bool {
 }
 
 /// Recovery points, committed and whole.
-fn points(world: &World) -> usize {
+pub(crate) fn points(world: &World) -> usize {
     let vms = world.target.records("VM");
     let committed = |vm: &&serde_json::Value| {
         vm["is_a_snapshot"] == true
@@ -62,7 +62,7 @@ fn points(world: &World) -> usize {
 }
 
 #[track_caller]
-fn assert_objects(world: &World, name: &str, points_before: usize) {
+pub(crate) fn assert_objects(world: &World, name: &str, points_before: usize) {
     let points = points(world);
     // What XAPI was asked for before the run died it may still do afterwards: a commit among it.
     assert!((points_before + 1..=points_before + 2).contains(&points), "{name}: {points_before} then {points} points");
