@@ -7,6 +7,7 @@ use tempfile::TempDir;
 use vmferry::config::job::Overlap;
 use vmferry::config::{self, Config, Surroundings};
 use vmferry::problem::Problem;
+use vmferry_engine::ChainLimits;
 
 const GOOD: &str = r#"
 [pool.prod]
@@ -562,4 +563,20 @@ fn an_unknown_job_is_answered_with_the_nearest_and_the_list() {
           remedy: did you mean `erp`? known here: `erp`
     "#]]
     .assert_eq(&folder.text([problem]));
+}
+
+#[test]
+fn limits_on_chains_have_their_range() {
+    let chains = |line: &str| {
+        let folder = Folder::with(&GOOD.replace("[job.erp]", &format!("[job.erp]\n{line}")));
+        folder.load().map(|config| config.jobs["erp"].chains).map_err(|problems| folder.text(&problems))
+    };
+    assert_eq!(chains(""), Ok(ChainLimits { wait_above: 20, max: 27 }));
+    assert_eq!(chains("chain = { wait_above = 12, max = 25 }"), Ok(ChainLimits { wait_above: 12, max: 25 }));
+    expect![[r#"
+        error: job.erp.chain.max: 30 is out of range
+          where: vmferry.toml:15:17
+          remedy: give 2 to 29
+    "#]]
+    .assert_eq(&chains("chain = { max = 30 }").unwrap_err());
 }
