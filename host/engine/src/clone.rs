@@ -45,6 +45,24 @@ pub struct CloneRequest {
     pub name: Option<String>,
 }
 
+impl CloneRequest {
+    /// A started clone of a VM's newest recovery point, connected as its replica.
+    pub fn newest(vm: impl Into<String>) -> Self {
+        Self {
+            vm: vm.into(),
+            point: None,
+            target: None,
+            network: NetworkChoice::AsReplica,
+            new_macs: false,
+            auto_start: false,
+            start: true,
+            guest: None,
+            remove_after: false,
+            name: None,
+        }
+    }
+}
+
 /// A clone of a recovery point.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CloneReport {

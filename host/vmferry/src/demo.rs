@@ -22,7 +22,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use stage::{JOB, Proof, Stage};
 use std::path::PathBuf;
-use vmferry_engine::{CloneReport, CloneRequest, Job, NetworkChoice, Policies, RunOptions};
+use vmferry_engine::{CloneReport, CloneRequest, Job, Policies, RunOptions};
 use vmferry_model::plugin::NextRun;
 use vmferry_model::report::{Outcome, RunReport};
 use vmferry_model::store::RunStore;
@@ -125,19 +125,7 @@ async fn run_once(
 }
 
 async fn clone_newest(at: &Workplace, job: &Job, vm: &str, screen: &Screen) -> Result<CloneReport, Failure> {
-    let request = CloneRequest {
-        vm: vm.to_owned(),
-        point: None,
-        target: None,
-        network: NetworkChoice::AsReplica,
-        new_macs: false,
-        auto_start: false,
-        start: true,
-        guest: None,
-        remove_after: false,
-        name: None,
-    };
-    let clone = at.engine.clone_point(job, &request).await.map_err(Failure::because)?;
+    let clone = at.engine.clone_point(job, &CloneRequest::newest(vm)).await.map_err(Failure::because)?;
     screen.line(crate::verbs::clone_text(&clone).trim_end());
     Ok(clone)
 }

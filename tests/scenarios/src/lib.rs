@@ -1,5 +1,6 @@
 //! Two simulated pools, a VM, a job between them, and the questions that every scenario asks.
 
+use async_trait::async_trait;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use vmferry_engine::{
     Silent, Target, Tuning, VerifyOptions, VerifyReport,
 };
 use vmferry_model::plan::JobPlan;
+use vmferry_model::plugin::{Judgement, PluginError, PointView, Retention};
 use vmferry_model::report::{DiskReport, RunReport, TargetReport};
 use vmferry_store::Store;
 use vmferry_xapi::records::{Vdi, Vm};
@@ -30,6 +32,8 @@ pub struct World {
     pub job: Job,
     /// Who decides; nobody at first.
     pub policies: Policies,
+    /// How long the pools may take to answer a call, if that is not to be the usual time.
+    pub patience: Option<Duration>,
     store: Arc<Store>,
     folder: TempDir,
 }
@@ -53,7 +57,7 @@ impl World {
         let job = job(&vm, &target.default_sr());
         let folder = tempfile::tempdir().expect("a temporary folder");
         let store = Arc::new(Store::open(folder.path()).await.expect("a store"));
-        Self { source, target, vm, job, policies: Policies::default(), store, folder }
+        Self { source, target, vm, job, policies: Policies::default(), patience: None, store, folder }
     }
 
     /// Replaces the VM by one with empty disks of these sizes.
@@ -109,7 +113,10 @@ impl World {
 
     /// A new engine: what a process that has just started has.
     pub fn engine(&self) -> Engine {
-        let at = |sim: &Sim| endpoint(sim);
+        let at = |sim: &Sim| match self.patience {
+            Some(patience) => endpoint(sim).with_rpc_timeout(patience),
+            None => endpoint(sim),
+        };
         let endpoints = BTreeMap::from([("prod".to_owned(), at(&self.source)), ("dr".to_owned(), at(&self.target))]);
         Engine::new(endpoints, self.store.clone(), self.folder.path().join("digests"))
     }
@@ -189,6 +196,17 @@ impl World {
             assert_eq!(of("VDI"), 2 * vms, "disks on the {name}");
             assert_eq!(of("VBD"), 2 * vms, "attachments on the {name}");
         }
+    }
+}
+
+/// Retention that keeps so many of the newest points.
+pub struct Keep(pub usize);
+
+#[async_trait]
+impl Retention for Keep {
+    async fn select(&self, points: &[PointView], _: jiff::Timestamp) -> Result<Vec<Judgement>, PluginError> {
+        let drop = points.len().saturating_sub(self.0);
+        Ok((0..points.len()).map(|age| Judgement { keep: age >= drop, rule: "newest".to_owned() }).collect())
     }
 }
 

@@ -15,6 +15,10 @@ pub(crate) struct Core {
     generation: watch::Sender<u64>,
     /// Counts how often the faults were cleared, for those who are stalled by one.
     cleared: watch::Sender<u64>,
+    /// Whether clients reach the pool.
+    reach: watch::Sender<Reach>,
+    /// Counts how often the toolstack ended, and with it whatever it was about to do.
+    ended: watch::Sender<u64>,
     pub(crate) transfers: Transfers,
     pub(crate) redirect_transfers_to: Option<String>,
     pub(crate) qcow2_streams: bool,
@@ -27,6 +31,8 @@ impl Core {
             generation: watch::Sender::new(state.db.generation),
             state: Mutex::new(state),
             cleared: watch::Sender::new(0),
+            reach: watch::Sender::new(Reach::Up),
+            ended: watch::Sender::new(0),
             transfers: Transfers::default(),
             redirect_transfers_to: config.redirect_transfers_to.clone(),
             qcow2_streams: config.qcow2_streams,
@@ -54,6 +60,50 @@ impl Core {
         self.cleared.send_modify(|count| *count += 1);
     }
 
+    /// The toolstack ends, and with it every connection and what it was at. Sessions and tasks were in its memory alone.
+    pub(crate) fn go_down(&self) {
+        self.reach.send_replace(Reach::Down);
+        self.ended.send_modify(|count| *count += 1);
+        self.with(State::forget_what_is_not_kept);
+    }
+
+    pub(crate) fn go_silent(&self) {
+        self.reach.send_replace(Reach::Silent);
+    }
+
+    pub(crate) fn come_back(&self) {
+        self.reach.send_replace(Reach::Up);
+    }
+
+    /// Does something for as long as the toolstack lives.
+    pub(crate) async fn while_alive(&self, work: impl Future<Output = ()>) {
+        let mut ended = self.ended.subscribe();
+        tokio::select! {
+            biased;
+            // The sender lives as long as `self`: this ends by a change alone.
+            _ = ended.changed() => {}
+            () = work => {}
+        }
+    }
+
+    /// Serves a connection for as long as the client reaches the pool. One that is cut off stays open and stands still until
+    /// the pool is back. `None` where the connection was cut.
+    pub(crate) async fn while_reachable<T>(&self, connection: impl Future<Output = T>) -> Option<T> {
+        let mut connection = std::pin::pin!(connection);
+        let (mut reach, mut ended) = (self.reach.subscribe(), self.ended.subscribe());
+        let found = *reach.borrow_and_update();
+        if found == Reach::Up {
+            tokio::select! {
+                biased;
+                _ = ended.changed() => return None,
+                _ = reach.changed() => {}
+                outcome = &mut connection => return Some(outcome),
+            }
+        }
+        let _ = reach.wait_for(|reach| *reach != Reach::Silent).await;
+        None
+    }
+
     /// Stands still until the faults are cleared.
     pub(crate) async fn stall(&self) {
         let mut cleared = self.cleared.subscribe();
@@ -61,6 +111,16 @@ impl Core {
         // The sender lives as long as `self`: this ends by a change alone.
         let _ = cleared.changed().await;
     }
+}
+
+/// What a client that tries to reach the pool meets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reach {
+    Up,
+    /// Connections end at once.
+    Down,
+    /// Nothing comes back.
+    Silent,
 }
 
 /// A panic under the lock has been reported by its own thread; the state behind it is still the best there is.

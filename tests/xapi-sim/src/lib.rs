@@ -227,6 +227,23 @@ impl Sim {
         self.core.clear_faults();
     }
 
+    /// The toolstack ends, and with it every connection, call and transfer, done or not; sessions and tasks are forgotten. New
+    /// connections end at once, until [`come_back`](Self::come_back).
+    pub fn go_down(&self) {
+        self.core.go_down();
+    }
+
+    /// The network is lost: connections stay and nothing comes back on them, until [`come_back`](Self::come_back). The pool
+    /// itself goes on.
+    pub fn go_silent(&self) {
+        self.core.go_silent();
+    }
+
+    /// Clients reach the pool again. Connections from before do not go on.
+    pub fn come_back(&self) {
+        self.core.come_back();
+    }
+
     /// Resolves when some transfer in progress has moved at least so many bytes of its body.
     pub async fn wait_for_transfer_bytes(&self, bytes: u64) {
         self.core.transfers.wait(Goal::Bytes(bytes)).await;

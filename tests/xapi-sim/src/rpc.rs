@@ -103,11 +103,12 @@ async fn run(core: &Arc<Core>, call: Call, fault: Option<FaultKind>) -> Answer {
 /// The task is there before the work has begun; how that goes is told in the task alone.
 fn start_task(core: &Arc<Core>, prepared: Prepared, fault: Option<FaultKind>) -> ApiResult<Value> {
     let task = core.with(|state| state.create_task(&format!("Async.{}", prepared.method()), ""))?;
-    tokio::spawn(run_task(core.clone(), prepared, task.clone(), fault));
+    let (core, running) = (core.clone(), task.clone());
+    tokio::spawn(async move { core.while_alive(run_task(&core, prepared, running, fault)).await });
     Ok(Value::String(task))
 }
 
-async fn run_task(core: Arc<Core>, prepared: Prepared, task: String, fault: Option<FaultKind>) {
+async fn run_task(core: &Core, prepared: Prepared, task: String, fault: Option<FaultKind>) {
     let begun = core.with(|state| begin(state, &prepared, &task));
     if matches!(fault, Some(FaultKind::StallAfter(_))) {
         core.stall().await;
@@ -115,7 +116,7 @@ async fn run_task(core: Arc<Core>, prepared: Prepared, task: String, fault: Opti
         // Others may see the operation in progress.
         tokio::task::yield_now().await;
     }
-    wait_for_vbds(&core, &prepared).await;
+    wait_for_vbds(core, &prepared).await;
     core.with(|state| {
         let outcome = begun.and_then(|()| {
             end(state, &prepared, &task);

@@ -21,7 +21,11 @@ pub(crate) async fn serve(
     tls: Option<TlsAcceptor>,
     stop: watch::Receiver<bool>,
 ) {
-    accept(listener, stop, |socket| handle(core.clone(), host, socket, tls.clone())).await;
+    accept(listener, stop, |socket| {
+        let (core, tls) = (core.clone(), tls.clone());
+        async move { core.while_reachable(handle(core.clone(), host, socket, tls)).await.unwrap_or(Ok(())) }
+    })
+    .await;
 }
 
 /// Accepts until told to stop; connections end at the same time.

@@ -313,6 +313,24 @@ impl State {
         let _ = self.db.remove("session", session);
     }
 
+    /// What a toolstack that starts again does not know any more: sessions, tasks, and operations in progress.
+    pub(crate) fn forget_what_is_not_kept(&mut self) {
+        self.sessions.clear();
+        for class in ["session", "task"] {
+            let references: Vec<String> = self.db.table(class).map(|(reference, _)| reference.clone()).collect();
+            // They have just been seen there.
+            references.iter().for_each(|reference| drop(self.db.remove(class, reference)));
+        }
+        for class in ["VM", "VDI"] {
+            let busy = |(_, row): &(&String, &crate::db::Row)| !row.map("current_operations").is_empty();
+            let busy: Vec<String> = self.db.table(class).filter(busy).map(|(reference, _)| reference.clone()).collect();
+            for reference in busy {
+                let none = Value::map(std::iter::empty::<(&str, &str)>());
+                let _ = self.db.set(class, &reference, "current_operations", none);
+            }
+        }
+    }
+
     /// Refreshes a session in use; refuses one that was closed or forgotten.
     pub(crate) fn use_session(&mut self, session: &str) -> ApiResult<()> {
         let now = self.now();

@@ -179,18 +179,7 @@ impl Life {
     /// 4, second half.
     pub(crate) async fn assert_startable(&self) {
         let engine = self.world.engine();
-        let request = CloneRequest {
-            vm: self.world.vm.clone(),
-            point: None,
-            target: None,
-            network: NetworkChoice::None,
-            new_macs: false,
-            auto_start: false,
-            start: true,
-            guest: None,
-            remove_after: false,
-            name: None,
-        };
+        let request = CloneRequest { network: NetworkChoice::None, ..CloneRequest::newest(&world.vm) };
         let clone = engine.clone_point(&self.world.job, &request).await.expect("the newest point starts");
         engine.close().await;
         let mut expected = self.world.source_content();

@@ -2,15 +2,12 @@
 
 use crate::dice::Dice;
 use crate::invariants::{Before, Foreign, Known};
-use async_trait::async_trait;
-use jiff::Timestamp;
 use serde_json::Value;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use vmferry_engine::{Integrity, Nbd};
-use vmferry_model::plugin::{Judgement, PluginError, PointView, Retention};
 use vmferry_model::report::{Outcome, RunReport};
-use vmferry_scenarios::{MIB, World};
+use vmferry_scenarios::{Keep, MIB, World};
 use vmferry_xapi::records::{Vbd, Vdi, Vm};
 use vmferry_xapi::{Ref, Session, params};
 use xapi_sim::{Fault, FaultKind, FaultPoint, NbdPurpose, Sim, SimConfig};
@@ -46,17 +43,6 @@ pub(crate) struct Life {
     /// What others made, which nobody but they may touch.
     foreign: Vec<Foreign>,
     byte: u8,
-}
-
-/// Keeps so many of the newest points.
-struct Keep(usize);
-
-#[async_trait]
-impl Retention for Keep {
-    async fn select(&self, points: &[PointView], _: Timestamp) -> Result<Vec<Judgement>, PluginError> {
-        let drop = points.len().saturating_sub(self.0);
-        Ok((0..points.len()).map(|age| Judgement { keep: age >= drop, rule: "newest".to_owned() }).collect())
-    }
 }
 
 impl Life {

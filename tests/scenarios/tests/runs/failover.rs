@@ -9,21 +9,6 @@ use vmferry_xapi::records::{Network, Vm};
 use vmferry_xapi::{IntoValue, Ref, Session, Value, params};
 use xapi_sim::SimConfig;
 
-pub(crate) fn newest(world: &World) -> CloneRequest {
-    CloneRequest {
-        vm: world.vm.clone(),
-        point: None,
-        target: None,
-        network: NetworkChoice::AsReplica,
-        new_macs: false,
-        auto_start: false,
-        start: true,
-        guest: None,
-        remove_after: false,
-        name: None,
-    }
-}
-
 /// The hardware addresses of a VM on the target.
 fn macs(world: &World, vm: &str) -> Vec<String> {
     let vm = world.target.record("VM", vm).unwrap()["$ref"].clone();
@@ -41,10 +26,11 @@ async fn a_clone_of_any_recovery_point_starts_and_holds_its_moment() {
     let second_content = world.source_content();
 
     let engine = world.engine();
-    let clone = engine.clone_point(&world.job, &newest(&world)).await.unwrap();
+    let clone = engine.clone_point(&world.job, &CloneRequest::newest(&world.vm)).await.unwrap();
     assert_eq!((clone.point, clone.started), (point_of(&second), true));
     assert_eq!(world.target_content(&clone.vm), second_content);
-    let request = CloneRequest { point: Some(point_of(&first)), network: NetworkChoice::None, ..newest(&world) };
+    let request =
+        CloneRequest { point: Some(point_of(&first)), network: NetworkChoice::None, ..CloneRequest::newest(&world.vm) };
     let older = engine.clone_point(&world.job, &request).await.unwrap();
     assert_eq!(world.target_content(&older.vm), first_content);
     engine.close().await;
@@ -76,7 +62,7 @@ async fn failover_needs_the_target_pool_only() {
     let engine = world.engine();
     let points = engine.points(&world.job, None).await.unwrap();
     assert_eq!((points.len(), points[0].points.len(), points[0].vm.as_str()), (1, 1, world.vm.as_str()));
-    let clone = engine.clone_point(&world.job, &newest(&world)).await.unwrap();
+    let clone = engine.clone_point(&world.job, &CloneRequest::newest(&world.vm)).await.unwrap();
     assert_eq!(world.target_content(&clone.vm), content);
     engine.close().await;
 }
@@ -107,11 +93,11 @@ async fn a_clone_keeps_the_addresses_of_its_source_unless_it_is_asked_for_others
     assert_eq!(macs(&world, &point_of(&report)), source);
 
     let engine = world.engine();
-    let same = engine.clone_point(&world.job, &newest(&world)).await.unwrap();
+    let same = engine.clone_point(&world.job, &CloneRequest::newest(&world.vm)).await.unwrap();
     assert_eq!(macs(&world, &same.vm), source);
-    let error = engine.clone_point(&world.job, &newest(&world)).await.unwrap_err().to_string();
+    let error = engine.clone_point(&world.job, &CloneRequest::newest(&world.vm)).await.unwrap_err().to_string();
     assert!(error.contains(&source[0]) && error.contains("--new-macs"), "two with one address: {error}");
-    let request = CloneRequest { new_macs: true, ..newest(&world) };
+    let request = CloneRequest { new_macs: true, ..CloneRequest::newest(&world.vm) };
     let other = engine.clone_point(&world.job, &request).await.unwrap();
     assert_eq!(world.target.record("VM", &other.vm).unwrap()["power_state"], "Running");
     assert!(macs(&world, &other.vm).len() == 1 && macs(&world, &other.vm) != source);
@@ -142,9 +128,9 @@ async fn a_network_that_vanished_is_an_error_that_names_the_way_out() {
     session.logout().await.unwrap();
 
     let engine = world.engine();
-    let error = engine.clone_point(&world.job, &newest(&world)).await.unwrap_err().to_string();
+    let error = engine.clone_point(&world.job, &CloneRequest::newest(&world.vm)).await.unwrap_err().to_string();
     assert!(error.contains(&address[0]) && error.contains("--network"), "{error}");
-    let request = CloneRequest { network: NetworkChoice::Named("lab".to_owned()), ..newest(&world) };
+    let request = CloneRequest { network: NetworkChoice::Named("lab".to_owned()), ..CloneRequest::newest(&world.vm) };
     let clone = engine.clone_point(&world.job, &request).await.unwrap();
     assert_eq!(macs(&world, &clone.vm), address);
     let vif = world.target.records("VIF").into_iter().find(|vif| vif["network"] == lab.as_str());
@@ -163,7 +149,7 @@ async fn a_boot_test_waits_for_the_guest_by_events_and_leaves_nothing() {
         network: NetworkChoice::None,
         guest: guest(60_000, GuestCheck::Metrics),
         remove_after: true,
-        ..newest(&world)
+        ..CloneRequest::newest(&world.vm)
     };
     let guest_boots = async {
         let session = world.at_target().await;
@@ -206,7 +192,7 @@ async fn a_clone_starts_by_itself_only_on_request() {
     world.run().await;
     let engine = world.engine();
     for auto_start in [false, true] {
-        let request = CloneRequest { auto_start, network: NetworkChoice::None, ..newest(&world) };
+        let request = CloneRequest { auto_start, network: NetworkChoice::None, ..CloneRequest::newest(&world.vm) };
         let clone = engine.clone_point(&world.job, &request).await.unwrap();
         let record = world.target.record("VM", &clone.vm).unwrap();
         assert_eq!(record["other_config"].get("auto_poweron").is_some(), auto_start);

@@ -169,18 +169,7 @@ async fn a_damaged_point_is_never_booted_and_the_next_older_one_is_named() {
     let error = refusal(&world, &newest(&world)).await;
     assert!(error.contains("is damaged") && error.contains(&format!("--point {}", point_of(&first))), "{error}");
     assert!(before == everything(&world));
-    let clone = CloneRequest {
-        vm: world.vm.clone(),
-        point: Some(point_of(&second)),
-        target: None,
-        network: NetworkChoice::None,
-        new_macs: false,
-        auto_start: false,
-        start: true,
-        guest: None,
-        remove_after: false,
-        name: None,
-    };
+    let clone = CloneRequest { point: Some(point_of(&second)), ..CloneRequest::newest(&world.vm) };
     let engine = world.engine();
     let refused = engine.clone_point(&world.job, &clone).await.unwrap_err().to_string();
     assert!(refused.contains("is damaged"), "{refused}");

@@ -49,7 +49,7 @@ async fn died(on_target: bool, nth: u32, first_run_done: bool) -> Option<World> 
 }
 
 /// Waits until the pool has done what it was asked for: what is asynchronous goes on without the one who asked.
-async fn settled(pool: &Sim) {
+pub(crate) async fn settled(pool: &Sim) {
     let is_under_way = |task: &serde_json::Value| {
         task["status"] == "pending" && task["name_label"].as_str().is_some_and(|name| name.starts_with("Async."))
     };

@@ -11,18 +11,7 @@ use vmferry_model::plugin::{
     Scheduler, Verdict,
 };
 use vmferry_model::report::Outcome;
-use vmferry_scenarios::{World, only_target, point_of};
-
-/// Keeps the newest `0`, and says so for each point.
-struct Keep(usize);
-
-#[async_trait]
-impl Retention for Keep {
-    async fn select(&self, points: &[PointView], _: Timestamp) -> Result<Vec<Judgement>, PluginError> {
-        let drop = points.len().saturating_sub(self.0);
-        Ok((0..points.len()).map(|age| Judgement { keep: age >= drop, rule: "newest".to_owned() }).collect())
-    }
-}
+use vmferry_scenarios::{Keep, World, only_target, point_of};
 
 /// Answers whatever it is told to.
 struct Answer(Result<Vec<Judgement>, PluginFailure>);

@@ -1,14 +1,11 @@
 //! What would go wrong later is found before anything is changed.
 
-use async_trait::async_trait;
-use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use vmferry_engine::ChainLimits;
 use vmferry_model::plan::Kind;
-use vmferry_model::plugin::{Judgement, PluginError, PointView, Retention};
 use vmferry_model::report::{Outcome, RunReport};
-use vmferry_scenarios::{MIB, World, bystander, disks, only_target};
+use vmferry_scenarios::{Keep, MIB, World, bystander, disks, only_target};
 use vmferry_xapi::records::{Network, Vm};
 use vmferry_xapi::{IntoValue, Ref, Value, params};
 use xapi_sim::{Sim, SimConfig};
@@ -54,23 +51,11 @@ async fn a_run_waits_until_the_chains_of_the_source_are_coalesced() {
     assert!(disks(&report).iter().all(|disk| disk.kind == Kind::Delta), "{report:#?}");
 }
 
-/// Keeps the newest recovery point alone.
-struct KeepNewest;
-
-#[async_trait]
-impl Retention for KeepNewest {
-    async fn select(&self, points: &[PointView], _: Timestamp) -> Result<Vec<Judgement>, PluginError> {
-        let newest = points.len() - 1;
-        let judge = |age| Judgement { keep: age == newest, rule: "newest".to_owned() };
-        Ok((0..points.len()).map(judge).collect())
-    }
-}
-
 #[tokio::test]
 async fn a_run_waits_until_the_chains_of_the_replica_are_coalesced() {
     let mut world = World::between(SimConfig::default(), slow()).await;
     world.job.tuning.chains = ChainLimits { wait_above: 4, max: 27 };
-    world.policies.retention = Some(Arc::new(KeepNewest));
+    world.policies.retention = Some(Arc::new(Keep(1)));
     let stopped = run_until_stopped(&world).await;
 
     assert_eq!(stopped.outcome, Outcome::Refused, "{stopped:#?}");

@@ -1,6 +1,5 @@
 //! A copy that somebody brought becomes the first recovery point, and the first run is a delta.
 
-use crate::failover::newest;
 use vmferry_engine::{CloneRequest, EngineError, JobIds, SeedReport, SeedRequest, Silent};
 use vmferry_model::plan::{FullReason, Kind};
 use vmferry_model::report::Outcome;
@@ -22,7 +21,7 @@ async fn with_copy() -> (World, SeedRequest) {
     let ids = std::mem::replace(&mut world.job.ids, JobIds::derived("default", "truck"));
     world.run().await;
     let engine = world.engine();
-    let clone = CloneRequest { start: false, ..newest(&world) };
+    let clone = CloneRequest { start: false, ..CloneRequest::newest(&world.vm) };
     let copy = engine.clone_point(&world.job, &clone).await.unwrap().vm;
     engine.close().await;
     world.job.ids = ids;

@@ -3,15 +3,13 @@
 mod objects;
 mod rules;
 
-use async_trait::async_trait;
 use jiff::Timestamp;
 use objects::{CLONE_IT, Transfer, Until, Xo};
 use serde_json::Value;
 use std::sync::Arc;
 use vmferry_model::plan::{FullReason, Kind};
-use vmferry_model::plugin::{Judgement, PluginError, PointView, Retention};
 use vmferry_model::report::{Outcome, RunReport};
-use vmferry_scenarios::{MIB, World, disks, only_target, point_of};
+use vmferry_scenarios::{Keep, MIB, World, disks, only_target, point_of};
 use vmferry_xapi::records::{Vdi, Vm};
 use vmferry_xapi::{Ref, params};
 use xapi_sim::{Fault, FaultKind, FaultPoint, Sim};
@@ -361,21 +359,10 @@ fn tomorrow() -> String {
     at.strftime("%Y%m%dT%H:%M:%SZ").to_string()
 }
 
-/// Keeps the newest alone.
-struct Newest;
-
-#[async_trait]
-impl Retention for Newest {
-    async fn select(&self, points: &[PointView], _: Timestamp) -> Result<Vec<Judgement>, PluginError> {
-        let rule = || "newest".to_owned();
-        Ok((1..=points.len()).map(|age| Judgement { keep: age == points.len(), rule: rule() }).collect())
-    }
-}
-
 #[tokio::test]
 async fn the_chain_of_another_job_beside_ours_is_never_touched() {
     let mut world = World::new().await;
-    world.policies.retention = Some(Arc::new(Newest));
+    world.policies.retention = Some(Arc::new(Keep(1)));
     let theirs = Xo::beside(&world).await;
     let first = theirs.generation_2(MONDAY, None, Until::End).await;
     let second = theirs.generation_2(TUESDAY, Some(&first.replica), Until::End).await;
@@ -414,7 +401,7 @@ async fn retention_counts_the_points_that_xen_orchestra_made_and_finishes_what_a
     let vm: Ref<Vm> = session.by_uuid(&point).await.unwrap();
     session.set_other_config_key(&vm, "vmferry:state", &format!("pruning:{point}")).await.unwrap();
     session.logout().await.unwrap();
-    world.policies.retention = Some(Arc::new(Newest));
+    world.policies.retention = Some(Arc::new(Keep(1)));
 
     let report = world.run().await;
     assert_kind(&report, Kind::Delta, None);

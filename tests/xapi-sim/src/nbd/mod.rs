@@ -39,7 +39,7 @@ pub(crate) async fn serve(
         let (core, tls, slots) = (core.clone(), tls.clone(), slots.clone());
         async move {
             match slots.try_acquire() {
-                Ok(_slot) => Ok(handle(&core, host, socket, &tls).await?),
+                Ok(_slot) => Ok(core.while_reachable(handle(&core, host, socket, &tls)).await.unwrap_or(Ok(()))?),
                 Err(_) => Ok(()),
             }
         }
