@@ -179,7 +179,7 @@ impl Life {
     /// 4, second half.
     pub(crate) async fn assert_startable(&self) {
         let engine = self.world.engine();
-        let request = CloneRequest { network: NetworkChoice::None, ..CloneRequest::newest(&world.vm) };
+        let request = CloneRequest { network: NetworkChoice::None, ..CloneRequest::newest(&self.world.vm) };
         let clone = engine.clone_point(&self.world.job, &request).await.expect("the newest point starts");
         engine.close().await;
         let mut expected = self.world.source_content();
