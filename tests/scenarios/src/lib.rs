@@ -95,13 +95,7 @@ impl World {
     pub async fn lose_source_snapshots(&self) {
         let session = self.at_source().await;
         for vm in self.source.records("VM").iter().filter(|vm| vm["is_a_snapshot"] == true) {
-            let disks = self.source.vm_disks(vm["uuid"].as_str().expect("a uuid"));
-            let vm: Ref<Vm> = Ref::new(vm["$ref"].as_str().expect("a reference"));
-            let () = session.call("VM.destroy", params![vm]).await.expect("destroyed");
-            for disk in disks {
-                let disk: Ref<Vdi> = session.by_uuid(&disk).await.expect("the disk");
-                let () = session.call("VDI.destroy", params![disk]).await.expect("destroyed");
-            }
+            destroy_vm(&session, &self.source, vm["uuid"].as_str().expect("a uuid")).await;
         }
         session.logout().await.expect("logged out");
     }
@@ -233,6 +227,17 @@ pub fn bystander(pool: &Sim) -> String {
     let vm = add_vm(pool, &[8 * MIB]);
     pool.write(&pool.vm_disks(&vm)[0], 0, b"somebody else's");
     vm
+}
+
+/// As an administrator does it: the VM, then its disks.
+pub async fn destroy_vm(session: &Session, pool: &Sim, vm: &str) {
+    let disks = pool.vm_disks(vm);
+    let vm: Ref<Vm> = session.by_uuid(vm).await.expect("the VM");
+    session.call_async::<()>("VM.destroy", params![&vm]).await.expect("destroyed");
+    for disk in disks {
+        let disk: Ref<Vdi> = session.by_uuid(&disk).await.expect("the disk");
+        session.call_async::<()>("VDI.destroy", params![&disk]).await.expect("destroyed");
+    }
 }
 
 /// A record for `VDI.create`.

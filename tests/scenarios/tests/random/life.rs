@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use vmferry_engine::{Integrity, Nbd};
 use vmferry_model::report::{Outcome, RunReport};
-use vmferry_scenarios::{Keep, MIB, World};
+use vmferry_scenarios::{Keep, MIB, World, destroy_vm};
 use vmferry_xapi::records::{Vbd, Vdi, Vm};
 use vmferry_xapi::{Ref, Session, params};
 use xapi_sim::{Fault, FaultKind, FaultPoint, NbdPurpose, Sim, SimConfig};
@@ -444,15 +444,4 @@ fn snapshots_of(pool: &Sim, vm: &str) -> Vec<String> {
 
 fn is_our_snapshot(vm: &Value) -> bool {
     vm["is_a_snapshot"] == true && vm["other_config"]["vmferry:self"] == vm["uuid"]
-}
-
-/// As an administrator does it: the VM, then its disks.
-async fn destroy_vm(session: &Session, pool: &Sim, vm: &str) {
-    let disks = pool.vm_disks(vm);
-    let vm: Ref<Vm> = session.by_uuid(vm).await.unwrap();
-    session.call_async::<()>("VM.destroy", params![&vm]).await.unwrap();
-    for disk in disks {
-        let disk: Ref<Vdi> = session.by_uuid(&disk).await.unwrap();
-        session.call_async::<()>("VDI.destroy", params![&disk]).await.unwrap();
-    }
 }

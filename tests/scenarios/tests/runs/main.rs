@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod bases;
 mod crash_table;
 mod divergence;
 mod failover;
