@@ -71,7 +71,7 @@ impl Life {
     /// One thing happens, and everything still holds.
     pub(crate) async fn step(&mut self) {
         let done = loop {
-            let done = match self.dice.below(24) {
+            let done = match self.dice.below(26) {
                 0..=3 => self.clean_run().await,
                 4..=8 => self.run_with_fault().await,
                 9..=11 => self.run_that_dies().await,
@@ -80,6 +80,7 @@ impl Life {
                 18 => self.hands_on_source_snapshots().await,
                 19..=21 => self.hands_on_the_target().await,
                 22 => self.settings_change(),
+                23 | 24 => self.run_with_a_toolstack_restarted().await,
                 _ => self.time_passes(),
             };
             if let Some(done) = done {
@@ -174,6 +175,34 @@ impl Life {
         }
         let end = if report.is_none() { "dies" } else { "ends before" };
         Some(format!("a run {end} at {:?} number {nth} on the {side}", fault.at))
+    }
+
+    /// A toolstack ends in the middle of everything and starts again: sessions, tasks and what it was at are gone.
+    async fn run_with_a_toolstack_restarted(&mut self) -> Done {
+        let (side, pool) = self.side();
+        let at = self.place(side);
+        let nth = match at {
+            FaultPoint::Call(_) => 1 + self.dice.below(CALLS_OF_A_RUN) as u32,
+            _ => 1,
+        };
+        let fault = Fault { at, nth, kind: FaultKind::StallAfter(self.dice.below(4 * MIB)) };
+        let (restarts, restarted) = self.side();
+        let before = self.before().await;
+        pool.inject(fault.clone());
+        let strike = async {
+            pool.wait_until_stalled().await;
+            restarted.go_down();
+            restarted.come_back();
+            pool.clear_faults();
+            std::future::pending().await
+        };
+        let report = tokio::select! {
+            report = self.world.run() => report,
+            () = strike => unreachable!("it waits for the run"),
+        };
+        pool.clear_faults();
+        self.judge(&report, &before).await;
+        Some(format!("the {restarts} restarts at {:?} number {nth} on the {side}: {:?}", fault.at, report.outcome))
     }
 
     async fn judge(&mut self, report: &RunReport, before: &Before) {
