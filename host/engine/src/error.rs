@@ -42,6 +42,16 @@ pub enum RunError {
     /// A policy could not be asked.
     #[error("{0}; no byte was moved")]
     Plugin(#[from] PluginError),
+    /// A snapshot that could go was taken for somebody's own.
+    #[error(
+        "snapshot {snapshot} cannot be destroyed: that is blocked ({text}); remove the block, and the next run removes the snapshot"
+    )]
+    DestroyBlocked {
+        /// uuid of the snapshot VM.
+        snapshot: String,
+        /// Why, in the words of whoever blocked it.
+        text: String,
+    },
     /// An object that the configuration names is not there.
     #[error("{class} {name} is not in pool {pool}; {remedy}")]
     NotFound {

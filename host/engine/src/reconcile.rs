@@ -172,8 +172,11 @@ pub(crate) async fn destroy_leftover_snapshot(
     if !is_as_seen(session, snapshot, seen).await? {
         return Ok(false);
     }
-    snapshot::destroy(session, snapshot).await?;
-    Ok(true)
+    match snapshot::destroy(session, snapshot).await {
+        // Somebody has taken it for himself.
+        Err(RunError::DestroyBlocked { .. }) => Ok(false),
+        destroyed => destroyed.map(|()| true),
+    }
 }
 
 /// Destroys a disk if it is still as it was found, and on no VM: to XAPI, one on a VM that is halted is free. Says whether it

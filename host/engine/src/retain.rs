@@ -1,13 +1,11 @@
 //! Which recovery points go: the retention plugin's choice, minus what the host vetoes.
 
 use crate::error::RunError;
-use crate::keys::{self, Keys};
 use crate::lane::Lane;
 use crate::snapshot;
-use crate::view::{Identity, Point};
+use crate::view::{self, Identity, Point};
 use jiff::Timestamp;
 use vmferry_model::plugin::{Judgement, PluginError, PluginFailure, PluginId, PointView, Retention};
-use vmferry_xapi::params;
 
 /// Asks the plugin and destroys what it drops. A plugin that fails, or answers nonsense, drops nothing.
 pub(crate) async fn retain(
@@ -35,8 +33,7 @@ pub(crate) async fn retain(
     };
     for point in superseded.chain(droppable(&points, &judgements)) {
         // Somebody may have held it while the plugin was deciding.
-        let keys: Keys = lane.session.call("VM.get_other_config", params![&point.reference]).await?;
-        if keys.contains_key(keys::HOLD) {
+        if view::is_held(&lane.session.get_record(&point.reference).await?) {
             continue;
         }
         snapshot::destroy(&lane.session, &point.reference).await?;

@@ -183,6 +183,9 @@ pub(crate) async fn destroy(session: &Session, snapshot: &Ref<Vm>) -> Result<(),
         Err(Error::Api(ApiError::HandleInvalid { .. })) => return Ok(()),
         other => other?,
     };
+    if let Some(text) = record.blocked_operations.get("destroy") {
+        return Err(RunError::DestroyBlocked { snapshot: record.uuid, text: text.clone() });
+    }
     let mut disks = Vec::new();
     for vbd in &record.vbds {
         let vbd: Vbd = session.get_record(vbd).await?;

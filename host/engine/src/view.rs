@@ -414,6 +414,11 @@ pub(crate) fn is_unused(vm: &Vm) -> bool {
     vm.power_state == PowerState::Halted && vm.blocked_operations.contains_key("start")
 }
 
+/// Whether a recovery point is to be kept whatever the rule says: held, or its destruction blocked.
+pub(crate) fn is_held(point: &Vm) -> bool {
+    point.other_config.contains_key(keys::HOLD) || point.blocked_operations.contains_key("destroy")
+}
+
 /// The recovery point that a VM record is, with the live VM it belongs to; `None` for everything else.
 fn point(
     inventory: &Inventory,
@@ -448,7 +453,7 @@ fn point(
         taken_at: keys::parse_datetime(keys.get(keys::XO_DATETIME)?)?,
         made_at: vm.snapshot_time,
         source_snapshot,
-        held: keys.contains_key(keys::HOLD),
+        held: is_held(vm),
         origin,
         disks,
     };

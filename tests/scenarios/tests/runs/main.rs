@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod bases;
+mod blocked_destroy;
 mod crash_table;
 mod divergence;
 mod failover;
