@@ -240,6 +240,16 @@ impl Error {
         Self::Transport { address: address.into(), during: during.into(), source: source.into() }
     }
 
+    /// A failure to connect.
+    pub(crate) fn unsent(address: impl Into<String>, during: impl Into<String>, reason: String) -> Self {
+        Self::transport(address, during, NotConnected(reason))
+    }
+
+    /// Whether the connection could not even be made, so that the host has not seen the call.
+    pub(crate) fn was_not_sent(&self) -> bool {
+        matches!(self, Self::Transport { source, .. } if source.is::<NotConnected>())
+    }
+
     pub(crate) fn malformed(during: &str, malformed: Malformed) -> Self {
         let Malformed { reason, position, snippet } = malformed;
         Self::Malformed { during: during.to_owned(), reason, position, snippet }
@@ -249,3 +259,8 @@ impl Error {
         Self::Decode { during: during.to_owned(), source }
     }
 }
+
+/// Why a connection could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct NotConnected(String);

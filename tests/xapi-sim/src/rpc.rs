@@ -55,7 +55,7 @@ pub(crate) async fn answer(core: &Arc<Core>, host: HostNumber, call: Call) -> An
         }
         fault
     });
-    if host != HostNumber::MASTER && call.method == LOGIN {
+    if call.method == LOGIN && !core.with(|state| state.is_master(host)) {
         let master = core.with(|state| state.db.get("host", &state.master).map(|row| row.string("address")));
         return Answer::from(master.and_then(|master| Err(ApiError::new("HOST_IS_SLAVE", [master]))));
     }
