@@ -224,6 +224,20 @@ impl Error {
         }
     }
 
+    /// Whether the call may have been done, or may still be at work, all the same: the answer is what was lost.
+    pub fn leaves_outcome_open(&self) -> bool {
+        match self {
+            Self::Transport { .. } => !self.was_not_sent(),
+            Self::Timeout { .. }
+            | Self::Http { .. }
+            | Self::Malformed { .. }
+            | Self::Decode { .. }
+            | Self::TaskVanished { .. }
+            | Self::TaskPending { .. } => true,
+            _ => false,
+        }
+    }
+
     /// The error of XAPI in it, if there is one.
     pub fn api(&self) -> Option<&ApiError> {
         match self {

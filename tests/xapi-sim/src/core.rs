@@ -13,6 +13,8 @@ pub(crate) struct Core {
     state: Mutex<State>,
     /// The database generation, for those who wait for events.
     generation: watch::Sender<u64>,
+    /// Counts the calls, for those who wait for one.
+    called: watch::Sender<u64>,
     /// Counts how often the faults were cleared, for those who are stalled by one.
     cleared: watch::Sender<u64>,
     pub(crate) transfers: Transfers,
@@ -26,6 +28,7 @@ impl Core {
         Self {
             generation: watch::Sender::new(state.db.generation),
             state: Mutex::new(state),
+            called: watch::Sender::new(0),
             cleared: watch::Sender::new(0),
             transfers: Transfers::default(),
             redirect_transfers_to: config.redirect_transfers_to.clone(),
@@ -48,10 +51,22 @@ impl Core {
         self.generation.subscribe()
     }
 
-    pub(crate) fn clear_faults(&self) {
-        self.with(|state| state.faults.clear());
+    pub(crate) fn clear_faults(&self) -> usize {
+        let unstruck = self.with(|state| state.faults.clear());
         self.transfers.let_go();
         self.cleared.send_modify(|count| *count += 1);
+        unstruck
+    }
+
+    pub(crate) fn note_call(&self, method: &str) {
+        self.with(|state| state.calls.push(method.to_owned()));
+        self.called.send_modify(|count| *count += 1);
+    }
+
+    pub(crate) async fn wait_for_call(&self, method: &str) {
+        let was_called = |_: &u64| self.with(|state| state.calls.iter().any(|call| call == method));
+        // The sender lives as long as `self`.
+        let _ = self.called.subscribe().wait_for(was_called).await;
     }
 
     /// Stands still until the faults are cleared.

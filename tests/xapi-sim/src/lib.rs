@@ -257,9 +257,9 @@ impl Sim {
         self.core.with(|state| state.faults.arm(fault));
     }
 
-    /// Disarms every fault and lets go what is stalled by one.
-    pub fn clear_faults(&self) {
-        self.core.clear_faults();
+    /// Disarms every fault and lets go what is stalled by one. Says how many had not struck yet.
+    pub fn clear_faults(&self) -> usize {
+        self.core.clear_faults()
     }
 
     /// Resolves when some transfer in progress has moved at least so many bytes of its body.
@@ -292,6 +292,11 @@ impl Sim {
     /// `NBD EXPORT_NAME`.
     pub fn calls(&self) -> Vec<String> {
         self.core.with(|state| state.calls.clone())
+    }
+
+    /// Resolves when a method was called, now or before.
+    pub async fn wait_for_call(&self, method: &str) {
+        self.core.wait_for_call(method).await;
     }
 
     /// Forgets the calls so far.
