@@ -8,11 +8,11 @@ use crate::interfaces;
 use crate::job::Job;
 use crate::keys::{self, Keys, State};
 use crate::lane::Lane;
-use crate::objects::{destroy_disk, replace_keys, set_keys};
+use crate::objects::{destroy_disk, make_from, replace_keys, set_keys};
 use crate::reconcile::importing_keys;
 use crate::replica::{self, StartBlock};
 use crate::snapshot::{Taken, TakenDisk};
-use crate::view::{Identity, SourceVm};
+use crate::view::{Identity, Point, SourceVm};
 use vmferry_xapi::records::{Vdi, Vm};
 use vmferry_xapi::{Ref, Session, params};
 
@@ -57,7 +57,12 @@ pub(crate) async fn commit(lane: &mut Lane<'_>, this: &Committing<'_>) -> Result
         keys::compact_datetime(this.taken.taken_at)
     );
     lane.commit_begun = true;
-    let point: Ref<Vm> = match session.call_async("VM.snapshot", params![&live, name]).await {
+    let made = match make_from(&session, &live, "snapshot", params![&live, name]).await {
+        // It may be there, which is proven by its keys and disks as well as by an answer.
+        Err(error) if error.leaves_outcome_open() => made_point(lane, this).await.ok_or(error),
+        made => made,
+    };
+    let point: Ref<Vm> = match made {
         Ok(point) => point,
         Err(error) => {
             // The keys of a point must not wait on the live VM for the next snapshot that somebody takes of it.
@@ -95,6 +100,13 @@ pub(crate) async fn commit(lane: &mut Lane<'_>, this: &Committing<'_>) -> Result
         }
     }
     Ok(())
+}
+
+/// The recovery point that this run asked for, if it is there.
+async fn made_point(lane: &mut Lane<'_>, this: &Committing<'_>) -> Option<Ref<Vm>> {
+    lane.observe(this.identity).await.ok()?;
+    let made = |point: &&Point| point.source_snapshot == this.taken.record.uuid;
+    lane.view.points().find(made).map(|point| point.reference.clone())
 }
 
 /// Makes the replica VM: a template, which nobody can start, until its start is blocked.

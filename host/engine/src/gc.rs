@@ -138,8 +138,7 @@ impl Engine {
         let inventory = Inventory::load(&session).await?;
         let now = session.server_time().await?;
         let leased = inventory.vms.iter().filter(|(_, vm)| vm.other_config.contains_key(keys::LEASE));
-        let claims =
-            leased.map(|(vm, record)| (vm.clone(), Lease::judge(&session, record, &self.holder, now))).collect();
+        let claims = leased.map(|(vm, record)| (vm.clone(), Lease::judge(record, &self.holder, now))).collect();
         let tasks = session.get_all_records().await?.into_iter().map(|(_, task)| task).collect();
         Ok(PoolState { name: name.to_owned(), inventory, claims, tasks })
     }
@@ -234,7 +233,7 @@ async fn put_sides_right(
 async fn may_be_written(run: &Run<'_>, lane: &Lane<'_>) -> Result<bool, RunError> {
     let Some(current) = lane.view.current().filter(|replica| is_written_in_place(replica)) else { return Ok(false) };
     let now = lane.session.server_time().await?;
-    let claim = Lease::judge(&lane.session, &current.record, run.holder, now);
+    let claim = Lease::judge(&current.record, run.holder, now);
     Ok(matches!(claim, Claim::TakeOver { gone: false, .. }))
 }
 

@@ -106,22 +106,23 @@ pub(crate) struct Lease {
 /// Whose turn it is to take a lease in this process.
 static ACQUIRING: Mutex<()> = Mutex::const_new(());
 
-/// The leases that runs of this process hold now: pool address, VM and epoch.
-static HELD_HERE: std::sync::Mutex<BTreeSet<(String, String, u64)>> = std::sync::Mutex::new(BTreeSet::new());
+/// The leases that runs of this process hold now: VM and epoch. A pool's address would not tell more for certain: its master
+/// may change meanwhile.
+static HELD_HERE: std::sync::Mutex<BTreeSet<(String, u64)>> = std::sync::Mutex::new(BTreeSet::new());
 
 /// A line of [`HELD_HERE`], taken out when it is dropped.
 #[derive(Debug)]
-struct Entry((String, String, u64));
+struct Entry((String, u64));
 
 impl Entry {
-    fn new(session: &Session, vm_uuid: &str, epoch: u64) -> Self {
-        let line = (session.master_address(), vm_uuid.to_owned(), epoch);
+    fn new(vm_uuid: &str, epoch: u64) -> Self {
+        let line = (vm_uuid.to_owned(), epoch);
         HELD_HERE.lock().unwrap_or_else(PoisonError::into_inner).insert(line.clone());
         Self(line)
     }
 
-    fn exists(session: &Session, vm_uuid: &str, epoch: u64) -> bool {
-        let line = (session.master_address(), vm_uuid.to_owned(), epoch);
+    fn exists(vm_uuid: &str, epoch: u64) -> bool {
+        let line = (vm_uuid.to_owned(), epoch);
         HELD_HERE.lock().unwrap_or_else(PoisonError::into_inner).contains(&line)
     }
 }
@@ -179,7 +180,7 @@ impl Lease {
             session.remove_from_other_config(vm, keys::LEASE).await?;
         }
         held.add(&value).await?;
-        let entry = Entry::new(session, vm_uuid, epoch);
+        let entry = Entry::new(vm_uuid, epoch);
         drop(turn);
         if taken_over {
             tokio::time::sleep(terms.settle).await;
@@ -212,13 +213,13 @@ impl Lease {
     ) -> Result<(Claim, Timestamp), RunError> {
         let now = session.server_time().await?;
         let found: Keys = session.call("VM.get_other_config", params![vm]).await?;
-        let held_here = |epoch| Entry::exists(session, vm_uuid, epoch);
+        let held_here = |epoch| Entry::exists(vm_uuid, epoch);
         Ok((claim(found.get(keys::LEASE).map(String::as_str), this, now, held_here), now))
     }
 
     /// Judges the lease that a VM's record carries, for those who only look. `now` is the pool's time.
-    pub(crate) fn judge(session: &Session, vm: &Vm, this: &Holder, now: Timestamp) -> Claim {
-        let held_here = |epoch| Entry::exists(session, &vm.uuid, epoch);
+    pub(crate) fn judge(vm: &Vm, this: &Holder, now: Timestamp) -> Claim {
+        let held_here = |epoch| Entry::exists(&vm.uuid, epoch);
         claim(vm.other_config.get(keys::LEASE).map(String::as_str), this, now, held_here)
     }
 

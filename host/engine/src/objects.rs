@@ -2,9 +2,13 @@
 
 use crate::error::RunError;
 use crate::keys::Keys;
+use serde::de::DeserializeOwned;
 use std::time::Duration;
-use vmferry_xapi::records::{Vbd, Vdi};
-use vmferry_xapi::{ApiError, Error, Record, Ref, Session, params};
+use vmferry_xapi::records::{StringMap, Vbd, Vdi};
+use vmferry_xapi::{ApiError, Error, Record, Ref, Session, Value, params};
+
+/// How long an operation of which nobody tells the end may go on before it is given up.
+const LONGEST_SETTLING: Duration = Duration::from_secs(300);
 
 /// Sets and removes keys of an object in one write. For objects that nobody else writes to: snapshots, replicas and
 /// their disks. (A source VM's keys are set one by one, since its owner may write at the same time.)
@@ -25,6 +29,31 @@ pub(crate) async fn set_keys<T: Record>(
 /// Replaces all keys of an object in one write.
 pub(crate) async fn replace_keys<T: Record>(session: &Session, object: &Ref<T>, keys: &Keys) -> Result<(), Error> {
     session.call(&format!("{}.set_other_config", T::CLASS), params![object, keys]).await
+}
+
+/// Makes something out of `object` by the operation `name`, as a task. Where it stays open how that ended, because the
+/// reply or the task was lost, the error comes once the object shows no such operation any more (after some minutes at the
+/// latest): who looks then finds what was made, and nothing appears behind his back.
+pub(crate) async fn make_from<M: DeserializeOwned, T: Record>(
+    session: &Session,
+    object: &Ref<T>,
+    name: &str,
+    arguments: Vec<Value>,
+) -> Result<M, Error> {
+    let made = session.call_async(&format!("{}.{name}", T::CLASS), arguments).await;
+    if made.as_ref().is_err_and(Error::leaves_outcome_open) {
+        let mut pause = Duration::from_millis(50);
+        while pause < LONGEST_SETTLING / 2 {
+            let operations: Result<StringMap, Error> =
+                session.call(&format!("{}.get_current_operations", T::CLASS), params![object]).await;
+            if operations.is_ok_and(|operations| !operations.values().any(|operation| operation == name)) {
+                break;
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+    }
+    made
 }
 
 /// Waits until XAPI has taken a disk off the control domain after a stream: an import that starts earlier finds it attached

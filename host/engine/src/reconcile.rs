@@ -10,7 +10,7 @@ use crate::inventory::{AttachedDisk, Inventory};
 use crate::job::{Job, Target};
 use crate::keys::{self, Keys};
 use crate::lane::Lane;
-use crate::objects::{destroy_disk, replace_keys, set_keys};
+use crate::objects::{destroy_disk, make_from, replace_keys, set_keys};
 use crate::replica::{StartBlock, attach_disks, block_start};
 use crate::snapshot;
 use crate::view::{
@@ -300,7 +300,7 @@ pub(crate) async fn clone_disk(
         &[],
     )
     .await?;
-    let clone: Ref<Vdi> = session.call_async("VDI.clone", params![original]).await?;
+    let clone: Ref<Vdi> = make_from(session, original, "clone", params![original]).await?;
     let uuid: String = session.call("VDI.get_uuid", params![&clone]).await?;
     let mut own: Keys = keys::inheritable(&held.attached.record.other_config);
     own.extend(importing_keys(job, identity, &lane.target.sr));

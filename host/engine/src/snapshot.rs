@@ -4,7 +4,7 @@ use crate::error::RunError;
 use crate::inventory::{AttachedDisk, Inventory};
 use crate::job::Job;
 use crate::keys::{self, Keys, State};
-use crate::objects::{destroy_disk, replace_keys, set_keys};
+use crate::objects::{destroy_disk, make_from, replace_keys, set_keys};
 use crate::view::{SourceSnapshot, SourceVm, TEMPORARY_SNAPSHOT};
 use jiff::Timestamp;
 use std::time::Duration;
@@ -52,7 +52,7 @@ pub(crate) async fn take(
     if !ignored.is_empty() {
         arguments.push(Value::Array(ignored));
     }
-    let reference: Ref<Vm> = session.call_async("VM.snapshot", arguments).await?;
+    let reference: Ref<Vm> = make_from(session, &source.reference, "snapshot", arguments).await?;
     match tag(session, source, job, newest, &reference).await {
         Ok(taken) => Ok(taken),
         Err(error) => {

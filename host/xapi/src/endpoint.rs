@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
@@ -126,6 +126,9 @@ pub struct Endpoint {
     pub(crate) credentials: Option<Credentials>,
     /// Shared by all clones, and so by all sessions at the pool.
     pub(crate) tls: Arc<Tls>,
+    /// The hosts that the pool had when a session last asked, shared in the same way: one of them is the master when the
+    /// one at `address` is gone.
+    members: Arc<Mutex<Vec<Address>>>,
     pub(crate) rpc_timeout: Duration,
     pub(crate) standstill: Duration,
 }
@@ -146,7 +149,8 @@ impl Endpoint {
             None => None,
         };
         let tls = Arc::new(Tls::new(Trust::System));
-        Ok(Self { address, credentials, tls, rpc_timeout: RPC_TIMEOUT, standstill: STANDSTILL })
+        let members = Arc::default();
+        Ok(Self { address, credentials, tls, members, rpc_timeout: RPC_TIMEOUT, standstill: STANDSTILL })
     }
 
     /// Sets user and password, in place of those in the URL.
@@ -176,6 +180,19 @@ impl Endpoint {
     pub fn with_standstill(mut self, limit: Duration) -> Self {
         self.standstill = limit;
         self
+    }
+
+    /// Every address at which a host of the pool is known to be.
+    pub(crate) fn known_hosts(&self) -> Vec<Address> {
+        let mut known = self.members.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if !known.contains(&self.address) {
+            known.push(self.address.clone());
+        }
+        known
+    }
+
+    pub(crate) fn remember_members(&self, members: Vec<Address>) {
+        *self.members.lock().unwrap_or_else(PoisonError::into_inner) = members;
     }
 
     /// Whether the connection is encrypted.

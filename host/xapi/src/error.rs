@@ -224,6 +224,20 @@ impl Error {
         }
     }
 
+    /// Whether the call may have been done, or may still be at work, all the same: the answer is what was lost.
+    pub fn leaves_outcome_open(&self) -> bool {
+        match self {
+            Self::Transport { .. } => !self.was_not_sent(),
+            Self::Timeout { .. }
+            | Self::Http { .. }
+            | Self::Malformed { .. }
+            | Self::Decode { .. }
+            | Self::TaskVanished { .. }
+            | Self::TaskPending { .. } => true,
+            _ => false,
+        }
+    }
+
     /// The error of XAPI in it, if there is one.
     pub fn api(&self) -> Option<&ApiError> {
         match self {
@@ -240,6 +254,16 @@ impl Error {
         Self::Transport { address: address.into(), during: during.into(), source: source.into() }
     }
 
+    /// A failure to connect.
+    pub(crate) fn unsent(address: impl Into<String>, during: impl Into<String>, reason: String) -> Self {
+        Self::transport(address, during, NotConnected(reason))
+    }
+
+    /// Whether the connection could not even be made, so that the host has not seen the call.
+    pub(crate) fn was_not_sent(&self) -> bool {
+        matches!(self, Self::Transport { source, .. } if source.is::<NotConnected>())
+    }
+
     pub(crate) fn malformed(during: &str, malformed: Malformed) -> Self {
         let Malformed { reason, position, snippet } = malformed;
         Self::Malformed { during: during.to_owned(), reason, position, snippet }
@@ -249,3 +273,8 @@ impl Error {
         Self::Decode { during: during.to_owned(), source }
     }
 }
+
+/// Why a connection could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct NotConnected(String);

@@ -1,4 +1,4 @@
-//! Which calls may be repeated after a connection failed, and when.
+//! Which calls may be repeated, and when: after a connection failed, and while a host has no place for them.
 
 use std::time::Duration;
 
@@ -6,6 +6,16 @@ use std::time::Duration;
 /// enough that a run learns soon that a host is gone.
 const PAUSES: [Duration; 4] =
     [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(8)];
+
+/// Pauses while a host has too many tasks: together a minute, in which a queue of short ones gets shorter.
+const PAUSES_WHILE_FULL: [Duration; 6] = [
+    Duration::from_millis(500),
+    Duration::from_millis(1500),
+    Duration::from_secs(4),
+    Duration::from_secs(9),
+    Duration::from_secs(15),
+    Duration::from_secs(30),
+];
 
 /// Whether a call has the same effect made once or twice, so that it may be repeated when nobody knows whether the
 /// first one arrived. Reads have: `get_*`, `list_*`, and `event.from`, whose position is the client's token. As a
@@ -21,6 +31,11 @@ pub(crate) fn is_idempotent(method: &str) -> bool {
 /// The pause before attempt `attempt` (the first repetition is 1); `None` when it was tried often enough.
 pub(crate) fn pause_before(attempt: usize) -> Option<Duration> {
     PAUSES.get(attempt.checked_sub(1)?).copied()
+}
+
+/// The same while the host answers `TOO_MANY_PENDING_TASKS`: it has not begun with the call, so every call may be repeated.
+pub(crate) fn pause_while_full(attempt: usize) -> Option<Duration> {
+    PAUSES_WHILE_FULL.get(attempt.checked_sub(1)?).copied()
 }
 
 #[cfg(test)]
@@ -52,5 +67,7 @@ mod tests {
         assert_eq!(pause_before(0), None);
         assert_eq!(pause_before(1), Some(PAUSES[0]));
         assert_eq!(pause_before(PAUSES.len() + 1), None);
+        assert_eq!(pause_while_full(PAUSES_WHILE_FULL.len() + 1), None);
+        assert_eq!(PAUSES_WHILE_FULL.iter().sum::<Duration>(), Duration::from_secs(60));
     }
 }

@@ -128,7 +128,10 @@ impl Rpc {
         if let Some(tls) = tls::tls_error(at, &error) {
             return tls;
         }
-        if error.is_timeout() && !error.is_connect() {
+        if error.is_connect() {
+            return Error::unsent(at.to_string(), method, innermost(&error.without_url()));
+        }
+        if error.is_timeout() {
             let seconds = self.timeout.as_secs();
             return Error::Timeout { address: at.to_string(), during: method.to_owned(), seconds };
         }

@@ -5,6 +5,8 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::api_error::ApiError;
 use crate::decode::{self, DecodeError};
@@ -13,7 +15,7 @@ use crate::error::Error;
 use crate::params;
 use crate::records::{Host, Pool, Record};
 use crate::reference::{Ref, SessionRef};
-use crate::retry::{is_idempotent, pause_before};
+use crate::retry::{is_idempotent, pause_before, pause_while_full};
 use crate::rpc::Rpc;
 use crate::tls::Tls;
 use crate::value::{Timestamp, Value};
@@ -25,11 +27,15 @@ const API_VERSION: &str = "1.0";
 /// between.
 const MAX_HOSTS: usize = 3;
 
+/// How long a host may take to say whether it is the master. A real one takes five seconds to refuse a password.
+const PROBE: Duration = Duration::from_secs(20);
+
 /// A session at a pool. Cheap to clone; all clones are the same session.
 ///
 /// It belongs to a runtime of tokio. A session that expired is logged in again by itself, once per call, and the
-/// call is repeated: XAPI refuses a dead session before it does anything. Log out at the end, or the pool keeps the
-/// session for a day.
+/// call is repeated: XAPI refuses a dead session before it does anything. A pool whose master changed is followed to the
+/// new one: the addresses of its hosts are remembered from the login on. Log out at the end, or the pool keeps the session
+/// for a day.
 #[derive(Clone)]
 pub struct Session {
     inner: Arc<Inner>,
@@ -38,7 +44,8 @@ pub struct Session {
 struct Inner {
     endpoint: Endpoint,
     originator: String,
-    rpc: Rpc,
+    /// Shared with the tasks that look for a master.
+    rpc: Arc<Rpc>,
     state: RwLock<State>,
     /// Held during a re-login, so that many calls that find the session dead make one new session.
     renewal: tokio::sync::Mutex<()>,
@@ -65,18 +72,27 @@ impl fmt::Debug for Session {
 impl Session {
     /// Logs in at the pool's master. A member of the pool names it; only a login is answered like that.
     ///
+    /// Where the endpoint's host cannot be reached, the hosts are asked that an earlier session of this endpoint, or of a
+    /// clone of it, has seen in the pool.
+    ///
     /// `originator` names the program; XAPI counts and limits sessions by it.
     pub async fn login(endpoint: &Endpoint, originator: &str) -> Result<Self, Error> {
-        let rpc = Rpc::new(endpoint)?;
-        let login = log_in(&rpc, endpoint, endpoint.address.clone(), originator).await?;
+        let rpc = Arc::new(Rpc::new(endpoint)?);
+        let login = match log_in(&rpc, endpoint, endpoint.address.clone(), originator).await {
+            Err(e) if e.was_not_sent() => find_master(&rpc, endpoint, &endpoint.address, originator).await.ok_or(e)?,
+            other => other?,
+        };
+        let login = Arc::new(login);
         let inner = Inner {
             endpoint: endpoint.clone(),
             originator: originator.to_owned(),
             rpc,
-            state: RwLock::new(State::LoggedIn(Arc::new(login))),
+            state: RwLock::new(State::LoggedIn(Arc::clone(&login))),
             renewal: tokio::sync::Mutex::new(()),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        let session = Self { inner: Arc::new(inner) };
+        session.learn_members(&login).await;
+        Ok(session)
     }
 
     /// Ends the session. Calls on it and on its clones fail from here on.
@@ -92,7 +108,8 @@ impl Session {
     /// Calls `method`, such as `VM.get_record`, with the session before `params`, and reads the answer as a `T`.
     ///
     /// Integers are read from digits, enums from their names, `()` from nothing; members that `T` does not know are
-    /// skipped. A failed connection is tried again only for calls that change nothing (`get_*`, `list_*`).
+    /// skipped. A failed connection is tried again for calls that change nothing (`get_*`, `list_*`); for others only if the
+    /// host cannot have seen the call. One that has too many tasks is asked again for about a minute.
     pub async fn call<T: DeserializeOwned>(&self, method: &str, params: Vec<Value>) -> Result<T, Error> {
         let value = self.call_value(method, &params).await?;
         decode::from_value(&value).map_err(|e| Error::decode(method, e))
@@ -196,21 +213,35 @@ impl Session {
     /// [`Session::call`] without reading the answer.
     pub(crate) async fn call_value(&self, method: &str, params: &[Value]) -> Result<Value, Error> {
         let mut login = self.current(method)?;
-        let (mut renewed, mut attempt) = (false, 0);
+        let (mut renewed, mut attempt, mut found_full) = (false, 0, 0);
         loop {
-            match self.call_once(&login, method, params).await {
-                Err(Error::Api(ApiError::SessionInvalid)) if !renewed => {
+            let error = match self.call_once(&login, method, params).await {
+                Err(error) => error,
+                answer => return answer,
+            };
+            match error {
+                // Refused before anything was done.
+                Error::Api(ApiError::SessionInvalid | ApiError::HostIsSlave { .. }) if !renewed => {
                     renewed = true;
                     login = self.renew(&login, method).await?;
                 }
-                Err(e @ Error::Transport { .. }) if is_idempotent(method) => {
-                    attempt += 1;
-                    let Some(pause) = pause_before(attempt) else { return Err(e) };
-                    tracing::debug!(method, attempt, error = %e, "the connection failed, the call is repeated");
+                Error::Api(ApiError::TooManyPendingTasks) => {
+                    found_full += 1;
+                    let Some(pause) = pause_while_full(found_full) else { return Err(error) };
+                    tracing::debug!(method, found_full, "the host has too many tasks, the call is repeated");
                     tokio::time::sleep(pause).await;
-                    login = self.current(method)?;
                 }
-                answer => return answer,
+                Error::Transport { .. } if error.was_not_sent() || is_idempotent(method) => {
+                    attempt += 1;
+                    let Some(pause) = pause_before(attempt) else { return Err(error) };
+                    tracing::debug!(method, attempt, %error, "the connection failed, the call is repeated");
+                    tokio::time::sleep(pause).await;
+                    login = match error.was_not_sent() {
+                        true => self.follow_master(&login, method).await?,
+                        false => self.current(method)?,
+                    };
+                }
+                error => return Err(error),
             }
         }
     }
@@ -230,13 +261,67 @@ impl Session {
             return Ok(current);
         }
         tracing::debug!(pool = %inner.endpoint, "the session is no longer valid, logging in again");
-        let fresh = Arc::new(log_in(&inner.rpc, &inner.endpoint, dead.master.clone(), &inner.originator).await?);
-        if self.install(&fresh) {
-            return Ok(fresh);
+        let fresh = log_in(&inner.rpc, &inner.endpoint, dead.master.clone(), &inner.originator).await?;
+        self.replace(dead, fresh, method).await
+    }
+
+    /// The session after the master of `lost` could not be reached: at another host if that is the master now, else the
+    /// same.
+    async fn follow_master(&self, lost: &Arc<Login>, method: &str) -> Result<Arc<Login>, Error> {
+        let inner = &self.inner;
+        let _one_at_a_time = inner.renewal.lock().await;
+        let current = self.current(method)?;
+        if !Arc::ptr_eq(&current, lost) {
+            return Ok(current);
         }
-        // Logged out while the new session was made: end that one, too. Best effort; the pool drops it in a day.
-        let _ = self.call_once(&fresh, "session.logout", &[]).await;
-        Err(Error::LoggedOut { method: method.to_owned() })
+        match find_master(&inner.rpc, &inner.endpoint, &lost.master, &inner.originator).await {
+            Some(fresh) => self.replace(lost, fresh, method).await,
+            None => Ok(current),
+        }
+    }
+
+    /// Makes `fresh` the session in place of `old`.
+    async fn replace(&self, old: &Login, fresh: Login, method: &str) -> Result<Arc<Login>, Error> {
+        let fresh = Arc::new(fresh);
+        if !self.install(&fresh) {
+            // Logged out while the new session was made: end that one, too. Best effort; the pool drops it in a day.
+            let _ = self.call_once(&fresh, "session.logout", &[]).await;
+            return Err(Error::LoggedOut { method: method.to_owned() });
+        }
+        if old.master != fresh.master {
+            tracing::info!(pool = %self.inner.endpoint, master = %fresh.master, "the pool has another master");
+            // Where sessions outlive a change of master, the old one would stay for a day.
+            let old = Login { master: fresh.master.clone(), reference: old.reference.clone() };
+            let _ = self.call_once(&old, "session.logout", &[]).await;
+            self.learn_members(&fresh).await;
+        }
+        Ok(fresh)
+    }
+
+    /// Remembers where the pool's hosts are, for when the master is gone, and the certificates of those that a pin would
+    /// not believe. Without them the session serves as long as its master does.
+    async fn learn_members(&self, login: &Login) {
+        let endpoint = &self.inner.endpoint;
+        let learnt: Result<(), Error> = async {
+            let hosts = self.call_once(login, "host.get_all_records", &[]).await?;
+            let hosts = hosts.as_struct().into_iter().flatten();
+            let addresses = hosts.filter_map(|(host, record)| {
+                let address = record.as_struct()?.get("address")?.as_str().filter(|address| !address.is_empty())?;
+                Some((host, login.master.at(address)))
+            });
+            let members: Vec<(&String, Address)> = addresses.collect();
+            endpoint.remember_members(members.iter().map(|(_, address)| address.clone()).collect());
+            for (host, _) in members.iter().filter(|(_, address)| endpoint.tls.is_pinned() && *address != login.master)
+            {
+                let pem = self.call_once(login, "host.get_server_certificate", &params![host.as_str()]).await?;
+                endpoint.tls.believe_as_well(pem.as_str().unwrap_or_default());
+            }
+            Ok(())
+        }
+        .await;
+        if let Err(error) = learnt {
+            tracing::debug!(pool = %endpoint, %error, "the pool's other hosts are not known");
+        }
     }
 
     /// Makes `fresh` the session, unless the owner has logged out.
@@ -261,26 +346,58 @@ impl Session {
 
 /// Logs in at `at`, or at the master it names.
 async fn log_in(rpc: &Rpc, endpoint: &Endpoint, mut at: Address, originator: &str) -> Result<Login, Error> {
+    for _ in 0..MAX_HOSTS {
+        match log_in_once(rpc, endpoint, &at, originator).await {
+            Err(Error::Api(ApiError::HostIsSlave { master })) => at = at.at(&master),
+            other => return other,
+        }
+    }
+    Err(Error::NoMaster { last: at.to_string() })
+}
+
+async fn log_in_once(rpc: &Rpc, endpoint: &Endpoint, at: &Address, originator: &str) -> Result<Login, Error> {
     const METHOD: &str = "session.login_with_password";
     let Some(credentials) = &endpoint.credentials else {
         return Err(Error::NoCredentials { address: at.to_string() });
     };
     let (user, password) = (credentials.user.as_str(), credentials.password.as_str());
     let params = params![user, password, API_VERSION, originator];
-    for _ in 0..MAX_HOSTS {
-        match rpc.call(&at, METHOD, &params, &[password]).await {
-            Err(Error::Api(ApiError::HostIsSlave { master })) => at = at.at(&master),
-            Err(e) => return Err(e),
-            Ok(Value::String(reference)) if !reference.is_empty() => {
-                return Ok(Login { master: at, reference: SessionRef::new(reference) });
-            }
-            Ok(other) => {
-                let reason = format!("{} where a session belongs", other.kind());
-                return Err(Error::decode(METHOD, DecodeError::new(reason)));
-            }
+    match rpc.call(at, METHOD, &params, &[password]).await? {
+        Value::String(reference) if !reference.is_empty() => {
+            Ok(Login { master: at.clone(), reference: SessionRef::new(reference) })
+        }
+        other => {
+            let reason = format!("{} where a session belongs", other.kind());
+            Err(Error::decode(METHOD, DecodeError::new(reason)))
         }
     }
-    Err(Error::NoMaster { last: at.to_string() })
+}
+
+/// Logs in at the master that the pool has in place of `lost`, which cannot be reached. All hosts that are known are asked
+/// at once, each once, and so are those that they name; only a master gives a session.
+async fn find_master(rpc: &Arc<Rpc>, endpoint: &Endpoint, lost: &Address, originator: &str) -> Option<Login> {
+    let mut asked = vec![lost.clone()];
+    let mut asking = JoinSet::new();
+    let mut next = endpoint.known_hosts();
+    loop {
+        for at in next.drain(..) {
+            if !asked.contains(&at) {
+                asked.push(at.clone());
+                let (rpc, endpoint, originator) = (Arc::clone(rpc), endpoint.clone(), originator.to_owned());
+                asking.spawn(async move {
+                    let login = timeout(PROBE, log_in_once(&rpc, &endpoint, &at, &originator)).await;
+                    (at, login)
+                });
+            }
+        }
+        let (at, answer) = asking.join_next().await?.ok()?;
+        match answer {
+            Ok(Ok(login)) => return Some(login),
+            Ok(Err(Error::Api(ApiError::HostIsSlave { master }))) => next.push(at.at(&master)),
+            Ok(Err(error)) => tracing::debug!(host = %at, %error, "asked for the master in vain"),
+            Err(_) => tracing::debug!(host = %at, "asked for the master, and got no answer"),
+        }
+    }
 }
 
 fn read_record<T: Record>(record: Value) -> Result<T, DecodeError> {

@@ -12,6 +12,7 @@ use crate::events::Events;
 use crate::params;
 use crate::records::{Task, TaskStatus};
 use crate::reference::Ref;
+use crate::retry::pause_while_full;
 use crate::session::Session;
 use crate::value::Value;
 use crate::xmlrpc;
@@ -35,11 +36,20 @@ impl Session {
     ///
     /// If the future is dropped, the work goes on in the pool, and the task goes away with its end.
     pub async fn call_async<T: DeserializeOwned>(&self, method: &str, params: Vec<Value>) -> Result<T, Error> {
-        let task: Ref<Task> = self.call(&format!("Async.{method}"), params).await?;
-        let task = OwnedTask::new(self.clone(), task);
-        let outcome = task.wait(CALL_LIMIT).await;
-        task.destroy().await;
-        decode::from_value(&outcome?).map_err(|e| Error::decode(method, e))
+        let mut attempt = 0;
+        let value = loop {
+            let task: Ref<Task> = self.call(&format!("Async.{method}"), params.clone()).await?;
+            let task = OwnedTask::new(self.clone(), task);
+            let outcome = task.wait(CALL_LIMIT).await;
+            task.destroy().await;
+            attempt += 1;
+            match (outcome, pause_while_full(attempt)) {
+                // The task found no place in a queue, so its work was not begun.
+                (Err(Error::Api(ApiError::TooManyPendingTasks)), Some(pause)) => tokio::time::sleep(pause).await,
+                (outcome, _) => break outcome?,
+            }
+        };
+        decode::from_value(&value).map_err(|e| Error::decode(method, e))
     }
 
     /// Waits for the end of a task and gives its result. The task stays.

@@ -3,7 +3,7 @@
 use std::error::Error as StdError;
 use std::fmt::{self, Write as _};
 use std::io;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -68,8 +68,13 @@ fn hex(bytes: &[u8]) -> String {
 /// redirects a disk stream, which it does to `https` always.
 pub(crate) struct Tls {
     believed: Believed,
+    /// Beside a pin: the certificates (SHA-256) that the pool has named for its hosts.
+    as_well: SharedDigests,
     config: OnceLock<Arc<ClientConfig>>,
 }
+
+/// SHA-256 of certificates, to which some may come while connections are made.
+type SharedDigests = Arc<RwLock<Vec<[u8; 32]>>>;
 
 /// Which certificates are believed, and who says so.
 enum Believed {
@@ -90,43 +95,66 @@ impl fmt::Debug for Tls {
 
 impl Tls {
     pub(crate) fn new(trust: Trust) -> Self {
-        Self { believed: Believed::Trust(trust), config: OnceLock::new() }
+        Self::of(Believed::Trust(trust))
+    }
+
+    fn of(believed: Believed) -> Self {
+        Self { believed, as_well: Arc::default(), config: OnceLock::new() }
+    }
+
+    /// Whether one certificate is believed and no other, though each host of a pool has its own.
+    pub(crate) fn is_pinned(&self) -> bool {
+        matches!(self.believed, Believed::Trust(Trust::Pinned { .. }))
+    }
+
+    /// Lets a pin believe the certificates in `pem` as well, which the pool has told of a host of its own.
+    pub(crate) fn believe_as_well(&self, pem: &str) {
+        let Ok(named) = digests(pem) else { return };
+        let mut believed = self.as_well.write().unwrap_or_else(PoisonError::into_inner);
+        for digest in named {
+            if !believed.contains(&digest) {
+                believed.push(digest);
+            }
+        }
     }
 
     /// What believes the certificates in `pem`, which the pool has told.
     pub(crate) fn named(pem: &str) -> Result<Self, String> {
-        let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
-        let certificates =
-            certificates.map_err(|e| format!("the pool names something else than a certificate: {e}"))?;
-        if certificates.is_empty() {
-            return Err("the pool names no certificate".to_owned());
-        }
-        let named = certificates.iter().map(|der| Sha256::digest(der).into()).collect();
-        Ok(Self { believed: Believed::Named(named), config: OnceLock::new() })
+        Ok(Self::of(Believed::Named(digests(pem)?)))
     }
 
     pub(crate) fn config(&self, address: &Address) -> Result<Arc<ClientConfig>, Error> {
         if let Some(config) = self.config.get() {
             return Ok(Arc::clone(config));
         }
-        let config =
-            client_config(&self.believed).map_err(|reason| Error::Tls { address: address.to_string(), reason })?;
+        let config = client_config(&self.believed, &self.as_well)
+            .map_err(|reason| Error::Tls { address: address.to_string(), reason })?;
         Ok(Arc::clone(self.config.get_or_init(|| Arc::new(config))))
     }
 }
 
 /// A configuration that believes nobody, for a client that makes plain calls only.
 pub(crate) fn config_without_trust() -> Result<ClientConfig, String> {
-    client_config(&Believed::Named(Vec::new()))
+    client_config(&Believed::Named(Vec::new()), &Arc::default())
+}
+
+/// SHA-256 of each certificate in `pem`, which the pool has told.
+fn digests(pem: &str) -> Result<Vec<[u8; 32]>, String> {
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    let certificates = certificates.map_err(|e| format!("the pool names something else than a certificate: {e}"))?;
+    if certificates.is_empty() {
+        return Err("the pool names no certificate".to_owned());
+    }
+    Ok(certificates.iter().map(|der| Sha256::digest(der).into()).collect())
 }
 
 /// The configuration for what is believed: TLS 1.2 and 1.3, ring. Sessions are resumed, which saves a host the costly
 /// half of its handshakes.
-fn client_config(believed: &Believed) -> Result<ClientConfig, String> {
+fn client_config(believed: &Believed, as_well: &SharedDigests) -> Result<ClientConfig, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let judge = match believed {
         Believed::Named(digests) => Judge::Named(digests.clone()),
-        Believed::Trust(Trust::Pinned { sha256 }) => Judge::Pin(*sha256),
+        Believed::Trust(Trust::Pinned { sha256 }) => Judge::Pin { sha256: *sha256, as_well: Arc::clone(as_well) },
         Believed::Trust(Trust::System) => Judge::Authorities(web_pki(system_roots()?, &provider)?),
         Believed::Trust(Trust::CaPem(pem)) => Judge::Authorities(web_pki(pem_roots(pem)?, &provider)?),
     };
@@ -184,7 +212,7 @@ impl StdError for Refused {}
 
 #[derive(Debug)]
 enum Judge {
-    Pin([u8; 32]),
+    Pin { sha256: [u8; 32], as_well: SharedDigests },
     Named(Vec<[u8; 32]>),
     Authorities(Arc<WebPkiServerVerifier>),
 }
@@ -206,8 +234,13 @@ impl ServerCertVerifier for Verifier {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let presented: [u8; 32] = Sha256::digest(leaf).into();
         let reason = match &self.judge {
-            Judge::Pin(pin) if *pin == presented => return Ok(ServerCertVerified::assertion()),
-            Judge::Pin(pin) => format!("certificate_sha256 is {}, the host presented another", hex(pin)),
+            Judge::Pin { sha256, .. } if *sha256 == presented => return Ok(ServerCertVerified::assertion()),
+            Judge::Pin { as_well, .. }
+                if as_well.read().unwrap_or_else(PoisonError::into_inner).contains(&presented) =>
+            {
+                return Ok(ServerCertVerified::assertion());
+            }
+            Judge::Pin { sha256, .. } => format!("certificate_sha256 is {}, the host presented another", hex(sha256)),
             Judge::Named(named) if named.contains(&presented) => return Ok(ServerCertVerified::assertion()),
             Judge::Named(_) => "the host presented another than the pool has named".to_owned(),
             Judge::Authorities(authorities) => {
@@ -293,7 +326,8 @@ mod tests {
     #[test]
     fn authorities_that_are_none_are_refused() {
         for pem in [&b""[..], b"no PEM at all", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
-            client_config(&Believed::Trust(Trust::CaPem(pem.to_vec()))).expect_err("no authority in it");
+            client_config(&Believed::Trust(Trust::CaPem(pem.to_vec())), &Arc::default())
+                .expect_err("no authority in it");
         }
     }
 }

@@ -37,14 +37,29 @@ async fn a_task_is_awaited_by_events_and_destroyed() {
 
 #[tokio::test]
 async fn a_task_is_polled_where_events_fail() {
+    for error in ["EVENT_SUBSCRIPTION_PARSE_FAILURE", "EVENTS_LOST"] {
+        let (host, session) = host_with_snapshots().await;
+        let task = host.task.clone();
+        host.on("event.from", move |_| {
+            task.succeed("<value>OpaqueRef:snapshot</value>");
+            failure([error])
+        });
+        assert_eq!(snapshot(&session).await.expect("success").as_str(), "OpaqueRef:snapshot");
+        assert_eq!((host.count("event.from"), host.count("task.get_record")), (1, 2));
+    }
+}
+
+#[tokio::test]
+async fn a_task_that_found_its_queue_full_is_started_again() {
     let (host, session) = host_with_snapshots().await;
     let task = host.task.clone();
-    host.on("event.from", move |_| {
+    host.task.fail(&["TOO_MANY_PENDING_TASKS"]);
+    host.on("task.destroy", move |_| {
         task.succeed("<value>OpaqueRef:snapshot</value>");
-        failure(["EVENT_SUBSCRIPTION_PARSE_FAILURE", "task/x"])
+        value("")
     });
-    assert_eq!(snapshot(&session).await.expect("success").as_str(), "OpaqueRef:snapshot");
-    assert_eq!((host.count("event.from"), host.count("task.get_record")), (1, 2));
+    assert_eq!(snapshot(&session).await.expect("the second time").as_str(), "OpaqueRef:snapshot");
+    assert_eq!((host.count("Async.VM.snapshot"), host.count("task.destroy")), (2, 2));
 }
 
 #[tokio::test]

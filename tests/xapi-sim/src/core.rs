@@ -13,6 +13,8 @@ pub(crate) struct Core {
     state: Mutex<State>,
     /// The database generation, for those who wait for events.
     generation: watch::Sender<u64>,
+    /// Counts the calls, for those who wait for one.
+    called: watch::Sender<u64>,
     /// Counts how often the faults were cleared, for those who are stalled by one.
     cleared: watch::Sender<u64>,
     /// Whether clients reach the pool.
@@ -30,6 +32,7 @@ impl Core {
         Self {
             generation: watch::Sender::new(state.db.generation),
             state: Mutex::new(state),
+            called: watch::Sender::new(0),
             cleared: watch::Sender::new(0),
             reach: watch::Sender::new(Reach::Up),
             ended: watch::Sender::new(0),
@@ -54,10 +57,22 @@ impl Core {
         self.generation.subscribe()
     }
 
-    pub(crate) fn clear_faults(&self) {
-        self.with(|state| state.faults.clear());
+    pub(crate) fn clear_faults(&self) -> usize {
+        let unstruck = self.with(|state| state.faults.clear());
         self.transfers.let_go();
         self.cleared.send_modify(|count| *count += 1);
+        unstruck
+    }
+
+    pub(crate) fn note_call(&self, method: &str) {
+        self.with(|state| state.calls.push(method.to_owned()));
+        self.called.send_modify(|count| *count += 1);
+    }
+
+    pub(crate) async fn wait_for_call(&self, method: &str) {
+        let was_called = |_: &u64| self.with(|state| state.calls.iter().any(|call| call == method));
+        // The sender lives as long as `self`.
+        let _ = self.called.subscribe().wait_for(was_called).await;
     }
 
     /// The toolstack ends, and with it every connection and what it was at. Sessions and tasks were in its memory alone.

@@ -31,6 +31,8 @@ pub enum FaultPoint {
     /// A method, as a pattern in which `*` stands for any text. It is compared with the whole name and with the
     /// name without `Async.`, so `VM.snapshot` hits both forms.
     Call(String),
+    /// Any method that may change something: none of `get_*`, `list_*` and `event.from`.
+    Write,
 }
 
 /// What goes wrong.
@@ -110,8 +112,9 @@ impl Faults {
         self.armed.push(fault);
     }
 
-    pub(crate) fn clear(&mut self) {
-        self.armed.clear();
+    /// Disarms all; says how many have not struck.
+    pub(crate) fn clear(&mut self) -> usize {
+        std::mem::take(&mut self.armed).len()
     }
 
     /// Counts this use and returns the fault it meets, if any.
@@ -133,6 +136,9 @@ impl FaultPoint {
             (Self::Export, Use::Export) | (Self::Import, Use::Import) | (Self::Nbd, Use::Nbd) => true,
             (Self::Call(pattern), Use::Call(method)) => {
                 glob(pattern, method) || method.strip_prefix("Async.").is_some_and(|method| glob(pattern, method))
+            }
+            (Self::Write, Use::Call(method)) => {
+                !["*.get_*", "*.list_*", "event.from"].iter().any(|reading| glob(reading, method))
             }
             _ => false,
         }
@@ -161,6 +167,20 @@ mod tests {
         assert_eq!(faults.strike(Use::Export), None);
         assert_eq!(faults.strike(Use::Call("VM.start")), Some(FaultKind::Http500));
         assert_eq!(faults.strike(Use::Call("VM.start")), None);
+    }
+
+    #[test]
+    fn writes_are_told_from_reads() {
+        for (method, writes) in [
+            ("VM.get_record", false),
+            ("VDI.list_changed_blocks", false),
+            ("event.from", false),
+            ("VM.add_to_other_config", true),
+            ("Async.VDI.destroy", true),
+            ("session.login_with_password", true),
+        ] {
+            assert_eq!(FaultPoint::Write.matches(Use::Call(method)), writes, "{method}");
+        }
     }
 
     #[test]

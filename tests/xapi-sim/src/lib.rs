@@ -23,7 +23,9 @@
 //! The layers, from the outside in: `server` (routes), `rpc`, `transfer` and `nbd` (one request), `calls` (what a call
 //! does), `state` with `db` and `storage`; `wire` holds the encodings, `schema` the data model, `control` what tests do.
 //!
-//! Not simulated: imports of qcow2, XVA, garbage collection that takes its time, a change of the master.
+//! Garbage collection is done at once, or where it is held, when and as far as a test says so.
+//!
+//! Not simulated: imports of qcow2, XVA.
 
 mod admin;
 mod calls;
@@ -70,7 +72,8 @@ pub struct Sim {
     admin_url: Option<String>,
     certificate_sha256: Option<String>,
     certificate_pem: Option<String>,
-    stop: Arc<watch::Sender<bool>>,
+    /// One for each host, then that of the control port.
+    stop: Arc<Vec<watch::Sender<bool>>>,
 }
 
 impl Sim {
@@ -86,13 +89,16 @@ impl Sim {
         }
         let state = State::new(&config, &places, certificate.pem.clone())?;
         let core = Arc::new(Core::new(state, &config));
-        let stop = watch::Sender::new(false);
+        let mut stops = Vec::new();
         for (host, xapi, nbd) in listeners {
+            let stop = watch::Sender::new(false);
             let tls = config.tls.then(|| certificate.acceptor.clone());
             tokio::spawn(server::serve(core.clone(), host, xapi, tls, stop.subscribe()));
             tokio::spawn(nbd::serve(core.clone(), host, nbd, certificate.acceptor.clone(), stop.subscribe()));
+            stops.push(stop);
         }
 
+        let stop = watch::Sender::new(false);
         let admin_url = match config.admin_listen {
             Some(listen) => {
                 let listener = bind(listen).await?;
@@ -102,26 +108,27 @@ impl Sim {
             }
             None => None,
         };
+        stops.push(stop);
         Ok(Self {
             core,
             admin_url,
             certificate_sha256: config.tls.then_some(certificate.sha256),
             certificate_pem: config.tls.then_some(certificate.pem),
-            stop: Arc::new(stop),
+            stop: Arc::new(stops),
         })
     }
 
     /// Where the XAPI of the master is: scheme, address, port.
     pub fn url(&self) -> String {
-        self.core.with(|state| state.host(HostNumber::MASTER).url.clone())
+        self.core.with(|state| state.master_host().url.clone())
     }
 
-    /// Where the XAPI of each host is, the master first.
+    /// Where the XAPI of each host is, the first master first.
     pub fn host_urls(&self) -> Vec<String> {
         self.core.with(|state| state.hosts.iter().map(|host| host.url.clone()).collect())
     }
 
-    /// Where the NBD server of each host is, the master first.
+    /// Where the NBD server of each host is, the first master first.
     pub fn nbd_addresses(&self) -> Vec<SocketAddr> {
         self.core.with(|state| state.hosts.iter().map(|host| host.nbd).collect())
     }
@@ -143,9 +150,37 @@ impl Sim {
 
     /// Closes the ports and every connection. Other handles still see the pool's objects.
     pub async fn stop(self) {
-        self.stop.send_replace(true);
+        for stop in self.stop.iter() {
+            stop.send_replace(true);
+        }
         // The servers hold a receiver each until they have gone.
-        self.stop.closed().await;
+        for stop in self.stop.iter() {
+            stop.closed().await;
+        }
+    }
+
+    /// Closes the ports of one host and every connection to it, as if its power had failed; the number is its place in
+    /// [`host_urls`](Self::host_urls). Tasks of its transfers stay pending.
+    pub async fn shut_down_host(&self, number: usize) {
+        self.stop[number].send_replace(true);
+        self.stop[number].closed().await;
+    }
+
+    /// Makes another host the master; the number is its place in [`host_urls`](Self::host_urls). Sessions and tasks stay
+    /// unless they are lost as well.
+    #[track_caller]
+    pub fn change_master(&self, number: usize) {
+        self.expect(|state| Ok(state.change_master(number)?));
+    }
+
+    /// Forgets all sessions, as a master does that starts.
+    pub fn lose_sessions(&self) {
+        self.core.with(State::lose_sessions);
+    }
+
+    /// Forgets all tasks, as a master does that starts. What they stand for goes on, and nobody is told how it ends.
+    pub fn lose_tasks(&self) {
+        self.core.with(State::lose_tasks);
     }
 
     /// The pool's uuid.
@@ -222,9 +257,9 @@ impl Sim {
         self.core.with(|state| state.faults.arm(fault));
     }
 
-    /// Disarms every fault and lets go what is stalled by one.
-    pub fn clear_faults(&self) {
-        self.core.clear_faults();
+    /// Disarms every fault and lets go what is stalled by one. Says how many had not struck yet.
+    pub fn clear_faults(&self) -> usize {
+        self.core.clear_faults()
     }
 
     /// The toolstack ends, and with it every connection, call and transfer, done or not; sessions and tasks are forgotten. New
@@ -276,6 +311,11 @@ impl Sim {
         self.core.with(|state| state.calls.clone())
     }
 
+    /// Resolves when a method was called, now or before.
+    pub async fn wait_for_call(&self, method: &str) {
+        self.core.wait_for_call(method).await;
+    }
+
     /// Forgets the calls so far.
     pub fn clear_calls(&self) {
         self.core.with(|state| state.calls.clear());
@@ -290,6 +330,12 @@ impl Sim {
     #[track_caller]
     pub fn collect_garbage(&self) {
         self.expect(|state| Ok(calls::vdi::collect_garbage(state)?));
+    }
+
+    /// Does one piece of what [`collect_garbage`](Self::collect_garbage) does; false when nothing is left to do.
+    #[track_caller]
+    pub fn collect_garbage_once(&self) -> bool {
+        self.expect(|state| Ok(calls::vdi::collect_garbage_once(state)?))
     }
 
     #[track_caller]

@@ -45,8 +45,8 @@ impl From<ApiResult<Value>> for Answer {
 const LOGIN: &str = "session.login_with_password";
 
 pub(crate) async fn answer(core: &Arc<Core>, host: HostNumber, call: Call) -> Answer {
+    core.note_call(&call.method);
     let fault = core.with(|state| {
-        state.calls.push(call.method.clone());
         let fault = state.faults.strike(Use::Call(&call.method));
         if fault == Some(FaultKind::SessionLost)
             && let Some(session) = call.params.first()
@@ -55,7 +55,7 @@ pub(crate) async fn answer(core: &Arc<Core>, host: HostNumber, call: Call) -> An
         }
         fault
     });
-    if host != HostNumber::MASTER && call.method == LOGIN {
+    if call.method == LOGIN && !core.with(|state| state.is_master(host)) {
         let master = core.with(|state| state.db.get("host", &state.master).map(|row| row.string("address")));
         return Answer::from(master.and_then(|master| Err(ApiError::new("HOST_IS_SLAVE", [master]))));
     }
@@ -86,11 +86,12 @@ async fn run(core: &Arc<Core>, call: Call, fault: Option<FaultKind>) -> Answer {
     if let Some(error) = fault.as_ref().and_then(FaultKind::api_error) {
         return Answer::Error(error);
     }
-    if prepared.method() == EVENT_FROM {
-        return wait_for_events(core, &prepared).await.into();
-    }
-    wait_for_vbds(core, &prepared).await;
-    let outcome = core.with(|state| prepared.run(state));
+    let outcome = if prepared.method() == EVENT_FROM {
+        wait_for_events(core, &prepared).await
+    } else {
+        wait_for_vbds(core, &prepared).await;
+        core.with(|state| prepared.run(state))
+    };
     if matches!(fault, Some(FaultKind::StallAfter(_))) {
         core.stall().await;
     }

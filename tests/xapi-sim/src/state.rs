@@ -40,8 +40,9 @@ pub(crate) struct State {
     pub(crate) hold_guests: bool,
     pub(crate) certificate_pem: String,
     pub(crate) pool: String,
+    /// Reference of the master.
     pub(crate) master: String,
-    /// Never empty; the master comes first.
+    /// Never empty; the first master comes first.
     pub(crate) hosts: Vec<Host>,
     pub(crate) network: String,
     pub(crate) default_sr: String,
@@ -65,13 +66,9 @@ pub(crate) struct Host {
     pub(crate) nbd: SocketAddr,
 }
 
-/// The place of a host in the pool; 0 is the master.
+/// The place of a host in the pool; 0 is the first master.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct HostNumber(pub(crate) usize);
-
-impl HostNumber {
-    pub(crate) const MASTER: Self = Self(0);
-}
 
 /// `fields! { "name_label" => "x" }`: the fields of a record.
 macro_rules! fields {
@@ -169,6 +166,38 @@ impl State {
 
     pub(crate) fn host(&self, number: HostNumber) -> &Host {
         &self.hosts[number.0]
+    }
+
+    pub(crate) fn is_master(&self, number: HostNumber) -> bool {
+        self.host(number).reference == self.master
+    }
+
+    pub(crate) fn master_host(&self) -> &Host {
+        // The master is one of the hosts, of which there is always one.
+        self.hosts.iter().find(|host| host.reference == self.master).unwrap_or(&self.hosts[0])
+    }
+
+    /// Makes another host the master.
+    pub(crate) fn change_master(&mut self, number: usize) -> ApiResult<()> {
+        let host = self.hosts.get(number).ok_or_else(|| ApiError::internal(format!("no host {number}")))?;
+        self.master.clone_from(&host.reference);
+        let (pool, master) = (self.pool.clone(), self.master.clone());
+        self.db.set("pool", &pool, "master", master)
+    }
+
+    /// Forgets all sessions.
+    pub(crate) fn lose_sessions(&mut self) {
+        for session in self.sessions.keys().cloned().collect::<Vec<_>>() {
+            self.close_session(&session);
+        }
+    }
+
+    /// Forgets all tasks; what they stand for goes on.
+    pub(crate) fn lose_tasks(&mut self) {
+        let tasks: Vec<String> = self.db.table("task").map(|(task, _)| task.clone()).collect();
+        for task in tasks {
+            let _ = self.db.remove("task", &task);
+        }
     }
 
     /// Whether a host has the SR plugged.

@@ -20,5 +20,6 @@ mod policies;
 mod preflight;
 mod refusals;
 mod seed;
+mod stress;
 mod volumes;
 mod xen_orchestra;

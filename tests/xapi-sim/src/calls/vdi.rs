@@ -468,17 +468,22 @@ fn copy_record(state: &mut State, vdi: &str, sr: &str) -> ApiResult<String> {
 /// Removes base copies that nobody needs and folds those with a single child, as the storage manager does in its own time;
 /// here it is done when this returns.
 pub(crate) fn collect_garbage(state: &mut State) -> ApiResult<()> {
-    while let Some(work) = next_garbage(state) {
-        match work {
-            Garbage::Unused { base } => {
-                let node = node_of(state, &base)?;
-                state.nodes.remove(node);
-                forget(state, &base)?;
-            }
-            Garbage::SingleChild { base, child } => coalesce(state, &base, &child)?,
-        }
-    }
+    while collect_garbage_once(state)? {}
     Ok(())
+}
+
+/// One step of that; false when nothing is left to do.
+pub(crate) fn collect_garbage_once(state: &mut State) -> ApiResult<bool> {
+    match next_garbage(state) {
+        None => return Ok(false),
+        Some(Garbage::Unused { base }) => {
+            let node = node_of(state, &base)?;
+            state.nodes.remove(node);
+            forget(state, &base)?;
+        }
+        Some(Garbage::SingleChild { base, child }) => coalesce(state, &base, &child)?,
+    }
+    Ok(true)
 }
 
 enum Garbage {
