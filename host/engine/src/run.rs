@@ -9,6 +9,7 @@ use crate::job::{Job, Policies};
 use crate::landing;
 use crate::lane::{Lane, unopened};
 use crate::lease::{Lease, LeaseTerms};
+use crate::migration;
 use crate::pools::Pools;
 use crate::preflight::{self, Survey};
 use crate::progress::Progress;
@@ -68,6 +69,7 @@ pub(crate) async fn replicate(run: &Run<'_>, session: &Session, vm: &Ref<Vm>, re
         Ok(lease) => {
             let error = work.under_lease(&lease, vm).await.err();
             work.put_right(&lease).await;
+            work.allow_migration(&lease, vm).await;
             if let Err(error) = lease.release().await {
                 work.warnings
                     .push(format!("the VM's lease could not be given back and will expire: {}", chain(&error)));
@@ -97,6 +99,7 @@ pub(crate) struct Work<'a> {
 impl Work<'_> {
     /// The run itself. The undo is one line: without a commit the new source snapshot is nobody's base, so it goes.
     async fn under_lease(&mut self, lease: &Lease, vm: &Ref<Vm>) -> Result<(), RunError> {
+        migration::block(self.session, vm, &self.run.job.name).await?;
         self.step("looking at the targets");
         self.open_lanes().await;
         let (inventory, source) = self.observe_source(vm).await?;
@@ -317,6 +320,13 @@ impl Work<'_> {
         }
     }
 
+    /// Lifts the block of migrations, a dead run's as well.
+    async fn allow_migration(&mut self, lease: &Lease, vm: &Ref<Vm>) {
+        if let Err(error) = migration::allow(lease, self.session, vm).await {
+            self.warnings.push(format!("migration of the VM stays blocked until the next run: {}", chain(&error)));
+        }
+    }
+
     /// The digest tables that belong to what the targets hold.
     fn digest_tables(&self) -> BTreeSet<String> {
         self.lanes.iter().flat_map(|lane| digests::tables_of(&lane.view)).collect()
@@ -361,11 +371,12 @@ impl Work<'_> {
             }
             Some(error) => error.outcome(),
         };
+        let migrating = matches!(error, Some(RunError::Migrating { .. }));
         VmReport {
             vm: self.identity.vm,
             name: self.name,
             outcome,
-            locked: outcome == Outcome::Skipped,
+            locked: outcome == Outcome::Skipped && !migrating,
             error: error.map(|error| chain(&error)),
             warnings: self.warnings,
             targets,
@@ -430,7 +441,11 @@ pub(crate) async fn foresee(
     let identity = Identity { ids: run.job.ids, vm: record.uuid.clone() };
     let source = SourceVm::new(inventory, vm, record, &run.job.ids);
     let networks = Networks::load(session, record).await?;
-    let stops = preflight::source(inventory, &source, &run.job.tuning.chains).stops();
+    let mut stops = preflight::source(inventory, &source, &run.job.tuning.chains).stops();
+    if let Some(operation) = migration::under_way(record) {
+        let (vm, operation) = (record.uuid.clone(), operation.to_owned());
+        stops.push(chain(&RunError::Migrating { vm, operation }));
+    }
     let mut targets = Vec::with_capacity(run.job.targets.len());
     for target in &run.job.targets {
         targets.push(match Lane::look(run, &identity, target).await {

@@ -17,5 +17,6 @@ mod policies;
 mod preflight;
 mod refusals;
 mod seed;
+mod source_changes;
 mod volumes;
 mod xen_orchestra;

@@ -31,6 +31,7 @@ pub(super) fn run(state: &mut State, message: &str, args: &Args) -> Option<ApiRe
         "start" => void(start(state, this, "start", None)),
         "start_on" => void(start(state, this, "start_on", Some(args.text(1)))),
         "clean_shutdown" | "hard_shutdown" => void(shutdown(state, this, message)),
+        "pool_migrate" => void(pool_migrate(state, this, args.text(1))),
         "assert_operation_valid" => void(assert_operation(state, this, args.text(1))),
         "update_allowed_operations" => void(update_allowed_operations(state, this)),
         "get_allowed_VBD_devices" => {
@@ -439,6 +440,13 @@ fn shutdown(state: &mut State, vm: &str, operation: &str) -> ApiResult<()> {
     state.db.set("VM", vm, "domid", -1)?;
     state.db.set("VM", vm, "power_state", "Halted")?;
     update_allowed_operations(state, vm)
+}
+
+/// Goes on on another host; its disks stay where they are.
+fn pool_migrate(state: &mut State, vm: &str, host: &str) -> ApiResult<()> {
+    assert_operation(state, vm, "pool_migrate")?;
+    state.db.get("host", host)?;
+    state.db.set("VM", vm, "resident_on", host)
 }
 
 /// Static minimum, static maximum, dynamic minimum, dynamic maximum, in bytes.
