@@ -49,6 +49,7 @@ mod transfer;
 mod tried;
 mod verify;
 mod view;
+mod vtpm;
 mod xen_orchestra;
 
 pub use clone::{CloneReport, CloneRequest};

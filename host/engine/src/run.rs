@@ -18,6 +18,7 @@ use crate::replica;
 use crate::retain;
 use crate::snapshot::{self, Taken};
 use crate::view::{Identity, SourceVm};
+use crate::vtpm;
 use crate::xen_orchestra;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
@@ -29,7 +30,7 @@ use vmferry_model::plan::{JobPlan, Kind, TargetPlan, Transfer, VmPlan};
 use vmferry_model::plugin::Approval;
 use vmferry_model::report::{Outcome, TargetReport, VmReport};
 use vmferry_model::store::RunStore;
-use vmferry_xapi::records::{Network, Vdi, Vif, Vm};
+use vmferry_xapi::records::{Network, PowerState, Vdi, Vif, Vm};
 use vmferry_xapi::{Ref, Session};
 
 /// How often somebody who waits for a lease asks again.
@@ -104,6 +105,12 @@ impl Work<'_> {
         self.open_lanes().await;
         let (inventory, source) = self.observe_source(vm).await?;
         let (inventory, source) = self.reconcile_source(inventory, source, vm).await?;
+        if source.record.power_state == PowerState::Suspended {
+            self.warnings.push(
+                "the VM is suspended: its recovery point holds its disks and not its memory, so what the guest had not written yet is not in it"
+                    .to_owned(),
+            );
+        }
         self.preflight(&inventory, &source).await?;
         self.approve(&source).await?;
 
@@ -257,11 +264,12 @@ impl Work<'_> {
 
     /// Step 9, on each target by itself.
     async fn commit(&mut self, source: &SourceVm, taken: &Taken) -> Result<(), RunError> {
+        let vtpms = &vtpm::read(self.session, &taken.record, &source.record).await;
         let this = Committing { job: self.run.job, identity: &self.identity, source, taken };
         let commits = self.lanes.iter_mut().filter(|lane| lane.is_live()).map(|lane| {
             let this = &this;
             async move {
-                if let Err(error) = commit::commit(lane, this).await {
+                if let Err(error) = commit::commit(lane, this, vtpms).await {
                     lane.fail(error);
                 }
             }
