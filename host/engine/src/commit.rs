@@ -3,7 +3,7 @@
 //! The live replica gets the point's keys, is snapshotted, and loses them again. The snapshot inherits the keys in the
 //! same act that makes it, so a recovery point is either there with all its keys or not there.
 
-use crate::error::RunError;
+use crate::error::{RunError, chain};
 use crate::interfaces;
 use crate::job::Job;
 use crate::keys::{self, Keys, State};
@@ -13,8 +13,9 @@ use crate::reconcile::importing_keys;
 use crate::replica::{self, StartBlock};
 use crate::snapshot::{Taken, TakenDisk};
 use crate::view::{Identity, Point, SourceVm};
+use crate::vtpm::{self, Vtpm};
 use vmferry_xapi::records::{Vdi, Vm};
-use vmferry_xapi::{Ref, Session, params};
+use vmferry_xapi::{Error, Ref, params};
 
 /// What a commit needs to know about the source.
 pub(crate) struct Committing<'a> {
@@ -25,8 +26,12 @@ pub(crate) struct Committing<'a> {
 }
 
 /// Commits a lane whose disks have all arrived. On failure the last recovery point is as it was, and the next run
-/// rolls the live disks back.
-pub(crate) async fn commit(lane: &mut Lane<'_>, this: &Committing<'_>) -> Result<(), RunError> {
+/// rolls the live disks back. `vtpms` are those of the source, or why they could not be read.
+pub(crate) async fn commit(
+    lane: &mut Lane<'_>,
+    this: &Committing<'_>,
+    vtpms: &Result<Vec<Vtpm>, Error>,
+) -> Result<(), RunError> {
     if let Some(lease) = &lane.lease {
         lease.check().await?;
     }
@@ -44,6 +49,8 @@ pub(crate) async fn commit(lane: &mut Lane<'_>, this: &Committing<'_>) -> Result
         None => create(lane, this).await?,
     };
     let record: Vm = session.get_record(&live).await?;
+    replica::copy_bios_strings(&session, &live, &record, &this.taken.record).await?;
+    sync_vtpms(lane, vtpms, &live, &record).await;
     let found = continued.as_ref().map_or(&[][..], |replica| &replica.disks);
     let wanted: Vec<_> = this.taken.disks.iter().map(|disk| &disk.of).zip(&lane.landed).collect();
     let detached = replica::attach_disks(&session, &live, found, &wanted).await?;
@@ -122,16 +129,28 @@ async fn create(lane: &mut Lane<'_>, this: &Committing<'_>) -> Result<Ref<Vm>, R
     let () = session.call("VM.set_is_a_template", params![&live, false]).await?;
     let uuid: String = session.call("VM.get_uuid", params![&live]).await?;
     set_keys(&session, &live, &[(keys::SELF, uuid)], &[]).await?;
-    replica::copy_bios_strings(&session, &live, this.taken).await?;
     Ok(live)
+}
+
+/// A replica without the newest virtual TPM is better than none, so what goes wrong here is told and stops nothing.
+async fn sync_vtpms(lane: &mut Lane<'_>, vtpms: &Result<Vec<Vtpm>, Error>, live: &Ref<Vm>, record: &Vm) {
+    let error = match vtpms {
+        Ok(wanted) => vtpm::sync(&lane.session, live, record, wanted).await.err().map(|error| chain(&error)),
+        Err(error) => Some(chain(error)),
+    };
+    if let Some(error) = error {
+        lane.warnings.push(format!(
+            "the recovery point does not have the VM's virtual TPM as it is now, so its guest may ask for the recovery key of its disks: {error}"
+        ));
+    }
 }
 
 /// Puts the keys of the recovery point on the live VM and its disks, from where its snapshot inherits them.
 async fn put_keys(lane: &Lane<'_>, this: &Committing<'_>, live: &Ref<Vm>, record: &Vm) -> Result<(), RunError> {
     let point = point_keys(this, &lane.target.sr);
     for (index, (disk, vdi)) in this.taken.disks.iter().zip(&lane.landed).enumerate() {
-        let mut keys =
-            live_disk_keys(this.job, this.identity, &lane.target.sr, disk, &uuid_of(&lane.session, vdi).await?);
+        let found: Vdi = lane.session.get_record(vdi).await?;
+        let mut keys = live_disk_keys(this.job, this.identity, &lane.target.sr, disk, &found.uuid);
         keys.extend(point.clone());
         keys.insert(keys::XO_COPY_OF.to_owned(), disk.uuid.clone());
         keys.insert(keys::XO_CONTENT_KEY.to_owned(), disk.uuid.clone());
@@ -139,8 +158,7 @@ async fn put_keys(lane: &Lane<'_>, this: &Committing<'_>, live: &Ref<Vm>, record
             keys.insert(keys::DIGEST.to_owned(), keys::digest_value(&disk.uuid, root));
         }
         replace_keys(&lane.session, vdi, &keys).await?;
-        let name = disk.of.record.name_label.as_str();
-        let () = lane.session.call("VDI.set_name_label", params![vdi, name]).await?;
+        replica::refresh_disk(&lane.session, vdi, &found, &disk.of.record).await?;
     }
     let state = State::Committed { live: record.uuid.clone(), source_snapshot: this.taken.record.uuid.clone() };
     let mut keys = replica::inherited_keys(&this.taken.record, &this.source.record);
@@ -231,8 +249,4 @@ pub(crate) fn live_disk_keys(job: &Job, identity: &Identity, sr: &str, disk: &Ta
     keys.insert(keys::DISK.to_owned(), disk.of.record.uuid.clone());
     keys.insert(keys::CONTENT.to_owned(), disk.uuid.clone());
     keys
-}
-
-async fn uuid_of(session: &Session, vdi: &Ref<Vdi>) -> Result<String, RunError> {
-    Ok(session.call("VDI.get_uuid", params![vdi]).await?)
 }

@@ -64,6 +64,14 @@ pub enum RunError {
         /// What to do.
         remedy: &'static str,
     },
+    /// The VM moves to another host or pool just now.
+    #[error("VM {vm} is being migrated ({operation}); it is replicated by the first run after that")]
+    Migrating {
+        /// The source VM.
+        vm: String,
+        /// What XAPI calls it.
+        operation: String,
+    },
     /// The VM is a replica that this job makes.
     #[error("VM {vm} is a replica made by this very job; remove it from the job's selection")]
     OwnReplica {
@@ -136,7 +144,7 @@ impl RunError {
     /// How a VM ends that stopped for this.
     pub(crate) fn outcome(&self) -> Outcome {
         match self {
-            Self::Locked { .. } => Outcome::Skipped,
+            Self::Locked { .. } | Self::Migrating { .. } => Outcome::Skipped,
             Self::Refused { .. } | Self::Deferred { .. } | Self::Uncoalesced(_) => Outcome::Refused,
             _ => Outcome::Failed,
         }

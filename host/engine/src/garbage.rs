@@ -8,6 +8,7 @@ use crate::inventory::Inventory;
 use crate::job::{Job, Target};
 use crate::keys::{self, Keys, State};
 use crate::lease::Claim;
+use crate::migration;
 use crate::reconcile::{superseded, unconfirmed, unmarked};
 use crate::view::{Condition, Identity, Pruning, Replica, SourceVm, TargetView, Unborn, is_unused};
 use crate::xen_orchestra;
@@ -100,6 +101,8 @@ pub enum FindingKind {
     DeadLease,
     /// A lease that somebody holds.
     HeldLease,
+    /// A source VM whose migration a run blocked that is gone.
+    MigrationBlock,
     /// A digest table of a content that nobody holds.
     UnusedTable,
     /// A task in a pool's list.
@@ -141,6 +144,7 @@ impl FindingKind {
             Self::UnmarkedBase => "base that is not marked",
             Self::DeadLease => "dead lease",
             Self::HeldLease => "held lease",
+            Self::MigrationBlock => "forgotten migration block",
             Self::UnusedTable => "unused digest table",
             Self::Task => "task",
             Self::UsedReplica => "used replica",
@@ -671,6 +675,10 @@ impl<'a> OneVm<'a> {
 
     fn source(&self, found: &mut Found, reference: &Ref<Vm>, record: &Vm) {
         let pool = self.scene.source;
+        if migration::is_blocked_by_us(record) {
+            let why = "the run that blocked its migration is gone; the block is lifted".to_owned();
+            found.vm(pool, record, self.about(), FindingKind::MigrationBlock, GcAct::PutRight, why);
+        }
         let source = SourceVm::new(&pool.inventory, reference, record, &self.identity.ids);
         let views: Vec<(&str, &TargetView)> =
             self.views.iter().map(|(target, _, view)| (target.sr.as_str(), view)).collect();

@@ -11,6 +11,7 @@ use crate::job::{Job, Policies};
 use crate::keys;
 use crate::lane::Lane;
 use crate::lease::{Claim, Lease};
+use crate::migration;
 use crate::progress::Progress;
 use crate::reconcile;
 use crate::run::Run;
@@ -188,11 +189,15 @@ async fn put_vm_right(run: &Run<'_>, vm: &str, problems: &mut Vec<GcProblem>) ->
         None => None,
     };
     let done = put_sides_right(run, &session, vm, problems).await;
-    let released = match lease {
-        Some(lease) => lease.release().await,
-        None => Ok(()),
+    let freed = match (lease, live) {
+        (Some(lease), Some((reference, _))) => {
+            let allowed = migration::allow(&lease, &session, reference).await;
+            let released = lease.release().await;
+            allowed.and(released)
+        }
+        _ => Ok(()),
     };
-    done.and(released)
+    done.and(freed)
 }
 
 async fn put_sides_right(

@@ -27,6 +27,7 @@ mod keys;
 mod landing;
 mod lane;
 mod lease;
+mod migration;
 mod moving;
 mod objects;
 mod plan;
@@ -48,6 +49,7 @@ mod transfer;
 mod tried;
 mod verify;
 mod view;
+mod vtpm;
 mod xen_orchestra;
 
 pub use clone::{CloneReport, CloneRequest};

@@ -7,7 +7,6 @@ use crate::job::{Job, Target};
 use crate::keys::{self, Keys};
 use crate::objects::set_keys;
 use crate::plan::replica_size;
-use crate::snapshot::Taken;
 use std::collections::BTreeMap;
 use vmferry_xapi::records::{Network, Vbd, Vdi, Vif, Vm};
 use vmferry_xapi::{Error, IntoValue, Ref, Session, Value, params};
@@ -58,6 +57,7 @@ const TAKEN_OVER: &[&str] = &[
 /// the rest is fixed at creation.
 const REFRESHED: &[&str] = &[
     "HVM_boot_params",
+    "HVM_shadow_multiplier",
     "NVRAM",
     "PV_args",
     "PV_bootloader",
@@ -69,6 +69,7 @@ const REFRESHED: &[&str] = &[
     "actions_after_crash",
     "actions_after_reboot",
     "actions_after_shutdown",
+    "actions_after_softreboot",
     "domain_type",
     "hardware_platform_version",
     "name_description",
@@ -194,6 +195,20 @@ pub(crate) async fn refresh(session: &Session, vm: &Ref<Vm>, replica: &Vm, sourc
     }
     refresh_memory(session, vm, replica, source).await?;
     refresh_vcpus(session, vm, replica, source).await
+}
+
+/// The same for a disk.
+pub(crate) async fn refresh_disk(session: &Session, vdi: &Ref<Vdi>, replica: &Vdi, source: &Vdi) -> Result<(), Error> {
+    if replica.name_label != source.name_label {
+        let () = session.call("VDI.set_name_label", params![vdi, &source.name_label]).await?;
+    }
+    if replica.name_description != source.name_description {
+        let () = session.call("VDI.set_name_description", params![vdi, &source.name_description]).await?;
+    }
+    if sorted(&replica.tags) != sorted(&source.tags) {
+        let () = session.call("VDI.set_tags", params![vdi, source.tags.clone()]).await?;
+    }
+    Ok(())
 }
 
 fn sorted(tags: &[String]) -> Vec<String> {
@@ -374,7 +389,7 @@ fn map_network(
     }
 }
 
-/// Makes the replica's interfaces exactly `wanted`, with the source's MAC addresses.
+/// Makes the replica's interfaces exactly `wanted`: the source's addresses, and what else it may and may not send.
 pub(crate) async fn sync_interfaces(
     session: &Session,
     vm: &Ref<Vm>,
@@ -386,7 +401,8 @@ pub(crate) async fn sync_interfaces(
     for reference in &replica.vifs {
         let found: Vif = session.get_record(reference).await?;
         let same = missing.iter().position(|(source, network)| {
-            source.device == found.device && source.mac == found.mac && **network == found.network
+            let is_same = |name: &&str| source.raw.get(*name) == found.raw.get(*name);
+            **network == found.network && OF_AN_INTERFACE.iter().all(is_same)
         });
         match same {
             Some(index) => drop(missing.swap_remove(index)),
@@ -399,22 +415,25 @@ pub(crate) async fn sync_interfaces(
     Ok(())
 }
 
+/// What an interface takes over from its source. Most of it is fixed when it is made.
+const OF_AN_INTERFACE: [&str; 9] = [
+    "device",
+    "MAC",
+    "MTU",
+    "other_config",
+    "qos_algorithm_type",
+    "qos_algorithm_params",
+    "locking_mode",
+    "ipv4_allowed",
+    "ipv6_allowed",
+];
+
 fn vif_record(vm: &Ref<Vm>, network: &Ref<Network>, source: &Vif) -> Value {
     let mut record = BTreeMap::from([
         ("VM".to_owned(), vm.clone().into_value()),
         ("network".to_owned(), network.clone().into_value()),
     ]);
-    for name in [
-        "device",
-        "MAC",
-        "MTU",
-        "other_config",
-        "qos_algorithm_type",
-        "qos_algorithm_params",
-        "locking_mode",
-        "ipv4_allowed",
-        "ipv6_allowed",
-    ] {
+    for name in OF_AN_INTERFACE {
         if let Some(value) = source.raw.get(name) {
             record.insert(name.to_owned(), value.clone());
         }
@@ -422,16 +441,14 @@ fn vif_record(vm: &Ref<Vm>, network: &Ref<Network>, source: &Vif) -> Value {
     Value::Struct(record)
 }
 
-/// BIOS strings that XAPI lets a client set; empty ones are refused.
-pub(crate) async fn copy_bios_strings(session: &Session, vm: &Ref<Vm>, taken: &Taken) -> Result<(), Error> {
-    let Some(Value::Struct(strings)) = taken.record.raw.get("bios_strings") else { return Ok(()) };
-    let settable: BTreeMap<String, Value> = strings
-        .iter()
-        .filter(|(key, value)| !key.starts_with("oem-") && !value.as_str().unwrap_or_default().is_empty())
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect();
-    if settable.is_empty() {
+/// Gives a replica its source's BIOS strings, unless it has some: XAPI lets them be set once, and of a source as well. Empty ones
+/// are refused.
+pub(crate) async fn copy_bios_strings(session: &Session, vm: &Ref<Vm>, replica: &Vm, source: &Vm) -> Result<(), Error> {
+    let settable = |(key, value): &(&String, &String)| !key.starts_with("oem-") && !value.is_empty();
+    let settable: Keys =
+        source.bios_strings.iter().filter(settable).map(|(key, value)| (key.clone(), value.clone())).collect();
+    if settable.is_empty() || !replica.bios_strings.is_empty() {
         return Ok(());
     }
-    session.call("VM.set_bios_strings", params![vm, Value::Struct(settable)]).await
+    session.call("VM.set_bios_strings", params![vm, settable]).await
 }

@@ -9,6 +9,7 @@ use crate::job::{Job, Policies};
 use crate::landing;
 use crate::lane::{Lane, unopened};
 use crate::lease::{Lease, LeaseTerms};
+use crate::migration;
 use crate::pools::Pools;
 use crate::preflight::{self, Survey};
 use crate::progress::Progress;
@@ -17,6 +18,7 @@ use crate::replica;
 use crate::retain;
 use crate::snapshot::{self, Taken};
 use crate::view::{Identity, SourceVm};
+use crate::vtpm;
 use crate::xen_orchestra;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
@@ -28,7 +30,7 @@ use vmferry_model::plan::{JobPlan, Kind, TargetPlan, Transfer, VmPlan};
 use vmferry_model::plugin::Approval;
 use vmferry_model::report::{Outcome, TargetReport, VmReport};
 use vmferry_model::store::RunStore;
-use vmferry_xapi::records::{Network, Vdi, Vif, Vm};
+use vmferry_xapi::records::{Network, PowerState, Vdi, Vif, Vm};
 use vmferry_xapi::{Ref, Session};
 
 /// How often somebody who waits for a lease asks again.
@@ -68,6 +70,7 @@ pub(crate) async fn replicate(run: &Run<'_>, session: &Session, vm: &Ref<Vm>, re
         Ok(lease) => {
             let error = work.under_lease(&lease, vm).await.err();
             work.put_right(&lease).await;
+            work.allow_migration(&lease, vm).await;
             if let Err(error) = lease.release().await {
                 work.warnings
                     .push(format!("the VM's lease could not be given back and will expire: {}", chain(&error)));
@@ -97,10 +100,17 @@ pub(crate) struct Work<'a> {
 impl Work<'_> {
     /// The run itself. The undo is one line: without a commit the new source snapshot is nobody's base, so it goes.
     async fn under_lease(&mut self, lease: &Lease, vm: &Ref<Vm>) -> Result<(), RunError> {
+        migration::block(self.session, vm, &self.run.job.name).await?;
         self.step("looking at the targets");
         self.open_lanes().await;
         let (inventory, source) = self.observe_source(vm).await?;
         let (inventory, source) = self.reconcile_source(inventory, source, vm).await?;
+        if source.record.power_state == PowerState::Suspended {
+            self.warnings.push(
+                "the VM is suspended: its recovery point holds its disks and not its memory, so what the guest had not written yet is not in it"
+                    .to_owned(),
+            );
+        }
         self.preflight(&inventory, &source).await?;
         self.approve(&source).await?;
 
@@ -254,11 +264,12 @@ impl Work<'_> {
 
     /// Step 9, on each target by itself.
     async fn commit(&mut self, source: &SourceVm, taken: &Taken) -> Result<(), RunError> {
+        let vtpms = &vtpm::read(self.session, &taken.record, &source.record).await;
         let this = Committing { job: self.run.job, identity: &self.identity, source, taken };
         let commits = self.lanes.iter_mut().filter(|lane| lane.is_live()).map(|lane| {
             let this = &this;
             async move {
-                if let Err(error) = commit::commit(lane, this).await {
+                if let Err(error) = commit::commit(lane, this, vtpms).await {
                     lane.fail(error);
                 }
             }
@@ -317,6 +328,13 @@ impl Work<'_> {
         }
     }
 
+    /// Lifts the block of migrations, a dead run's as well.
+    async fn allow_migration(&mut self, lease: &Lease, vm: &Ref<Vm>) {
+        if let Err(error) = migration::allow(lease, self.session, vm).await {
+            self.warnings.push(format!("migration of the VM stays blocked until the next run: {}", chain(&error)));
+        }
+    }
+
     /// The digest tables that belong to what the targets hold.
     fn digest_tables(&self) -> BTreeSet<String> {
         self.lanes.iter().flat_map(|lane| digests::tables_of(&lane.view)).collect()
@@ -361,11 +379,12 @@ impl Work<'_> {
             }
             Some(error) => error.outcome(),
         };
+        let migrating = matches!(error, Some(RunError::Migrating { .. }));
         VmReport {
             vm: self.identity.vm,
             name: self.name,
             outcome,
-            locked: outcome == Outcome::Skipped,
+            locked: outcome == Outcome::Skipped && !migrating,
             error: error.map(|error| chain(&error)),
             warnings: self.warnings,
             targets,
@@ -430,7 +449,11 @@ pub(crate) async fn foresee(
     let identity = Identity { ids: run.job.ids, vm: record.uuid.clone() };
     let source = SourceVm::new(inventory, vm, record, &run.job.ids);
     let networks = Networks::load(session, record).await?;
-    let stops = preflight::source(inventory, &source, &run.job.tuning.chains).stops();
+    let mut stops = preflight::source(inventory, &source, &run.job.tuning.chains).stops();
+    if let Some(operation) = migration::under_way(record) {
+        let (vm, operation) = (record.uuid.clone(), operation.to_owned());
+        stops.push(chain(&RunError::Migrating { vm, operation }));
+    }
     let mut targets = Vec::with_capacity(run.job.targets.len());
     for target in &run.job.targets {
         targets.push(match Lane::look(run, &identity, target).await {

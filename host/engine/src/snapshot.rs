@@ -79,7 +79,8 @@ async fn tag(
 
 /// Reads a snapshot that has every replicated disk of its VM; its date is that of the pool.
 pub(crate) async fn read(session: &Session, source: &SourceVm, reference: &Ref<Vm>) -> Result<Taken, RunError> {
-    let record: Vm = session.get_record(reference).await?;
+    let mut record: Vm = session.get_record(reference).await?;
+    give_back(&mut record, &source.record);
     let mut disks = Vec::with_capacity(source.disks.len());
     for vbd in &record.vbds {
         let vbd: Vbd = session.get_record(vbd).await?;
@@ -109,6 +110,16 @@ pub(crate) async fn read(session: &Session, source: &SourceVm, reference: &Ref<V
     }
     let taken_at = record.snapshot_time;
     Ok(Taken { reference: reference.clone(), record, taken_at, disks })
+}
+
+/// XAPI takes from a snapshot what says how and when its VM starts; a replica has it from the VM.
+fn give_back(snapshot: &mut Vm, vm: &Vm) {
+    for field in ["order", "start_delay", "shutdown_delay"] {
+        if let Some(value) = vm.raw.get(field) {
+            snapshot.raw.insert(field.to_owned(), value.clone());
+        }
+    }
+    snapshot.ha_restart_priority.clone_from(&vm.ha_restart_priority);
 }
 
 /// Makes a snapshot the job's own, by its keys and its name.

@@ -29,6 +29,8 @@ pub(crate) struct State {
     pub(crate) disks: BTreeMap<String, NodeId>,
     /// What was written to the disks whose changes are tracked.
     pub(crate) changes: ChangeLogs,
+    /// What each VTPM keeps; no record shows it.
+    pub(crate) vtpm_contents: BTreeMap<String, String>,
     /// When each session was last used.
     pub(crate) sessions: BTreeMap<String, Timestamp>,
     pub(crate) faults: Faults,
@@ -86,6 +88,7 @@ impl State {
             nodes: Nodes::default(),
             disks: BTreeMap::new(),
             changes: ChangeLogs::default(),
+            vtpm_contents: BTreeMap::new(),
             sessions: BTreeMap::new(),
             faults: Faults::default(),
             calls: Vec::new(),

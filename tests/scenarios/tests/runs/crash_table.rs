@@ -175,6 +175,8 @@ async fn strike(line: Line, fault: Struck) -> String {
         assert!(disks(&healed).iter().all(|disk| disk.kind == Kind::Delta), "{name}: {healed:#?}");
     }
     assert_eq!(world.target_content(&point_of(&healed)), world.source_content(), "{name}");
+    let source = world.source.record("VM", &world.vm).unwrap();
+    assert_eq!(source["blocked_operations"], serde_json::json!({}), "{name}: the VM may be migrated again");
     let mut findings = world.gc(false).await.findings;
     findings.retain(|finding| finding.kind != FindingKind::Task);
     assert_eq!(findings, Vec::new(), "{name}: nothing is left");
@@ -260,6 +262,9 @@ fn left(world: &World, last: Option<&String>) -> String {
         [] => {}
         [one] => left.push(format!("lease of {one}")),
         _ => left.push("leases".to_owned()),
+    }
+    if source["blocked_operations"].get("migrate_send").is_some() {
+        left.push("migration blocked".to_owned());
     }
     let snapshots = world.source.records("VM").into_iter().filter(|vm| vm["is_a_snapshot"] == true);
     let mut bases = 0;

@@ -66,6 +66,8 @@ pub(crate) fn assert_objects(world: &World, name: &str, points_before: usize) {
     let points = points(world);
     // What XAPI was asked for before the run died it may still do afterwards: a commit among it.
     assert!((points_before + 1..=points_before + 2).contains(&points), "{name}: {points_before} then {points} points");
+    let source = world.source.record("VM", &world.vm).unwrap();
+    assert_eq!(source["blocked_operations"], serde_json::json!({}), "{name}: the source may be migrated again");
     for (side, pool, vms) in [("source", &world.source, 2), ("target", &world.target, 1 + points)] {
         let found: Vec<String> = pool
             .records("VM")

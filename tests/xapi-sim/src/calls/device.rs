@@ -6,7 +6,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Args;
 use super::vdi::{Mode, assert_attachable};
-use crate::db::Fields;
+use crate::db::{Fields, Row};
 use crate::error::{ApiError, ApiResult};
 use crate::state::{State, fields};
 use crate::value::{NULL_REF, Value};
@@ -29,7 +29,15 @@ pub(super) fn run(state: &mut State, class: &str, message: &str, args: &Args) ->
         }
         ("VTPM", "create") => Some(create_vtpm(state, this, args.value(1)).map(Value::String)),
         ("VBD" | "VIF", "destroy") => void(destroy(state, class, this)),
-        ("VTPM", "destroy") => void(state.db.remove("VTPM", this).map(|_| ())),
+        ("VTPM", "destroy") => void(destroy_vtpm(state, this)),
+        ("VTPM", "get_contents") => {
+            let found = state.db.get("VTPM", this).map(|_| state.vtpm_contents.get(this).cloned().unwrap_or_default());
+            Some(found.map(Value::String))
+        }
+        ("VTPM", "set_contents") => {
+            let known = state.db.get("VTPM", this).map(|_| ());
+            void(known.map(|()| drop(state.vtpm_contents.insert(this.to_owned(), args.text(1).to_owned()))))
+        }
         ("VBD" | "VIF", "plug") => void(plug(state, class, this)),
         ("VBD" | "VIF", "unplug" | "unplug_force") => void(unplug(state, class, this)),
         ("VBD", "set_mode") => void(set_mode(state, this, args.text(1))),
@@ -165,8 +173,25 @@ fn is_unicast_mac(mac: &str) -> bool {
 }
 
 fn create_vtpm(state: &mut State, vm: &str, is_unique: Value) -> ApiResult<String> {
-    state.db.get("VM", vm)?;
+    let row = state.db.get("VM", vm)?;
+    if !row.list("VTPMs").is_empty() {
+        return Err(ApiError::new("VTPM_MAX_AMOUNT_REACHED", ["1"]));
+    }
+    assert_halted(row, vm)?;
     state.db.insert("VTPM", fields! { "VM" => vm, "is_unique" => is_unique, "persistence_backend" => "xapi" })
+}
+
+fn destroy_vtpm(state: &mut State, vtpm: &str) -> ApiResult<()> {
+    let vm = state.db.get("VTPM", vtpm)?.string("VM");
+    assert_halted(state.db.get("VM", &vm)?, &vm)?;
+    remove(state, "VTPM", vtpm)
+}
+
+fn assert_halted(vm: &Row, reference: &str) -> ApiResult<()> {
+    match vm.str("power_state") {
+        "Halted" => Ok(()),
+        other => Err(ApiError::new("VM_BAD_POWER_STATE", [reference, "halted", &other.to_lowercase()])),
+    }
 }
 
 fn destroy(state: &mut State, class: &str, device: &str) -> ApiResult<()> {
@@ -181,6 +206,7 @@ fn destroy(state: &mut State, class: &str, device: &str) -> ApiResult<()> {
 /// With its metrics.
 pub(super) fn remove(state: &mut State, class: &str, device: &str) -> ApiResult<()> {
     let row = state.db.remove(class, device)?;
+    state.vtpm_contents.remove(device);
     let metrics = row.str("metrics");
     if metrics != NULL_REF && class == "VBD" && state.db.find("VBD_metrics", metrics).is_some() {
         state.db.remove("VBD_metrics", metrics)?;
@@ -273,7 +299,7 @@ pub(super) fn copy_devices(
     keep_macs: bool,
 ) -> ApiResult<()> {
     let row = state.db.get("VM", from)?;
-    let (vbds, vifs) = (row.list("VBDs"), row.list("VIFs"));
+    let (vbds, vifs, vtpms) = (row.list("VBDs"), row.list("VIFs"), row.list("VTPMs"));
     for vbd in vbds {
         let row = state.db.get("VBD", &vbd)?;
         let mut fields = row.fields.clone();
@@ -303,6 +329,13 @@ pub(super) fn copy_devices(
             fields.insert("MAC".to_owned(), Value::void());
         }
         create_vif(state, fields)?;
+    }
+    for vtpm in vtpms {
+        let is_unique = state.db.get("VTPM", &vtpm)?.bool("is_unique");
+        let copy = create_vtpm(state, to, Value::Bool(is_unique))?;
+        if let Some(contents) = state.vtpm_contents.get(&vtpm).cloned() {
+            state.vtpm_contents.insert(copy, contents);
+        }
     }
     Ok(())
 }

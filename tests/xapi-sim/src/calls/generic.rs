@@ -88,7 +88,8 @@ fn access(state: &mut State, class: &str, verb: Verb, field: &Field, args: &Args
             state.db.set(class, this, name, Value::strings(items))?;
         }
     }
-    if class == "VM" {
+    // What was blocked or unblocked shows only after the next thing that happens to the VM.
+    if class == "VM" && name != "blocked_operations" {
         super::vm::update_allowed_operations(state, this)?;
     }
     Ok(Value::void())

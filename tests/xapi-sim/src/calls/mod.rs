@@ -151,6 +151,7 @@ impl Prepared {
                     "start_on",
                     "clean_shutdown",
                     "hard_shutdown",
+                    "pool_migrate",
                     "destroy",
                 ],
             ),

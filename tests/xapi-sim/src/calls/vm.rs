@@ -31,12 +31,19 @@ pub(super) fn run(state: &mut State, message: &str, args: &Args) -> Option<ApiRe
         "start" => void(start(state, this, "start", None)),
         "start_on" => void(start(state, this, "start_on", Some(args.text(1)))),
         "clean_shutdown" | "hard_shutdown" => void(shutdown(state, this, message)),
+        "pool_migrate" => void(pool_migrate(state, this, args.text(1))),
         "assert_operation_valid" => void(assert_operation(state, this, args.text(1))),
         "update_allowed_operations" => void(update_allowed_operations(state, this)),
         "get_allowed_VBD_devices" => {
             let free = free_vbd_devices(state, this);
             Some(free.map(|free| Value::strings(free.iter().map(ToString::to_string))))
         }
+        "set_bios_strings" => match state.db.get("VM", this) {
+            Ok(row) if !row.map("bios_strings").is_empty() => Some(Err(ApiError::bare("VM_BIOS_STRINGS_ALREADY_SET"))),
+            _ => None,
+        },
+        "suspend" => void(suspend(state, this)),
+        "resume" => void(resume(state, this)),
         "set_memory_limits" => void(set_memory(state, this, [args.int(1), args.int(2), args.int(3), args.int(4)])),
         "set_memory" => void(set_memory(state, this, [0, args.int(1), args.int(1), args.int(1)])),
         "set_memory_dynamic_range" => void(set_dynamic_range(state, this, args.int(1), args.int(2))),
@@ -149,21 +156,19 @@ fn destroy(state: &mut State, vm: &str) -> ApiResult<()> {
         return Err(ApiError::new("VM_CANNOT_DELETE_DEFAULT_TEMPLATE", [vm]));
     }
     let parent = row.string("parent");
-    let (children, vbds, vifs) = (row.list("children"), row.list("VBDs"), row.list("VIFs"));
+    let children = row.list("children");
+    let vtpms = row.list("VTPMs").into_iter().map(|vtpm| ("VTPM", vtpm));
+    let devices = devices(state, vm)?;
     let records = [
         ("VM_metrics", vec![row.string("metrics")]),
         ("VM_guest_metrics", vec![row.string("guest_metrics")]),
-        ("VTPM", row.list("VTPMs")),
         ("console", row.list("consoles")),
     ];
     for child in children {
         state.db.set("VM", &child, "parent", parent.as_str())?;
     }
-    for vbd in vbds {
-        remove_device(state, "VBD", &vbd)?;
-    }
-    for vif in vifs {
-        remove_device(state, "VIF", &vif)?;
+    for (class, device) in devices.into_iter().chain(vtpms) {
+        remove_device(state, class, &device)?;
     }
     for (class, references) in records {
         for reference in references.iter().filter(|reference| *reference != NULL_REF) {
@@ -333,7 +338,8 @@ fn revert(state: &mut State, snapshot: &str) -> ApiResult<()> {
     fields.remove("is_a_template");
 
     let (old, frozen) = (disks(state, &vm)?, disks(state, snapshot)?);
-    for (class, device) in devices(state, &vm)? {
+    let vtpms = state.db.get("VM", &vm)?.list("VTPMs").into_iter().map(|vtpm| ("VTPM", vtpm));
+    for (class, device) in devices(state, &vm)?.into_iter().chain(vtpms) {
         remove_device(state, class, &device)?;
     }
     for disk in &old {
@@ -439,6 +445,38 @@ fn shutdown(state: &mut State, vm: &str, operation: &str) -> ApiResult<()> {
     state.db.set("VM", vm, "domid", -1)?;
     state.db.set("VM", vm, "power_state", "Halted")?;
     update_allowed_operations(state, vm)
+}
+
+/// The memory goes to a disk of its own.
+fn suspend(state: &mut State, vm: &str) -> ApiResult<()> {
+    assert_operation(state, vm, "suspend")?;
+    let row = state.db.get("VM", vm)?;
+    let fields = fields! {
+        "name_label" => "Suspend image", "SR" => state.default_sr.as_str(), "virtual_size" => row.int("memory_static_max"),
+        "type" => "suspend",
+    };
+    let image = vdi::create(state, fields)?;
+    state.db.set("VM", vm, "suspend_VDI", image)?;
+    state.db.set("VM", vm, "resident_on", NULL_REF)?;
+    state.db.set("VM", vm, "power_state", "Suspended")?;
+    update_allowed_operations(state, vm)
+}
+
+fn resume(state: &mut State, vm: &str) -> ApiResult<()> {
+    assert_operation(state, vm, "resume")?;
+    let image = state.db.get("VM", vm)?.string("suspend_VDI");
+    vdi::remove(state, &image)?;
+    state.db.set("VM", vm, "suspend_VDI", NULL_REF)?;
+    state.db.set("VM", vm, "resident_on", state.master.clone())?;
+    state.db.set("VM", vm, "power_state", "Running")?;
+    update_allowed_operations(state, vm)
+}
+
+/// Goes on on another host; its disks stay where they are.
+fn pool_migrate(state: &mut State, vm: &str, host: &str) -> ApiResult<()> {
+    assert_operation(state, vm, "pool_migrate")?;
+    state.db.get("host", host)?;
+    state.db.set("VM", vm, "resident_on", host)
 }
 
 /// Static minimum, static maximum, dynamic minimum, dynamic maximum, in bytes.
