@@ -29,6 +29,7 @@ mod lane;
 mod lease;
 mod moving;
 mod objects;
+mod placement;
 mod plan;
 mod points;
 mod pools;

@@ -17,5 +17,6 @@ mod policies;
 mod preflight;
 mod refusals;
 mod seed;
+mod several_srs;
 mod volumes;
 mod xen_orchestra;
