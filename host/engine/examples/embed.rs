@@ -29,7 +29,7 @@ async fn main() -> anyhow::Result<()> {
         targets: vec![Target {
             name: "target".to_owned(),
             pool: "target".to_owned(),
-            sr: sr.clone(),
+            srs: vec![sr.clone()],
             networks: BTreeMap::new(),
             required: true,
             throttles: Vec::new(),

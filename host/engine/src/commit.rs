@@ -120,7 +120,7 @@ async fn made_point(lane: &mut Lane<'_>, this: &Committing<'_>) -> Option<Ref<Vm
 async fn create(lane: &mut Lane<'_>, this: &Committing<'_>) -> Result<Ref<Vm>, RunError> {
     let session = lane.session.clone();
     let mut keys = replica::inherited_keys(&this.taken.record, &this.source.record);
-    keys.extend(importing_keys(this.job, this.identity, &lane.target.sr));
+    keys.extend(importing_keys(this.job, this.identity, &lane.sr_record.uuid));
     let name = replica::replica_name(this.job, &this.source.record);
     let record = replica::creation_record(&this.taken.record, &name, &keys);
     let live: Ref<Vm> = session.call("VM.create", params![record]).await?;
@@ -147,10 +147,10 @@ async fn sync_vtpms(lane: &mut Lane<'_>, vtpms: &Result<Vec<Vtpm>, Error>, live:
 
 /// Puts the keys of the recovery point on the live VM and its disks, from where its snapshot inherits them.
 async fn put_keys(lane: &Lane<'_>, this: &Committing<'_>, live: &Ref<Vm>, record: &Vm) -> Result<(), RunError> {
-    let point = point_keys(this, &lane.target.sr);
+    let point = point_keys(this, &lane.sr_record.uuid);
     for (index, (disk, vdi)) in this.taken.disks.iter().zip(&lane.landed).enumerate() {
         let found: Vdi = lane.session.get_record(vdi).await?;
-        let mut keys = live_disk_keys(this.job, this.identity, &lane.target.sr, disk, &found.uuid);
+        let mut keys = live_disk_keys(this.job, this.identity, &lane.sr_record.uuid, disk, &found.uuid);
         keys.extend(point.clone());
         keys.insert(keys::XO_COPY_OF.to_owned(), disk.uuid.clone());
         keys.insert(keys::XO_CONTENT_KEY.to_owned(), disk.uuid.clone());
@@ -162,7 +162,7 @@ async fn put_keys(lane: &Lane<'_>, this: &Committing<'_>, live: &Ref<Vm>, record
     }
     let state = State::Committed { live: record.uuid.clone(), source_snapshot: this.taken.record.uuid.clone() };
     let mut keys = replica::inherited_keys(&this.taken.record, &this.source.record);
-    keys.extend(live_keys(this.job, this.identity, &lane.target.sr, &record.uuid));
+    keys.extend(live_keys(this.job, this.identity, &lane.sr_record.uuid, &record.uuid));
     keys.extend(point);
     keys.insert(keys::STATE.to_owned(), state.to_string());
     keys.insert(keys::XO_COPY_OF.to_owned(), this.taken.record.uuid.clone());

@@ -5,6 +5,7 @@ use crate::error::{EngineError, RunError, chain};
 use crate::holder::Holder;
 use crate::inventory::Inventory;
 use crate::job::{Job, Policies};
+use crate::placement::Ledger;
 use crate::pools::Pools;
 use crate::progress::Progress;
 use crate::run::{self, Run};
@@ -156,6 +157,7 @@ impl Engine {
             runs: self.runs.as_ref(),
             digests: Digests::open(&self.digest_dir, &job.tenant),
             holder: &self.holder,
+            ledger: Ledger::default(),
             now,
         }
     }

@@ -287,7 +287,7 @@ impl Failover<'_> {
     /// The write after which nobody but its guest writes to this replica.
     async fn mark(&self, replica: &Replica, point: &Point) -> Result<(), RunError> {
         let uuid = &replica.record.uuid;
-        let mut own = commit::live_keys(self.job, &self.identity, &self.lane.target.sr, uuid);
+        let mut own = commit::live_keys(self.job, &self.identity, replica.sr(), uuid);
         let state = State::FailedOver { live: uuid.clone(), point: point.uuid.clone() };
         own.insert(keys::STATE.to_owned(), state.to_string());
         let mark = |keys: &mut Keys| {

@@ -228,12 +228,12 @@ impl Scene<'_> {
     }
 
     pub(crate) fn everybody_answered(&self) -> bool {
-        self.targets.iter().all(|(_, pool)| pool.is_some())
+        self.targets.iter().all(|(target, pool)| answered(target, *pool))
     }
 
     fn views(&self, identity: &Identity) -> Vec<(&Target, &PoolState, TargetView)> {
         let reached = self.targets.iter().filter_map(|(target, pool)| Some((*target, (*pool)?)));
-        reached.map(|(target, pool)| (target, pool, TargetView::new(&pool.inventory, identity, &target.sr))).collect()
+        reached.map(|(target, pool)| (target, pool, TargetView::new(&pool.inventory, identity, &target.srs))).collect()
     }
 
     /// Objects that no view takes for the job's, though they carry its keys or are in its way.
@@ -263,8 +263,10 @@ impl Scene<'_> {
         let keys = &vm.other_config;
         let of = |key: &str| keys.get(key).map_or("", String::as_str);
         if keys.get(keys::JOB) != Some(id) && keys.get(keys::XO_JOB) != Some(id) {
-            let on_our_sr =
-                self.targets.iter().any(|(target, _)| target.pool == pool.name && target.sr == of(keys::XO_SR));
+            let on_our_sr = self
+                .targets
+                .iter()
+                .any(|(target, _)| target.pool == pool.name && target.srs.iter().any(|sr| sr == of(keys::XO_SR)));
             let of_our_vm = vm.is_a_snapshot
                 && keys.contains_key(keys::XO_JOB)
                 && pool.inventory.vms.get(&vm.snapshot_of).is_some_and(|live| self.selected.contains(&live.uuid));
@@ -424,6 +426,11 @@ impl Found {
             fate: Fate::Found,
         });
     }
+}
+
+/// Whether all that a target holds was seen: an SR that is gone for a while may hold a recovery point.
+fn answered(target: &Target, pool: Option<&PoolState>) -> bool {
+    pool.is_some_and(|pool| target.srs.iter().all(|sr| pool.inventory.sr_by_uuid(sr).is_some()))
 }
 
 /// What a disk is that carries the job's keys and belongs to nothing that is explained.
@@ -680,8 +687,7 @@ impl<'a> OneVm<'a> {
             found.vm(pool, record, self.about(), FindingKind::MigrationBlock, GcAct::PutRight, why);
         }
         let source = SourceVm::new(&pool.inventory, reference, record, &self.identity.ids);
-        let views: Vec<(&str, &TargetView)> =
-            self.views.iter().map(|(target, _, view)| (target.sr.as_str(), view)).collect();
+        let views: Vec<&TargetView> = self.views.iter().map(|(_, _, view)| view).collect();
         self.pruning(found, pool, &source.pruning);
         for snapshot in &source.untagged {
             let why = "a run took it and ended before it could say so".to_owned();
@@ -743,7 +749,7 @@ impl<'a> OneVm<'a> {
     }
 
     fn unasked(&self) -> String {
-        let silent = self.scene.targets.iter().filter(|(_, pool)| pool.is_none());
+        let silent = self.scene.targets.iter().filter(|(target, pool)| !answered(target, *pool));
         let names: Vec<&str> = silent.map(|(target, _)| target.name.as_str()).collect();
         format!("target {}", names.join(", "))
     }

@@ -222,8 +222,8 @@ async fn put_sides_right(
             Err(error) => problems.push(GcProblem::new(Some(vm), Some(&target.name), &error)),
         }
     }
-    let targets: Vec<_> = lanes.iter().map(|lane| (lane.target.sr.as_str(), &lane.view)).collect();
-    let everybody = lanes.len() == run.job.targets.len();
+    let targets: Vec<_> = lanes.iter().map(|lane| &lane.view).collect();
+    let everybody = lanes.len() == run.job.targets.len() && lanes.iter().all(Lane::sees_everything);
     let done = put_source_right(run, session, &identity, &targets, everybody).await;
     for lane in &mut lanes {
         lane.release().await;
@@ -255,7 +255,7 @@ async fn put_source_right(
     run: &Run<'_>,
     session: &Session,
     identity: &Identity,
-    targets: &[(&str, &TargetView)],
+    targets: &[&TargetView],
     everybody: bool,
 ) -> Result<(), RunError> {
     let inventory = Inventory::load(session).await?;

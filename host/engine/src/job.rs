@@ -58,8 +58,8 @@ pub struct Target {
     pub name: String,
     /// Name of the pool.
     pub pool: String,
-    /// uuid of the storage repository.
-    pub sr: String,
+    /// uuids of the storage repositories, at least one. A replica is whole on one of them: a new one where the most space is left.
+    pub srs: Vec<String>,
     /// Source network (uuid or name) to target network (uuid or name, or `none` for no interface).
     /// A network that is not listed maps to the one with the same uuid, else to the only one with the same name;
     /// anything else is an error, not a guess.

@@ -60,7 +60,7 @@ async fn create_disk(
     disk: &AttachedDisk,
 ) -> Result<Ref<Vdi>, RunError> {
     let mut keys = keys::inheritable(&disk.record.other_config);
-    keys.extend(importing_keys(job, identity, &lane.target.sr));
+    keys.extend(importing_keys(job, identity, &lane.sr_record.uuid));
     let name = format!("[Importing] {}", disk.record.name_label);
     let record = disk_record(&disk.record, lane.sr.as_str(), &name, &keys);
     let vdi: Ref<Vdi> = lane.session.call_async("VDI.create", params![record]).await?;

@@ -10,6 +10,7 @@ use crate::job::{Integrity, Job, Target};
 use crate::keys::Keys;
 use crate::lease::Lease;
 use crate::objects::{replace_keys, wait_until_detached};
+use crate::placement::TargetSrs;
 use crate::plan;
 use crate::reconcile;
 use crate::replica::MappedInterface;
@@ -28,8 +29,13 @@ use vmferry_xapi::{Ref, Session, params};
 pub(crate) struct Lane<'j> {
     pub(crate) target: &'j Target,
     pub(crate) session: Session,
+    /// The target's SRs.
+    pub(crate) srs: TargetSrs,
+    /// The one of them that the replica is on, or will be: see [`Lane::settle_on_sr`].
     pub(crate) sr: Ref<Sr>,
     pub(crate) sr_record: Sr,
+    /// Bytes that this run promised the replica there.
+    pub(crate) promised: u64,
     pub(crate) view: TargetView,
     /// Whether the pool's hosts take the `chunked` framing.
     pub(crate) framing: Framing,
@@ -64,14 +70,17 @@ impl<'j> Lane<'j> {
     pub(crate) async fn look(run: &Run<'_>, identity: &Identity, target: &'j Target) -> Result<Self, RunError> {
         let session = run.pools.session(&target.pool).await?;
         let inventory = Inventory::load(&session).await?;
-        let (sr, sr_record) = find_sr(&inventory, target)?;
-        let view = TargetView::new(&inventory, identity, &target.sr);
+        let srs = TargetSrs::new(&inventory, &session.get_all_records().await?, target)?;
+        let view = TargetView::new(&inventory, identity, &target.srs);
+        let on = view.current().and_then(|replica| srs.get(replica.sr())).unwrap_or(&srs.there[0]).clone();
         let framing = Framing::of(&session, run.runs, &run.job.tenant).await?;
         Ok(Self {
             target,
             session,
-            sr,
-            sr_record,
+            srs,
+            sr: on.reference,
+            sr_record: on.record,
+            promised: 0,
             view,
             framing,
             inventory,
@@ -96,6 +105,9 @@ impl<'j> Lane<'j> {
     /// the replica is as the last run left it.
     pub(crate) async fn open(run: &Run<'_>, identity: &Identity, target: &'j Target) -> Result<Self, RunError> {
         let mut lane = Self::look(run, identity, target).await?;
+        if let Some(lost) = lane.view.current().and_then(|replica| lane.srs.lost(target, replica.sr())) {
+            return Err(RunError::Obstacles(vec![lost]));
+        }
         lane.settle(run, identity).await?;
         if let Err(error) = lane.prove_untouched(run.job.tuning.first_byte).await {
             lane.release().await;
@@ -144,7 +156,7 @@ impl<'j> Lane<'j> {
     /// Reads again what the target holds.
     pub(crate) async fn observe(&mut self, identity: &Identity) -> Result<(), RunError> {
         self.inventory = Inventory::load(&self.session).await?;
-        self.view = TargetView::new(&self.inventory, identity, &self.target.sr);
+        self.view = TargetView::new(&self.inventory, identity, &self.target.srs);
         Ok(())
     }
 
@@ -173,9 +185,12 @@ impl<'j> Lane<'j> {
                 untold.insert(&disk.vdi);
             }
         }
+        let named = |sr: &String| run.job.targets.iter().any(|target| target.srs.contains(sr));
+        let moved = source.snapshots.iter().flat_map(|snapshot| &snapshot.exported_to).any(|sr| !named(sr));
         let plan = |known: &BTreeSet<String>| {
             let disks = source.disks.iter().map(|disk| {
-                let planned = plan::transfer(source, disk, &self.view, &self.target.sr, known);
+                let planned = plan::transfer(source, disk, &self.view, &self.target.srs, known);
+                let planned = plan::after_change_of_sr(planned, moved);
                 match untold.contains(&disk.vdi) {
                     true => plan::without_differences(planned, |copy| known.contains(copy)),
                     false => planned,
@@ -200,6 +215,55 @@ impl<'j> Lane<'j> {
         for (disk, transfer) in source.disks.iter().zip(&self.transfers) {
             self.plans.push(forecast::disk_plan(run.runs, run.job, &self.target.name, inventory, disk, transfer).await);
         }
+    }
+
+    /// Decides on which SR the replica is from now on, and promises it what was planned: it stays where its newest recovery point
+    /// is, and a new one goes where the most space is left.
+    pub(crate) fn settle_on_sr(&mut self, run: &Run<'_>, source: &SourceVm) -> Result<(), RunError> {
+        let obstacle = |why| RunError::Obstacles(vec![why]);
+        if let Some(lost) = self.srs.lost_home(self.target, &self.view, source) {
+            return Err(obstacle(lost));
+        }
+        let needed = self.plans.iter().map(|plan| plan.expected_bytes).sum();
+        let home = self.view.current().and_then(|replica| self.srs.get(replica.sr()));
+        // With one SR there is nothing to choose; whether it has room the pre-flight tells.
+        let only = self.srs.there.first().filter(|only| only.is_plugged && self.target.srs.len() == 1);
+        let on = match home.or(only) {
+            Some(on) => {
+                run.ledger.promise(&on.record, needed);
+                on
+            }
+            None => run.ledger.place(&self.srs, needed, self.target).map_err(obstacle)?,
+        };
+        (self.sr, self.sr_record, self.promised) = (on.reference.clone(), on.record.clone(), needed);
+        self.warnings.extend(self.notes_on_srs());
+        Ok(())
+    }
+
+    /// What an operator should know of the target's SRs.
+    fn notes_on_srs(&self) -> Vec<String> {
+        let (target, pool) = (&self.target.name, &self.target.pool);
+        let missing = self.srs.missing.iter().map(|sr| {
+            format!("SR {sr} of target {target} is not in pool {pool}; nothing is put there: take it out of `srs`")
+        });
+        let replicas = self.view.replicas.iter().skip(1).filter(|replica| replica.sr() != self.sr_record.uuid);
+        let older = replicas.map(|replica| {
+            format!(
+                "replica {} ({}) on SR {} holds {} older recovery points; the one on SR {} goes on, and that one stays until somebody \
+                 removes it",
+                replica.record.name_label,
+                replica.record.uuid,
+                replica.sr(),
+                replica.points.len(),
+                self.sr_record.uuid
+            )
+        });
+        missing.chain(older).collect()
+    }
+
+    /// Whether all that the target holds was looked at: an SR that is gone for a while may hold a recovery point.
+    pub(crate) fn sees_everything(&self) -> bool {
+        self.srs.missing.is_empty()
     }
 
     /// What is planned here.
@@ -290,16 +354,6 @@ pub(crate) fn unopened(target: &Target, error: &RunError) -> TargetReport {
         warnings: Vec::new(),
         disks: Vec::new(),
     }
-}
-
-fn find_sr(inventory: &Inventory, target: &Target) -> Result<(Ref<Sr>, Sr), RunError> {
-    let (sr, record) = inventory.sr_by_uuid(&target.sr).ok_or_else(|| RunError::NotFound {
-        class: "SR",
-        name: target.sr.clone(),
-        pool: target.pool.clone(),
-        remedy: "set the target's `sr` to the uuid of a storage repository of that pool",
-    })?;
-    Ok((sr.clone(), record.clone()))
 }
 
 /// Which disks the storage is asked about.

@@ -30,6 +30,7 @@ mod lease;
 mod migration;
 mod moving;
 mod objects;
+mod placement;
 mod plan;
 mod points;
 mod pools;

@@ -22,16 +22,20 @@ pub(crate) fn replica_size(source: u64) -> u64 {
 ///
 /// The base is the newest content that source and target both hold: recovery points are tried from the newest to the
 /// oldest, each identified by the content key of its disk, never by a name or a date. Without a base, the newest copy of
-/// the disk whose digests are at hand (`known`, by uuid) is compared with; so is a newest copy that was found damaged.
+/// the disk whose digests are at hand (`known`, by uuid) is compared with; so is a newest copy that was found damaged. `srs` are
+/// the target's, by uuid.
 pub(crate) fn transfer(
     source: &SourceVm,
     disk: &AttachedDisk,
     target: &TargetView,
-    sr: &str,
+    srs: &[String],
     known: &BTreeSet<String>,
 ) -> Transfer {
+    // A replica is whole on one SR, so an older one on another is nothing to build on.
+    let home = target.current().map_or("", Replica::sr);
     let copies: Vec<(usize, &PointDisk)> = target
         .points()
+        .filter(|point| point.sr == home)
         .enumerate()
         .filter_map(|(age, point)| Some((age, point.disks.iter().find(|held| is_copy_of(source, disk, held, point))?)))
         .collect();
@@ -59,10 +63,10 @@ pub(crate) fn transfer(
         };
     }
     let target_has_points = target.current().is_some();
-    let reason = match (target_has_points, copies.is_empty(), source.keeps_snapshot_for(sr)) {
+    let reason = match (target_has_points, copies.is_empty(), source.keeps_snapshot_for(srs)) {
         _ if newest_is_damaged => FullReason::ReplicaDamaged,
         (true, true, _) => FullReason::NewDisk,
-        (false, _, false) => xen_orchestra::reason(source, target, sr).unwrap_or(FullReason::FirstRun),
+        (false, _, false) => xen_orchestra::reason(source, target, srs).unwrap_or(FullReason::FirstRun),
         (_, _, true) => FullReason::BaseGoneOnTarget,
         (true, false, false) if copies.iter().any(|(_, held)| source.purged.contains(&held.content_key)) => {
             FullReason::BasePurged
@@ -84,6 +88,15 @@ pub(crate) fn without_differences(planned: Transfer, is_known: impl Fn(&str) -> 
             Transfer::Resync { copy: base.target_snapshot_disk, reason }
         }
         Transfer::Delta { .. } => Transfer::Full { reason },
+        other => other,
+    }
+}
+
+/// The same for a VM of which the target holds nothing, where its source was replicated to an SR that no target names any more
+/// (`moved`).
+pub(crate) fn after_change_of_sr(planned: Transfer, moved: bool) -> Transfer {
+    match planned {
+        Transfer::Full { reason: FullReason::FirstRun } if moved => Transfer::Full { reason: FullReason::SrChanged },
         other => other,
     }
 }
@@ -169,6 +182,10 @@ mod tests {
     const MIB: u64 = 1 << 20;
     const SR: &str = "sr";
 
+    fn srs() -> Vec<String> {
+        vec!["another".to_owned(), SR.to_owned()]
+    }
+
     /// The source disk `disk`, on device 0.
     fn disk(size: u64) -> AttachedDisk {
         attached("disk", size, "0", Keys::new())
@@ -219,6 +236,7 @@ mod tests {
             taken_at: Timestamp::from_second(1 + age as i64).unwrap(),
             made_at: Timestamp::UNIX_EPOCH,
             source_snapshot: String::new(),
+            sr: SR.to_owned(),
             held: false,
             origin: Origin::Vmferry,
             disks: vec![PointDisk {
@@ -252,7 +270,7 @@ mod tests {
         let check = |what: &str, snapshots: &[&str], exported, points: &[(&str, &str, u64)], expected: Transfer| {
             let disk = disk(64 * MIB);
             let source = source(disk.clone(), snapshots, exported);
-            assert_eq!(transfer(&source, &disk, &target(points), SR, &BTreeSet::new()), expected, "{what}");
+            assert_eq!(transfer(&source, &disk, &target(points), &srs(), &BTreeSet::new()), expected, "{what}");
         };
         let size = 64 * MIB;
         let both = &[("disk", "a", size), ("disk", "b", size)][..];
@@ -275,7 +293,7 @@ mod tests {
         let disk = disk(size);
         let known = |copies: &[&str]| copies.iter().map(|copy| (*copy).to_owned()).collect::<BTreeSet<_>>();
         let planned = |snapshots: &[&str], copies: &[&str]| {
-            transfer(&source(disk.clone(), snapshots, false), &disk, &target(points), SR, &known(copies))
+            transfer(&source(disk.clone(), snapshots, false), &disk, &target(points), &srs(), &known(copies))
         };
         let resync = |copy: &str| Transfer::Resync { copy: copy.to_owned(), reason: FullReason::BaseGoneOnSource };
         assert_eq!(planned(&[], &["copy 0", "copy 1"]), resync("copy 1"));
@@ -304,7 +322,7 @@ mod tests {
         let source = source(disk.clone(), &["a", "b"], true);
         let planned = |known: &[&str]| {
             let known = known.iter().map(|copy| (*copy).to_owned()).collect();
-            transfer(&source, &disk, &view, SR, &known)
+            transfer(&source, &disk, &view, &srs(), &known)
         };
         let mended = Transfer::Resync { copy: "copy 1".to_owned(), reason: FullReason::ReplicaDamaged };
         assert_eq!(planned(&["copy 1"]), mended);
@@ -317,7 +335,7 @@ mod tests {
         let disk = disk(64 * MIB);
         let mut source = source(disk.clone(), &["a"], true);
         source.bases.insert("a".to_owned(), BaseDisk { vdi: Ref::new("a"), of: Ref::new("another disk") });
-        let planned = transfer(&source, &disk, &target(&[("disk", "a", 64 * MIB)]), SR, &BTreeSet::new());
+        let planned = transfer(&source, &disk, &target(&[("disk", "a", 64 * MIB)]), &srs(), &BTreeSet::new());
         assert_eq!(planned.kind(), vmferry_model::plan::Kind::Full);
     }
 

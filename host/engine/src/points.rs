@@ -109,7 +109,7 @@ impl<'j> Survivor<'j> {
     }
 
     pub(crate) fn view(&self, job: &Job, vm: &str) -> TargetView {
-        TargetView::new(&self.inventory, &Identity { ids: job.ids, vm: vm.to_owned() }, &self.target.sr)
+        TargetView::new(&self.inventory, &Identity { ids: job.ids, vm: vm.to_owned() }, &self.target.srs)
     }
 }
 

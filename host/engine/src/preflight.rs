@@ -81,16 +81,21 @@ pub(crate) fn target(
     let mut found = Survey::default();
     let sr = &lane.sr_record;
     let needed: u64 = lane.plans.iter().map(|plan| plan.expected_bytes).sum();
-    let free = sr.physical_size.saturating_sub(sr.physical_utilisation);
+    let free = sr.free();
     let full = lane.plans.iter().any(|plan| plan.kind == Kind::Full);
     if full && needed > free {
+        let stays = match lane.target.srs.len() {
+            1 => "",
+            _ => " (a replica stays on its SR; taken out of `srs`, the next run makes a full copy on another one)",
+        };
         found.obstacles.push(format!(
-            "SR {} ({}) of target {} has {} free, the run needs about {}; free space there or set another `sr`",
+            "SR {} ({}) of target {} has {} free, the run needs about {}; free space there or set another `sr`{}",
             sr.name_label,
             sr.uuid,
             lane.target.name,
             bytes(free),
-            bytes(needed)
+            bytes(needed),
+            stays
         ));
     }
     for (transfer, disk) in lane.transfers.iter().zip(disks) {

@@ -16,6 +16,7 @@ use crate::snapshot;
 use crate::view::{
     Condition, Identity, Point, PointDisk, Pruning, Replica, SourceSnapshot, SourceVm, TargetView, Unborn, is_unused,
 };
+use std::collections::BTreeSet;
 use uuid::Uuid;
 use vmferry_xapi::records::{Vdi, Vm};
 use vmferry_xapi::{ApiError, Error, Record, Ref, Session, params};
@@ -73,13 +74,13 @@ pub(crate) async fn target(lane: &Lane<'_>, job: &Job, identity: &Identity) -> R
     Ok(done)
 }
 
-/// Puts the source right: snapshots of runs that died. `targets` are the SRs that could be asked, and what they hold; where
+/// Puts the source right: snapshots of runs that died. `targets` is what those hold that could be asked; where
 /// that is not `everybody`, nothing is touched that might be a base.
 pub(crate) async fn source(
     session: &Session,
     inventory: &Inventory,
     source: &SourceVm,
-    targets: &[(&str, &TargetView)],
+    targets: &[&TargetView],
     everybody: bool,
 ) -> Result<Vec<String>, RunError> {
     let mut done = finish_pruning(session, inventory, &source.pruning).await?;
@@ -100,28 +101,21 @@ pub(crate) async fn source(
 
 /// The source snapshots that a target made a recovery point of, but that were not marked before their run died; with the
 /// SRs that hold one.
-pub(crate) fn unmarked<'a>(
-    source: &'a SourceVm,
-    targets: &[(&str, &TargetView)],
-) -> Vec<(&'a SourceSnapshot, Vec<String>)> {
+pub(crate) fn unmarked<'a>(source: &'a SourceVm, targets: &[&TargetView]) -> Vec<(&'a SourceSnapshot, Vec<String>)> {
     let unmarked = source.snapshots.iter().filter(|snapshot| snapshot.exported_to.is_empty());
     let held = unmarked.map(|snapshot| (snapshot, holders(&snapshot.uuid, targets)));
     held.filter(|(_, holders)| !holders.is_empty()).collect()
 }
 
 /// The source snapshots that no target confirmed, nor holds a recovery point of.
-pub(crate) fn unconfirmed<'a>(source: &'a SourceVm, targets: &[(&str, &TargetView)]) -> Vec<&'a SourceSnapshot> {
+pub(crate) fn unconfirmed<'a>(source: &'a SourceVm, targets: &[&TargetView]) -> Vec<&'a SourceSnapshot> {
     let unmarked = source.snapshots.iter().filter(|snapshot| snapshot.exported_to.is_empty());
     unmarked.filter(|snapshot| holders(&snapshot.uuid, targets).is_empty()).collect()
 }
 
 /// The source snapshots that were bases and are none any more, by their marks and by what the targets (all of the job's)
 /// hold: a point that is damaged is no base, so the one before it keeps its snapshot.
-pub(crate) fn superseded(
-    source: &SourceVm,
-    targets: &[(&str, &TargetView)],
-    configured: &[Target],
-) -> Vec<SourceSnapshot> {
+pub(crate) fn superseded(source: &SourceVm, targets: &[&TargetView], configured: &[Target]) -> Vec<SourceSnapshot> {
     let mut snapshots = source.snapshots.clone();
     for snapshot in &mut snapshots {
         if snapshot.exported_to.is_empty() {
@@ -129,21 +123,21 @@ pub(crate) fn superseded(
         }
     }
     snapshots.retain(|snapshot| !snapshot.exported_to.is_empty());
-    let srs: Vec<String> = configured.iter().map(|target| target.sr.clone()).collect();
+    let srs: Vec<&[String]> = configured.iter().map(|target| target.srs.as_slice()).collect();
     let exists = |point: &&Point| snapshots.iter().any(|snapshot| snapshot.uuid == point.source_snapshot);
     let base_of = |view: &TargetView| {
         let point = view.points().filter(|point| !point.is_damaged()).find(exists);
         point.map(|point| point.source_snapshot.clone())
     };
-    let bases: Vec<String> = targets.iter().filter_map(|(_, view)| base_of(view)).collect();
+    let bases: Vec<String> = targets.iter().filter_map(|view| base_of(view)).collect();
     let superfluous = snapshot::superfluous(&snapshots, &srs).into_iter();
     superfluous.filter(|snapshot| !bases.contains(&snapshot.uuid)).cloned().collect()
 }
 
 /// The SRs that hold a recovery point of a source snapshot.
-fn holders(snapshot: &str, targets: &[(&str, &TargetView)]) -> Vec<String> {
-    let holds = |view: &TargetView| view.points().any(|point| point.source_snapshot == snapshot);
-    targets.iter().filter(|(_, view)| holds(view)).map(|(sr, _)| (*sr).to_owned()).collect()
+fn holders(snapshot: &str, targets: &[&TargetView]) -> Vec<String> {
+    let points = targets.iter().flat_map(|view| view.points()).filter(|point| point.source_snapshot == snapshot);
+    points.map(|point| point.sr.clone()).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// Whether the keys of an object are still those that it was found with: somebody may have taken it for himself since.
@@ -303,7 +297,8 @@ pub(crate) async fn clone_disk(
     let clone: Ref<Vdi> = make_from(session, original, "clone", params![original]).await?;
     let uuid: String = session.call("VDI.get_uuid", params![&clone]).await?;
     let mut own: Keys = keys::inheritable(&held.attached.record.other_config);
-    own.extend(importing_keys(job, identity, &lane.target.sr));
+    let sr = lane.inventory.srs.get(&held.attached.record.sr).unwrap_or(&lane.sr_record);
+    own.extend(importing_keys(job, identity, &sr.uuid));
     own.insert(keys::SELF.to_owned(), uuid);
     own.insert(keys::CONTENT.to_owned(), held.content_key.clone());
     if let Some(disk) = &held.source_disk {

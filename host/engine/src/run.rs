@@ -10,6 +10,7 @@ use crate::landing;
 use crate::lane::{Lane, unopened};
 use crate::lease::{Lease, LeaseTerms};
 use crate::migration;
+use crate::placement::Ledger;
 use crate::pools::Pools;
 use crate::preflight::{self, Survey};
 use crate::progress::Progress;
@@ -47,6 +48,8 @@ pub(crate) struct Run<'a> {
     pub(crate) runs: &'a dyn RunStore,
     pub(crate) digests: Digests,
     pub(crate) holder: &'a Holder,
+    /// What it is about to put where.
+    pub(crate) ledger: Ledger,
     /// When it began, by which it is decided what to try again.
     pub(crate) now: Timestamp,
 }
@@ -81,6 +84,9 @@ pub(crate) async fn replicate(run: &Run<'_>, session: &Session, vm: &Ref<Vm>, re
     };
     for lane in &mut work.lanes {
         lane.release().await;
+        if !lane.is_done() {
+            run.ledger.take_back(&lane.sr_record, lane.promised);
+        }
     }
     work.into_report(error)
 }
@@ -172,8 +178,8 @@ impl Work<'_> {
         vm: &Ref<Vm>,
     ) -> Result<(Inventory, SourceVm), RunError> {
         self.no_lane_left()?;
-        let targets: Vec<_> = self.lanes.iter().map(|lane| (lane.target.sr.as_str(), &lane.view)).collect();
-        let everybody = self.unopened.is_empty();
+        let targets: Vec<_> = self.lanes.iter().map(|lane| &lane.view).collect();
+        let everybody = self.sees_everything();
         if everybody {
             // Nobody holds the content of these, so nobody will ask for its digests.
             let unconfirmed = reconcile::unconfirmed(&source, &targets).into_iter();
@@ -282,7 +288,7 @@ impl Work<'_> {
     /// Step 10: the snapshot becomes the base of the targets that have it, and snapshots that are nobody's base go.
     async fn advance(&mut self, before: &Inventory, vm: &Ref<Vm>, taken: &Taken) -> Result<(), RunError> {
         let committed: Vec<&Lane<'_>> = self.lanes.iter().filter(|lane| lane.committed.is_some()).collect();
-        let srs: Vec<String> = committed.iter().map(|lane| lane.target.sr.clone()).collect();
+        let srs: Vec<String> = committed.iter().map(|lane| lane.sr_record.uuid.clone()).collect();
         let bases = committed.iter().flat_map(|lane| lane.transfers.iter().map(Transfer::base));
         let chain_length =
             bases.map(|base| base.and_then(|base| snapshot::delta_chain_length(before, base)).map_or(0, |n| n + 1));
@@ -291,8 +297,8 @@ impl Work<'_> {
         snapshot::mark_exported(self.session, &taken.reference, &disks, &srs, Some(chain_length)).await?;
 
         let (_, source) = self.observe_source(vm).await?;
-        let target_srs: Vec<String> = self.run.job.targets.iter().map(|target| target.sr.clone()).collect();
-        for old in snapshot::superfluous(&source.snapshots, &target_srs) {
+        let targets: Vec<&[String]> = self.run.job.targets.iter().map(|target| target.srs.as_slice()).collect();
+        for old in snapshot::superfluous(&source.snapshots, &targets) {
             if let Err(error) = snapshot::destroy(self.session, &old.reference).await {
                 self.warnings.push(format!("source snapshot {} could not be removed: {}", old.uuid, chain(&error)));
             }
@@ -309,7 +315,7 @@ impl Work<'_> {
                 lane.warnings.push(format!("pruning stopped: {}", chain(&error)));
             }
         }
-        if self.unopened.is_empty() {
+        if self.sees_everything() {
             self.run.digests.drop_unused(&held, &self.digest_tables());
         }
     }
@@ -333,6 +339,11 @@ impl Work<'_> {
         if let Err(error) = migration::allow(lease, self.session, vm).await {
             self.warnings.push(format!("migration of the VM stays blocked until the next run: {}", chain(&error)));
         }
+    }
+
+    /// Whether all that the job's targets hold was looked at.
+    fn sees_everything(&self) -> bool {
+        self.unopened.is_empty() && self.lanes.iter().all(Lane::sees_everything)
     }
 
     /// The digest tables that belong to what the targets hold.
@@ -418,6 +429,7 @@ async fn survey_lane(
     networks: &Networks,
 ) -> Result<Survey, RunError> {
     lane.plan_transfers(run, inventory, source).await;
+    lane.settle_on_sr(run, source)?;
     let there = lane.session.get_all_records().await?;
     lane.interfaces = replica::map_networks(&networks.interfaces, &networks.networks, &there, lane.target)?;
     lane.warnings.extend(xen_orchestra::notes(&lane.view, &lane.transfers, source));

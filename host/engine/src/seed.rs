@@ -37,7 +37,7 @@ use serde::Serialize;
 use std::path::PathBuf;
 use vmferry_disk::digest::{DraftTable, Root, Table};
 use vmferry_disk::extent::Extents;
-use vmferry_xapi::records::{PowerState, Vm};
+use vmferry_xapi::records::{PowerState, Sr, Vm};
 use vmferry_xapi::{Ref, Session, params};
 
 /// Name of the copy's snapshot until it is a recovery point.
@@ -103,8 +103,9 @@ impl Engine {
         let taken = snapshot::read(&session, &source, snapshot).await?;
         let survivor = Survivor::reach(self, target).await?;
         let (copy, record) = find_copy(&survivor, job, &source, &request.copy)?;
-        pair(&taken, &survivor.inventory.disks_of(record), sr_of(&survivor.inventory, target))
-            .map_err(EngineError::Usage)?;
+        let copies = survivor.inventory.disks_of(record);
+        let (sr, uuid) = sr_of(&survivor.inventory, target, &copies).map_err(EngineError::Usage)?;
+        pair(&taken, &copies, &sr).map_err(EngineError::Usage)?;
 
         let terms = LeaseTerms::of(&job.tuning);
         let of_source = Lease::acquire(&session, &source.reference, &source.record.uuid, &self.holder, terms, false);
@@ -115,6 +116,7 @@ impl Engine {
                 let adoption = Adoption {
                     job,
                     target,
+                    sr: (&sr, &uuid),
                     source: &source,
                     taken: &taken,
                     source_session: &session,
@@ -191,7 +193,7 @@ fn find_copy<'s>(
 }
 
 /// The copy's disk for each disk of the source, by device number; or why they do not fit together.
-fn pair(taken: &Taken, copies: &[AttachedDisk], sr: &str) -> Result<Vec<AttachedDisk>, String> {
+fn pair(taken: &Taken, copies: &[AttachedDisk], sr: &Ref<Sr>) -> Result<Vec<AttachedDisk>, String> {
     let device = |disk: &AttachedDisk| disk.vbd_record.userdevice.clone();
     let wanted: Vec<String> = taken.disks.iter().map(|disk| device(&disk.of)).collect();
     if let Some(extra) = copies.iter().find(|copy| !wanted.contains(&device(copy))) {
@@ -209,7 +211,7 @@ fn pair(taken: &Taken, copies: &[AttachedDisk], sr: &str) -> Result<Vec<Attached
         if found < size || found > replica_size(size) {
             return Err(format!("disk {copied} of the copy has {found} bytes, disk {uuid} of the source {size}"));
         }
-        if copy.record.sr.as_str() != sr {
+        if copy.record.sr != *sr {
             return Err(format!("disk {copied} of the copy is not on the target's SR; copy it there (`xe vdi-copy`)"));
         }
         Ok(copy.clone())
@@ -217,15 +219,21 @@ fn pair(taken: &Taken, copies: &[AttachedDisk], sr: &str) -> Result<Vec<Attached
     pairs.collect()
 }
 
-/// Reference of the target's SR.
-fn sr_of<'i>(inventory: &'i Inventory, target: &Target) -> &'i str {
-    inventory.sr_by_uuid(&target.sr).map_or("", |(sr, _)| sr.as_str())
+/// Reference and uuid of the target's SR that the copy is on.
+fn sr_of(inventory: &Inventory, target: &Target, copies: &[AttachedDisk]) -> Result<(Ref<Sr>, String), String> {
+    let on = copies.first().and_then(|copy| Some((&copy.record.sr, inventory.srs.get(&copy.record.sr)?)));
+    let found = on.filter(|(_, sr)| target.srs.contains(&sr.uuid));
+    let found = found.or_else(|| inventory.sr_by_uuid(target.srs.first()?));
+    let none = || format!("pool {} has no SR {}; correct target {}", target.pool, target.srs.join(", "), target.name);
+    found.map(|(reference, sr)| (reference.clone(), sr.uuid.clone())).ok_or_else(none)
 }
 
 /// A copy that fits, both leases held.
 struct Adoption<'a> {
     job: &'a Job,
     target: &'a Target,
+    /// Reference and uuid of the SR that the copy is on.
+    sr: (&'a Ref<Sr>, &'a str),
     source: &'a SourceVm,
     taken: &'a Taken,
     source_session: &'a Session,
@@ -282,8 +290,11 @@ impl Adoption<'_> {
     async fn commit(&self, point: &Ref<Vm>) -> Result<SeedReport, RunError> {
         let inventory = Inventory::load(self.session).await?;
         let record: Vm = self.session.get_record(point).await?;
-        let held = pair(self.taken, &inventory.disks_of(&record), sr_of(&inventory, self.target))
-            .map_err(|why| RunError::Inconsistent { what: "snapshot of the copy", object: record.uuid.clone(), why })?;
+        let held = pair(self.taken, &inventory.disks_of(&record), self.sr.0).map_err(|why| RunError::Inconsistent {
+            what: "snapshot of the copy",
+            object: record.uuid.clone(),
+            why,
+        })?;
         let mut compared = Vec::with_capacity(held.len());
         for (disk, held) in self.taken.disks.iter().zip(held) {
             compared.push(self.compare(disk, held).await?);
@@ -296,10 +307,10 @@ impl Adoption<'_> {
         }
         let mut live = keys::inheritable(&self.record.other_config);
         replica::put_autostart_aside(&mut live);
-        live.extend(live_keys(self.job, &identity, &self.target.sr, &self.record.uuid));
+        live.extend(live_keys(self.job, &identity, self.sr.1, &self.record.uuid));
         let mut keys = live.clone();
         keys.remove(keys::SELF);
-        keys.extend(point_keys(&this, &self.target.sr));
+        keys.extend(point_keys(&this, self.sr.1));
         let state =
             State::Committed { live: self.record.uuid.clone(), source_snapshot: self.taken.record.uuid.clone() };
         keys.insert(keys::STATE.to_owned(), state.to_string());
@@ -314,7 +325,7 @@ impl Adoption<'_> {
         self.mark_live(live).await?;
         snapshot::put_keys(self.source_session, self.source, self.job, self.taken).await?;
         let disks: Vec<_> = self.taken.disks.iter().map(|disk| disk.vdi.clone()).collect();
-        let srs = [self.target.sr.clone()];
+        let srs = [self.sr.1.to_owned()];
         snapshot::mark_exported(self.source_session, &self.taken.reference, &disks, &srs, Some(0)).await?;
         Ok(SeedReport {
             vm: identity.vm.clone(),
@@ -356,13 +367,13 @@ impl Adoption<'_> {
     ) -> Result<(), RunError> {
         let live = &compared.held.record.snapshot_of;
         let uuid = inventory.vdis.get(live).map_or("", |live| live.uuid.as_str());
-        let mut keys = live_disk_keys(self.job, this.identity, &self.target.sr, disk, uuid);
+        let mut keys = live_disk_keys(self.job, this.identity, self.sr.1, disk, uuid);
         if compared.found.is_some() {
             // It equals nothing that anybody knows.
             keys.remove(keys::CONTENT);
         }
         replace_keys(self.session, live, &keys).await?;
-        keys.extend(point_keys(this, &self.target.sr));
+        keys.extend(point_keys(this, self.sr.1));
         keys.insert(keys::XO_COPY_OF.to_owned(), disk.uuid.clone());
         keys.insert(keys::XO_CONTENT_KEY.to_owned(), disk.uuid.clone());
         keys.insert(keys::DIGEST.to_owned(), keys::digest_value(&disk.uuid, &compared.wanted.to_string()));

@@ -177,13 +177,15 @@ pub(crate) async fn mark_exported(
     Ok(set_keys(session, snapshot, &keys, &[]).await?)
 }
 
-/// The source snapshots of a job that are nobody's base: not the newest one that some target of the job holds.
+/// The source snapshots of a job that are nobody's base: not the newest one that some target of the job holds, on whichever of
+/// its SRs (`targets` has those of each).
 /// A target that failed or could not be reached keeps its snapshot.
-pub(crate) fn superfluous<'a>(snapshots: &'a [SourceSnapshot], target_srs: &[String]) -> Vec<&'a SourceSnapshot> {
-    let base_of = |sr: &String| {
-        snapshots.iter().filter(|s| s.exported_to.contains(sr)).max_by_key(|s| s.taken_at).map(|s| &s.uuid)
+pub(crate) fn superfluous<'a>(snapshots: &'a [SourceSnapshot], targets: &[&[String]]) -> Vec<&'a SourceSnapshot> {
+    let base_of = |srs: &&[String]| {
+        let held = snapshots.iter().filter(|s| s.exported_to.iter().any(|sr| srs.contains(sr)));
+        held.max_by_key(|s| s.taken_at).map(|s| &s.uuid)
     };
-    let bases: Vec<&String> = target_srs.iter().filter_map(base_of).collect();
+    let bases: Vec<&String> = targets.iter().filter_map(base_of).collect();
     snapshots.iter().filter(|snapshot| !bases.contains(&&snapshot.uuid)).collect()
 }
 
@@ -251,14 +253,17 @@ mod tests {
             exported_to: exported_to.iter().map(|sr| (*sr).to_owned()).collect(),
         };
         let snapshots = [snapshot(1, &["a", "b"]), snapshot(2, &["b"]), snapshot(3, &["a"]), snapshot(4, &["gone"])];
-        let kept = |targets: &[&str]| {
-            let targets: Vec<String> = targets.iter().map(|sr| (*sr).to_owned()).collect();
+        let kept = |targets: &[&[&str]]| {
+            let targets: Vec<Vec<String>> =
+                targets.iter().map(|srs| srs.iter().map(|sr| (*sr).to_owned()).collect()).collect();
+            let targets: Vec<&[String]> = targets.iter().map(Vec::as_slice).collect();
             let drop: Vec<&str> = superfluous(&snapshots, &targets).iter().map(|s| s.uuid.as_str()).collect();
             snapshots.iter().map(|s| s.uuid.as_str()).filter(|uuid| !drop.contains(uuid)).collect::<Vec<_>>()
         };
-        assert_eq!(kept(&["a", "b"]), ["2", "3"]);
-        assert_eq!(kept(&["a"]), ["3"]);
-        assert_eq!(kept(&["a", "never reached"]), ["3"]);
+        assert_eq!(kept(&[&["a"], &["b"]]), ["2", "3"]);
+        assert_eq!(kept(&[&["a"]]), ["3"]);
+        assert_eq!(kept(&[&["a"], &["never reached"]]), ["3"]);
+        assert_eq!(kept(&[&["a", "b"]]), ["3"], "one target with two SRs has one base");
         assert_eq!(kept(&[]), Vec::<&str>::new());
     }
 }

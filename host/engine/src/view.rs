@@ -141,8 +141,8 @@ impl SourceVm {
     }
 
     /// Whether a snapshot made for this target still exists.
-    pub(crate) fn keeps_snapshot_for(&self, sr: &str) -> bool {
-        self.snapshots.iter().any(|snapshot| snapshot.exported_to.iter().any(|to| to == sr))
+    pub(crate) fn keeps_snapshot_for(&self, srs: &[String]) -> bool {
+        self.snapshots.iter().any(|snapshot| snapshot.exported_to.iter().any(|to| srs.contains(to)))
     }
 }
 
@@ -236,6 +236,8 @@ pub(crate) struct Point {
     pub(crate) made_at: Timestamp,
     /// uuid of the source snapshot VM.
     pub(crate) source_snapshot: String,
+    /// uuid of the SR it is on.
+    pub(crate) sr: String,
     pub(crate) held: bool,
     pub(crate) origin: Origin,
     pub(crate) disks: Vec<PointDisk>,
@@ -286,6 +288,11 @@ impl Replica {
         &self.points[0]
     }
 
+    /// uuid of the SR it is on.
+    pub(crate) fn sr(&self) -> &str {
+        &self.newest().sr
+    }
+
     /// The live disk that should equal this disk of the newest recovery point: by what it says of itself, else (made by Xen
     /// Orchestra) by being what the snapshot was taken of. Where Xen Orchestra went on with a disk of ours, the disk still
     /// says what it held before.
@@ -301,11 +308,11 @@ impl Replica {
 }
 
 impl TargetView {
-    /// Reads what the SR `sr` holds for `identity`.
-    pub(crate) fn new(inventory: &Inventory, identity: &Identity, sr: &str) -> Self {
+    /// Reads what these SRs, by uuid, hold for `identity`.
+    pub(crate) fn new(inventory: &Inventory, identity: &Identity, srs: &[String]) -> Self {
         let mut points: BTreeMap<Ref<Vm>, Vec<Point>> = BTreeMap::new();
         for (reference, vm) in &inventory.vms {
-            if let Some((live, point)) = point(inventory, identity, sr, reference, vm) {
+            if let Some((live, point)) = point(inventory, identity, srs, reference, vm) {
                 points.entry(live).or_default().push(point);
             }
         }
@@ -313,7 +320,7 @@ impl TargetView {
         for (reference, record) in inventory.vms.iter().filter(|(_, vm)| !vm.is_a_snapshot) {
             let importing = is_importing(identity, record);
             let failed_over = failed_over_to(identity, record).is_some();
-            let here = record.other_config.get(keys::XO_SR).is_some_and(|on| on == sr);
+            let here = record.other_config.get(keys::XO_SR).is_some_and(|on| srs.contains(on));
             match points.remove(reference) {
                 Some(mut points) => {
                     points.sort_by_key(|point| (std::cmp::Reverse(point.taken_at), point.made_at));
@@ -342,11 +349,11 @@ impl TargetView {
             }
         }
         view.replicas.sort_by_key(|replica| std::cmp::Reverse(replica.points[0].taken_at));
-        view.orphans = orphans(inventory, identity, sr);
+        view.orphans = orphans(inventory, identity, srs);
         view.marked_for_cloning = marked_for_cloning(inventory, identity);
         view.pruning = Pruning::new(inventory, identity);
         let replicas: Vec<&Ref<Vm>> = view.replicas.iter().map(|replica| &replica.reference).collect();
-        view.unproven = xen_orchestra::unproven(inventory, identity, sr, &replicas);
+        view.unproven = xen_orchestra::unproven(inventory, identity, srs, &replicas);
         view
     }
 
@@ -423,13 +430,14 @@ pub(crate) fn is_held(point: &Vm) -> bool {
 fn point(
     inventory: &Inventory,
     identity: &Identity,
-    sr: &str,
+    srs: &[String],
     reference: &Ref<Vm>,
     vm: &Vm,
 ) -> Option<(Ref<Vm>, Point)> {
     let keys = &vm.other_config;
     let is = |key: &str, value: &str| keys.get(key).is_some_and(|found| found == value);
-    let ours = is(keys::XO_JOB, &identity.ids.job.to_string()) && is(keys::XO_VM, &identity.vm) && is(keys::XO_SR, sr);
+    let ours = is(keys::XO_JOB, &identity.ids.job.to_string()) && is(keys::XO_VM, &identity.vm);
+    let sr = keys.get(keys::XO_SR).filter(|sr| srs.contains(sr))?;
     if !vm.is_a_snapshot || !ours {
         return None;
     }
@@ -454,6 +462,7 @@ fn point(
         made_at: vm.snapshot_time,
         source_snapshot,
         held: is_held(vm),
+        sr: sr.clone(),
         origin,
         disks,
     };
@@ -475,14 +484,14 @@ fn point_disk(disk: &AttachedDisk) -> Option<PointDisk> {
 }
 
 /// Disks that an interrupted run left: marked as importing, or as being cloned, and on no VM.
-fn orphans(inventory: &Inventory, identity: &Identity, sr: &str) -> Vec<Ref<Vdi>> {
+fn orphans(inventory: &Inventory, identity: &Identity, srs: &[String]) -> Vec<Ref<Vdi>> {
     let being_cloned: Vec<&String> = inventory
         .vdis
         .values()
         .filter(|vdi| vdi.is_a_snapshot)
         .filter_map(|vdi| vdi.other_config.get(keys::CLONING))
         .collect();
-    let on_sr = |vdi: &Vdi| inventory.srs.get(&vdi.sr).is_some_and(|record| record.uuid == sr);
+    let on_sr = |vdi: &Vdi| inventory.srs.get(&vdi.sr).is_some_and(|record| srs.contains(&record.uuid));
     let unfinished = |vdi: &Vdi| {
         let keys = &vdi.other_config;
         keys.get(keys::CLONING).is_some_and(|nonce| being_cloned.contains(&nonce))

@@ -22,7 +22,7 @@ use crate::view::{Identity, Origin, Point, SourceVm, TargetView};
 use std::collections::BTreeSet;
 use vmferry_model::plan::{FullReason, Transfer};
 use vmferry_xapi::Ref;
-use vmferry_xapi::records::Vm;
+use vmferry_xapi::records::{Vdi, Vm};
 
 /// How the name of a VM begins while its first transfer runs.
 const IMPORTING_VM: &str = "[Importing…]";
@@ -70,21 +70,27 @@ pub(crate) fn is_under_way(identity: &Identity, live: &Vm) -> bool {
     State::of(&live.other_config).is_none() && identity.is_named_by(&live.other_config)
 }
 
-/// The copies of the source VM on `sr` that are no base. `replicas` hold recovery points, and are told of elsewhere.
-pub(crate) fn unproven(inventory: &Inventory, identity: &Identity, sr: &str, replicas: &[&Ref<Vm>]) -> Vec<Unproven> {
+/// The copies of the source VM on `srs` that are no base. `replicas` hold recovery points, and are told of elsewhere.
+pub(crate) fn unproven(
+    inventory: &Inventory,
+    identity: &Identity,
+    srs: &[String],
+    replicas: &[&Ref<Vm>],
+) -> Vec<Unproven> {
     let live = inventory.vms.iter().filter(|(_, vm)| !vm.is_a_snapshot && !vm.is_a_template);
     live.filter(|(reference, _)| !replicas.contains(reference))
         .filter_map(|(reference, vm)| {
-            let why = why(inventory, identity, sr, reference, vm)?;
+            let why = why(inventory, identity, srs, reference, vm)?;
             Some(Unproven { name: vm.name_label.clone(), uuid: vm.uuid.clone(), why })
         })
         .collect()
 }
 
-fn why(inventory: &Inventory, identity: &Identity, sr: &str, reference: &Ref<Vm>, vm: &Vm) -> Option<Why> {
+fn why(inventory: &Inventory, identity: &Identity, srs: &[String], reference: &Ref<Vm>, vm: &Vm) -> Option<Why> {
     let keys = &vm.other_config;
     let disks = inventory.disks_of(vm);
-    let on_sr = || disks.iter().any(|disk| inventory.srs.get(&disk.record.sr).is_some_and(|record| record.uuid == sr));
+    let is_here = |disk: &Vdi| inventory.srs.get(&disk.sr).is_some_and(|record| srs.contains(&record.uuid));
+    let on_sr = || disks.iter().any(|disk| is_here(&disk.record));
     if keys.get(keys::XO_SOURCE_VM) == Some(&identity.vm) && on_sr() {
         return Some(Why::Legacy);
     }
@@ -95,7 +101,7 @@ fn why(inventory: &Inventory, identity: &Identity, sr: &str, reference: &Ref<Vm>
     }
     match keys.get(keys::XO_SR) {
         None => (disks.is_empty() || on_sr()).then_some(Why::Unfinished),
-        Some(on) if on != sr => None,
+        Some(on) if !srs.contains(on) => None,
         Some(_) => {
             let real_date = keys.get(keys::XO_DATETIME).and_then(|text| keys::parse_datetime(text)).is_some();
             let importing = vm.name_label.starts_with(IMPORTING_VM)
@@ -116,9 +122,9 @@ pub(crate) fn legacy_srs(source: &Vm) -> BTreeSet<String> {
 }
 
 /// Why a target without any recovery point gets no delta although Xen Orchestra replicated to it.
-pub(crate) fn reason(source: &SourceVm, target: &TargetView, sr: &str) -> Option<FullReason> {
+pub(crate) fn reason(source: &SourceVm, target: &TargetView, srs: &[String]) -> Option<FullReason> {
     let found = target.unproven.iter().map(|copy| copy.why);
-    let legacy = source.legacy_srs.contains(sr).then_some(Why::Legacy);
+    let legacy = srs.iter().any(|sr| source.legacy_srs.contains(sr)).then_some(Why::Legacy);
     Some(match found.chain(legacy).min()? {
         Why::LiveDisks => FullReason::XoVmPerRun,
         Why::Unfinished => FullReason::XoUnfinished,

@@ -25,6 +25,8 @@ pub enum FullReason {
     ReplicaDamaged,
     /// The source's storage keeps the disk as something else than VHD and does not tell what differs between two snapshots.
     NoDifferences,
+    /// The target's recovery points were on an SR that the job names no more.
+    SrChanged,
     /// The target holds only copies that Xen Orchestra 6.2 or older made, each a VM of its own: nothing proves that their disks
     /// are what was sent.
     XoVmPerRun,
@@ -57,6 +59,9 @@ impl FullReason {
             }
             Self::NoDifferences => {
                 "no differences: the source's storage does not tell what changed between two snapshots of the disk"
+            }
+            Self::SrChanged => {
+                "another SR: the recovery points of this VM were on one that no target of the job names any more"
             }
             Self::XoVmPerRun => {
                 "copies by Xen Orchestra 6.2 or older: each is a VM with live disks, and nothing proves that nobody wrote to them"

@@ -131,6 +131,7 @@ fn disk_plan(plan: &DiskPlan) -> wit_schedule::DiskPlan {
             FullReason::Requested => wit_schedule::FullReason::Requested,
             // Named as in JSON; the contract's next version may have cases for them.
             FullReason::BasePurged => wit_schedule::FullReason::Other("base-purged".to_owned()),
+            FullReason::SrChanged => wit_schedule::FullReason::Other("sr-changed".to_owned()),
             FullReason::XoVmPerRun => wit_schedule::FullReason::Other("xo-vm-per-run".to_owned()),
             FullReason::XoUnfinished => wit_schedule::FullReason::Other("xo-unfinished".to_owned()),
             FullReason::XoLegacy => wit_schedule::FullReason::Other("xo-legacy".to_owned()),

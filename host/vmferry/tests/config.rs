@@ -99,7 +99,7 @@ fn a_good_configuration_says_what_it_says() {
     let job = &config.jobs["erp"];
     assert_eq!((job.select.pool.as_str(), job.select.tags.as_slice()), ("prod", ["erp".to_owned()].as_slice()));
     assert_eq!(job.select.exclude_tags, ["scratch"]);
-    assert_eq!(job.targets[0].sr, "5aaf86ca-0000-4000-8000-000000000001");
+    assert_eq!(job.targets[0].srs, ["5aaf86ca-0000-4000-8000-000000000001"]);
     assert_eq!(job.targets[0].networks["lan"], "none");
     assert_eq!(job.schedule.as_ref().unwrap().with["every"], "10m");
     assert_eq!(job.retention.as_ref().unwrap().with["keep"], 3);
@@ -196,7 +196,7 @@ fn unknown_keys_are_answered_with_the_nearest_right_name() {
         expect![[r#"
             error: job.erp.targets[0]: unknown key `network`
               where: vmferry.toml:16:85
-              remedy: did you mean `networks`? known here: `name`, `pool`, `sr`, `networks`, `required`, `link`
+              remedy: did you mean `networks`? known here: `name`, `pool`, `sr`, `srs`, `networks`, `required`, `link`
         "#]],
     );
     check_with(
@@ -276,6 +276,33 @@ fn a_wrong_value_is_answered_with_the_right_form() {
           where: vmferry.toml:16:45
           remedy: copy it from `xe vm-list` or `xe sr-list`, 36 characters
     "#]],
+    );
+    check_with(
+        "sr = \"5AAF86CA-0000-4000-8000-000000000001\"",
+        "sr = \"5AAF86CA-0000-4000-8000-000000000001\", srs = [\"5AAF86CA-0000-4000-8000-000000000002\"]",
+        expect![[r#"
+            error: job.erp.targets[0]: `sr` and `srs` both say where replicas go
+              where: vmferry.toml:16:12
+              remedy: keep `sr` for one storage repository, or `srs` for several of which each replica is on one
+        "#]],
+    );
+    check_with(
+        "sr = \"5AAF86CA-0000-4000-8000-000000000001\"",
+        "srs = []",
+        expect![[r#"
+        error: job.erp.targets[0]: `srs` names no storage repository
+          where: vmferry.toml:16:12
+          remedy: add the uuid of one, from `xe sr-list`
+    "#]],
+    );
+    check_with(
+        "sr = \"5AAF86CA-0000-4000-8000-000000000001\"",
+        "srs = [\"5AAF86CA-0000-4000-8000-000000000001\", \"5aaf86ca-0000-4000-8000-000000000001\"]",
+        expect![[r#"
+            error: job.erp.targets[0].srs[1]: this storage repository is named already
+              where: vmferry.toml:16:87
+              remedy: name each once
+        "#]],
     );
     check_with(
         "timeout = \"5s\"",

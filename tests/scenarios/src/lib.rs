@@ -301,7 +301,7 @@ pub fn job(vm: &str, sr: &str) -> Job {
         targets: vec![Target {
             name: "dr".to_owned(),
             pool: "dr".to_owned(),
-            sr: sr.to_owned(),
+            srs: vec![sr.to_owned()],
             networks: BTreeMap::new(),
             required: true,
             throttles: Vec::new(),

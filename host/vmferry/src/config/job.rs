@@ -158,7 +158,7 @@ fn read_targets(section: &mut Section<'_>, references: &mut References) -> (Vec<
     for mut one in section.required_sections("targets", r#"[{ name = "dr", pool = "dr", sr = "UUID" }]"#) {
         let name = one.required_string("name", "\"dr\"");
         let pool = read_pool_name(&mut one, references);
-        let sr = one.required_string("sr", "\"UUID of the storage repository\"").and_then(|sr| uuid(&one, sr));
+        let srs = read_srs(&mut one);
         let networks = one.string_map("networks");
         let required = one.boolean("required").is_none_or(|required| required.value);
         let link = one.string("link");
@@ -170,12 +170,41 @@ fn read_targets(section: &mut Section<'_>, references: &mut References) -> (Vec<
             one.error(name.problem(what).remedy("give each target of a job its own name"));
         }
         one.finish();
-        if let (Some(name), Some(pool), Some(sr)) = (name, pool, sr) {
-            targets.push(Target { name: name.value, pool, sr, networks, required, throttles: Vec::new() });
+        if let (Some(name), Some(pool), Some(srs)) = (name, pool, srs) {
+            targets.push(Target { name: name.value, pool, srs, networks, required, throttles: Vec::new() });
             links.push(link.map(|link| link.value));
         }
     }
     (targets, links)
+}
+
+/// `sr`, or `srs` where a replica may be on any of several.
+fn read_srs(section: &mut Section<'_>) -> Option<Vec<String>> {
+    let (has_one, has_several) = (section.has("sr"), section.has("srs"));
+    let errors_before = section.error_count();
+    let (one, several) = (section.string("sr"), section.strings("srs"));
+    match (has_one, has_several) {
+        (false, false) => section.missing("sr", "\"UUID of the storage repository\""),
+        (true, true) => {
+            let what = format!("{}: `sr` and `srs` both say where replicas go", section.path);
+            let remedy = "keep `sr` for one storage repository, or `srs` for several of which each replica is on one";
+            section.error(Problem::new(what).at(section.place()).remedy(remedy));
+        }
+        (false, true) if several.is_empty() && section.error_count() == errors_before => {
+            let what = format!("{}: `srs` names no storage repository", section.path);
+            section.error(Problem::new(what).at(section.place()).remedy("add the uuid of one, from `xe sr-list`"));
+        }
+        _ => {}
+    }
+    let mut srs: Vec<String> = Vec::new();
+    for sr in one.into_iter().chain(several) {
+        let twice = sr.problem("this storage repository is named already").remedy("name each once");
+        match uuid(section, sr) {
+            Some(sr) if srs.contains(&sr) => section.error(twice),
+            sr => srs.extend(sr),
+        }
+    }
+    (section.error_count() == errors_before).then_some(srs)
 }
 
 fn read_reading(mut section: Section<'_>) -> Reading {

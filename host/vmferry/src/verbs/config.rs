@@ -121,9 +121,12 @@ fn described_job(name: &str, job: &Job) -> Value {
         .iter()
         .zip(&job.links)
         .map(|(target, link)| {
-            let (name, pool, sr, networks) = (&target.name, &target.pool, &target.sr, &target.networks);
-            let mut value =
-                json!({ "name": name, "pool": pool, "sr": sr, "networks": networks, "required": target.required });
+            let (name, pool, networks) = (&target.name, &target.pool, &target.networks);
+            let mut value = json!({ "name": name, "pool": pool, "networks": networks, "required": target.required });
+            match target.srs.as_slice() {
+                [sr] => value["sr"] = sr.as_str().into(),
+                srs => value["srs"] = srs.into(),
+            }
             if let Some(link) = link {
                 value["link"] = link.as_str().into();
             }

@@ -427,7 +427,7 @@ impl Life {
     fn add_target(&mut self) {
         let mut second = self.world.job.targets[0].clone();
         second.name = "second".to_owned();
-        second.sr = self.world.target.add_sr("second", 1 << 40);
+        second.srs = vec![self.world.target.add_sr("second", 1 << 40)];
         self.world.job.targets.push(second);
     }
 

@@ -12,7 +12,8 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 async fn with_local_target() -> World {
     let mut world = World::new().await;
     let sr = world.source.add_sr("second", 1 << 40);
-    let local = Target { name: "local".to_owned(), pool: "prod".to_owned(), sr, ..world.job.targets[0].clone() };
+    let local =
+        Target { name: "local".to_owned(), pool: "prod".to_owned(), srs: vec![sr], ..world.job.targets[0].clone() };
     world.job.targets.push(local);
     world
 }
@@ -90,7 +91,7 @@ fn base_of(disk: &DiskReport) -> Option<String> {
 async fn one_of_three_targets_that_lost_everything_gets_a_full_copy_and_the_others_deltas() {
     let mut world = with_local_target().await;
     let sr = world.target.add_sr("third", 1 << 40);
-    world.job.targets.push(Target { name: "third".to_owned(), sr, ..world.job.targets[0].clone() });
+    world.job.targets.push(Target { name: "third".to_owned(), srs: vec![sr], ..world.job.targets[0].clone() });
     let first = world.run().await;
     assert_eq!(first.outcome, Outcome::Succeeded, "{first:#?}");
     let lost = target(&first, "third");

@@ -105,7 +105,7 @@ async fn one_target_that_fails_does_not_stop_the_other() {
     let second_sr = world.target.add_sr("second", 1 << 40);
     let mut second = world.job.targets[0].clone();
     second.name = "dr2".to_owned();
-    second.sr = second_sr;
+    second.srs = vec![second_sr];
     world.job.targets.push(second);
     let full = world.run().await;
     assert_eq!(full.outcome, Outcome::Succeeded, "{full:#?}");

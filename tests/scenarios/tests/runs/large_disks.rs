@@ -32,7 +32,7 @@ async fn world(qcow2_streams: bool) -> World {
         ..VmSpec::default()
     });
     world.job.select.vms = vec![world.vm.clone()];
-    world.job.targets[0].sr = large_sr(&world.target);
+    world.job.targets[0].srs = vec![large_sr(&world.target)];
     for (place, byte) in PLACES.into_iter().zip(1..) {
         touch(&world, place, byte, 100 * KIB);
     }
@@ -146,7 +146,7 @@ async fn a_target_that_cannot_take_the_framing_fails_alone() {
     let mut world = world(true).await;
     // The other target is in the source's own pool.
     let mut other = world.job.targets[0].clone();
-    (other.name, other.pool, other.sr) = ("near".into(), "prod".into(), large_sr(&world.source));
+    (other.name, other.pool, other.srs) = ("near".into(), "prod".into(), vec![large_sr(&world.source)]);
     world.job.targets.push(other);
     world.source.inject(Fault { at: FaultPoint::Import, nth: 1, kind: FaultKind::FlipByte(12 + 5) });
     for (round, told) in [(1, "did not write what it was sent"), (2, "wrote something else than it was sent")] {

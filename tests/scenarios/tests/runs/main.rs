@@ -20,6 +20,7 @@ mod policies;
 mod preflight;
 mod refusals;
 mod seed;
+mod several_srs;
 mod source_changes;
 mod stress;
 mod volumes;

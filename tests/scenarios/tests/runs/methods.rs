@@ -366,7 +366,7 @@ async fn a_best_effort_target_that_fails_does_not_count() {
     let mut world = World::new().await;
     let second_sr = world.target.add_sr("second", 1 << 40);
     let mut second = world.job.targets[0].clone();
-    (second.name, second.sr, second.required) = ("cheap".to_owned(), second_sr, false);
+    (second.name, second.srs, second.required) = ("cheap".to_owned(), vec![second_sr], false);
     world.job.targets.push(second);
     world.target.inject(Fault { at: FaultPoint::Import, nth: 1, kind: FaultKind::CutAfter(MIB) });
     let report = world.run().await;

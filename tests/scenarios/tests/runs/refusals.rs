@@ -33,7 +33,7 @@ async fn an_unknown_vm_is_named_with_its_pool() {
 #[tokio::test]
 async fn an_unknown_sr_is_named_with_its_pool() {
     let mut world = World::new().await;
-    world.job.targets[0].sr = "no-such-sr".to_owned();
+    world.job.targets[0].srs = vec!["no-such-sr".to_owned()];
     refused(&world, &["no-such-sr", "pool dr", "`sr`"]).await;
 }
 
@@ -73,7 +73,7 @@ async fn login_error(endpoint: &Endpoint) -> String {
 #[tokio::test]
 async fn too_little_space_on_the_target_is_found_before_anything_is_made() {
     let mut world = World::new().await;
-    world.job.targets[0].sr = world.target.add_sr("tiny", 4 * MIB);
+    world.job.targets[0].srs = vec![world.target.add_sr("tiny", 4 * MIB)];
     refused(&world, &["tiny", "4.0 MiB free", "free space there"]).await;
 }
 

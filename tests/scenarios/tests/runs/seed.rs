@@ -101,9 +101,9 @@ async fn a_copy_that_does_not_fit_is_refused_with_its_reason_and_left_alone() {
     session.call_async::<()>("VM.hard_shutdown", params![&copy]).await.unwrap();
 
     let other = world.target.add_sr("other", 1 << 40);
-    let sr = std::mem::replace(&mut world.job.targets[0].sr, other);
+    let srs = std::mem::replace(&mut world.job.targets[0].srs, vec![other]);
     refused(&world, &request, "not on the target's SR").await;
-    world.job.targets[0].sr = sr;
+    world.job.targets[0].srs = srs;
 
     let record: Vm = session.get_record(&copy).await.unwrap();
     let () = session.call("VBD.destroy", params![&record.vbds[1]]).await.unwrap();

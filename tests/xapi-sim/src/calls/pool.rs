@@ -22,6 +22,7 @@ pub(super) fn run(state: &mut State, class: &str, message: &str, args: &Args) ->
         ("host", "enable") => void(state.db.set("host", this, "enabled", true)),
         ("host", "disable") => void(state.db.set("host", this, "enabled", false)),
         ("SR", "scan") => void(scan(state, this)),
+        ("SR", "forget") => void(forget_sr(state, this)),
         ("SR", "update") => void(refresh_sr(state, this)),
         ("network", "create") => Some(create_network(state, args).map(Value::String)),
         ("network", "destroy") => void(destroy_network(state, this)),
@@ -48,6 +49,27 @@ fn scan(state: &mut State, sr: &str) -> ApiResult<()> {
         collect_garbage(state)?;
     }
     refresh_sr(state, sr)
+}
+
+/// Takes an SR and its disks out of the database; the disks stay where they are. Their attachments go with the next
+/// collection of dead records, which is at once here.
+fn forget_sr(state: &mut State, sr: &str) -> ApiResult<()> {
+    let row = state.db.get("SR", sr)?;
+    let (pbds, vdis) = (row.list("PBDs"), row.list("VDIs"));
+    let plugged = |pbd: &&String| state.db.find("PBD", pbd).is_some_and(|pbd| pbd.bool("currently_attached"));
+    if pbds.iter().any(|pbd| plugged(&pbd)) {
+        return Err(ApiError::new("SR_HAS_PBD", [sr]));
+    }
+    for pbd in pbds {
+        state.db.remove("PBD", &pbd)?;
+    }
+    for vdi in vdis {
+        for vbd in state.db.get("VDI", &vdi)?.list("VBDs") {
+            state.db.remove("VBD", &vbd)?;
+        }
+        state.db.remove("VDI", &vdi)?;
+    }
+    state.db.remove("SR", sr).map(|_| ())
 }
 
 fn unplug_pbd(state: &mut State, pbd: &str) -> ApiResult<()> {
