@@ -22,6 +22,7 @@ mod refusals;
 mod seed;
 mod several_srs;
 mod source_changes;
+mod stories;
 mod stress;
 mod volumes;
 mod xen_orchestra;
