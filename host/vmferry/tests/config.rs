@@ -178,7 +178,7 @@ fn unknown_keys_are_answered_with_the_nearest_right_name() {
               remedy: add `username = "root"`
             error: pool.prod: unknown key `usrname`
               where: vmferry.toml:4:1
-              remedy: did you mean `username`? known here: `url`, `username`, `password`, `password_file`, `password_env`, `certificate_sha256`, `ca_file`
+              remedy: did you mean `username`? known here: `url`, `username`, `password`, `password_file`, `password_env`, `certificate_sha256`, `ca_file`, `network`
         "#]],
     );
     check_with(

@@ -8,12 +8,13 @@ use serde::de::DeserializeOwned;
 
 use crate::api_error::ApiError;
 use crate::decode::{self, DecodeError};
-use crate::endpoint::{Address, Endpoint};
+use crate::endpoint::{Address, Endpoint, StreamNetwork};
 use crate::error::Error;
 use crate::params;
 use crate::records::{Host, Pool, Record};
 use crate::reference::{Ref, SessionRef};
 use crate::retry::{is_idempotent, pause_before};
+use crate::route::Remembered;
 use crate::rpc::Rpc;
 use crate::tls::Tls;
 use crate::value::{Timestamp, Value};
@@ -42,6 +43,8 @@ struct Inner {
     state: RwLock<State>,
     /// Held during a re-login, so that many calls that find the session dead make one new session.
     renewal: tokio::sync::Mutex<()>,
+    /// Where disk streams go.
+    route: Remembered,
 }
 
 #[derive(Clone)]
@@ -75,6 +78,7 @@ impl Session {
             rpc,
             state: RwLock::new(State::LoggedIn(Arc::new(login))),
             renewal: tokio::sync::Mutex::new(()),
+            route: Remembered::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -178,6 +182,19 @@ impl Session {
         };
         let pem: String = self.call("host.get_server_certificate", params![host]).await?;
         Ok(Tls::named(&pem).ok())
+    }
+
+    pub(crate) fn stream_network(&self) -> &StreamNetwork {
+        &self.inner.endpoint.stream_network
+    }
+
+    pub(crate) fn remembered_route(&self) -> &Remembered {
+        &self.inner.route
+    }
+
+    /// The host of the configured address.
+    pub(crate) fn host(&self) -> &str {
+        self.inner.endpoint.host()
     }
 
     /// How long a host may take no byte of an import.

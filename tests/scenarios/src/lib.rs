@@ -12,7 +12,7 @@ use vmferry_model::plan::JobPlan;
 use vmferry_model::report::{DiskReport, RunReport, TargetReport};
 use vmferry_store::Store;
 use vmferry_xapi::records::{Vdi, Vm};
-use vmferry_xapi::{Endpoint, IntoValue, Ref, Session, Trust, Value, params};
+use vmferry_xapi::{Endpoint, IntoValue, Ref, Session, StreamNetwork, Trust, Value, params};
 use xapi_sim::{DiskSpec, Sim, SimConfig, VmSpec};
 
 /// One mebibyte.
@@ -30,6 +30,8 @@ pub struct World {
     pub job: Job,
     /// Who decides; nobody at first.
     pub policies: Policies,
+    /// Which network of the pools disk streams take.
+    pub stream_network: StreamNetwork,
     store: Arc<Store>,
     folder: TempDir,
 }
@@ -53,7 +55,16 @@ impl World {
         let job = job(&vm, &target.default_sr());
         let folder = tempfile::tempdir().expect("a temporary folder");
         let store = Arc::new(Store::open(folder.path()).await.expect("a store"));
-        Self { source, target, vm, job, policies: Policies::default(), store, folder }
+        Self {
+            source,
+            target,
+            vm,
+            job,
+            policies: Policies::default(),
+            stream_network: StreamNetwork::default(),
+            store,
+            folder,
+        }
     }
 
     /// Replaces the VM by one with empty disks of these sizes.
@@ -109,7 +120,7 @@ impl World {
 
     /// A new engine: what a process that has just started has.
     pub fn engine(&self) -> Engine {
-        let at = |sim: &Sim| endpoint(sim);
+        let at = |sim: &Sim| endpoint(sim).with_stream_network(self.stream_network.clone());
         let endpoints = BTreeMap::from([("prod".to_owned(), at(&self.source)), ("dr".to_owned(), at(&self.target))]);
         Engine::new(endpoints, self.store.clone(), self.folder.path().join("digests"))
     }
