@@ -72,7 +72,7 @@ impl Engine {
         let started = tell::started(&job.name, &report.run, report.started_at);
         report.warnings = tell::tell(&policies.notifiers, &started).await;
         let now = options.now.unwrap_or(report.started_at);
-        match self.run_vms(&self.context(job, policies, options, &progress, now), options).await {
+        match self.run_vms(&self.context(job, policies, options, &progress, now), options, &mut report.warnings).await {
             Ok(vms) if vms.is_empty() => {
                 report.outcome = Outcome::Skipped;
                 report.warnings.push(format!("the selection of job {} matches no VM", job.name));
@@ -95,9 +95,15 @@ impl Engine {
         report
     }
 
-    async fn run_vms(&self, run: &Run<'_>, options: &RunOptions) -> Result<Vec<VmReport>, RunError> {
+    async fn run_vms(
+        &self,
+        run: &Run<'_>,
+        options: &RunOptions,
+        warnings: &mut Vec<String>,
+    ) -> Result<Vec<VmReport>, RunError> {
         let job = run.job;
         let source = self.pools.session(&job.select.pool).await?;
+        warnings.extend(source.stream_warnings().await?);
         let inventory = Inventory::load(&source).await?;
         let selected = select(&inventory, job, options.only.as_deref());
         let vms = selected.into_iter().map(|(uuid, vm)| {

@@ -73,6 +73,7 @@ impl<'j> Lane<'j> {
         let srs = TargetSrs::new(&inventory, &session.get_all_records().await?, target)?;
         let view = TargetView::new(&inventory, identity, &target.srs);
         let on = view.current().and_then(|replica| srs.get(replica.sr())).unwrap_or(&srs.there[0]).clone();
+        let warnings = session.stream_warnings().await?;
         let framing = Framing::of(&session, run.runs, &run.job.tenant).await?;
         Ok(Self {
             target,
@@ -93,7 +94,7 @@ impl<'j> Lane<'j> {
             landed: Vec::new(),
             disks: Vec::new(),
             pruned: Vec::new(),
-            warnings: Vec::new(),
+            warnings,
             landing_begun: false,
             commit_begun: false,
             committed: None,

@@ -8,6 +8,7 @@ use vmferry::config::job::Overlap;
 use vmferry::config::{self, Config, Surroundings};
 use vmferry::problem::Problem;
 use vmferry_engine::ChainLimits;
+use vmferry_xapi::StreamNetwork;
 
 const GOOD: &str = r#"
 [pool.prod]
@@ -178,7 +179,7 @@ fn unknown_keys_are_answered_with_the_nearest_right_name() {
               remedy: add `username = "root"`
             error: pool.prod: unknown key `usrname`
               where: vmferry.toml:4:1
-              remedy: did you mean `username`? known here: `url`, `username`, `password`, `password_file`, `password_env`, `certificate_sha256`, `ca_file`
+              remedy: did you mean `username`? known here: `url`, `username`, `password`, `password_file`, `password_env`, `certificate_sha256`, `ca_file`, `network`
         "#]],
     );
     check_with(
@@ -255,6 +256,21 @@ fn a_wrong_type_names_the_key_and_what_was_expected() {
           where: vmferry.toml:12:8
     "#]],
     );
+}
+
+#[test]
+fn a_pool_may_name_a_network_and_a_target_several_srs() {
+    let text = GOOD.replacen("[pool.prod]\n", "[pool.prod]\nnetwork = \"storage\"\n", 1).replacen(
+        "sr = \"5AAF86CA-0000-4000-8000-000000000001\"",
+        "srs = [\"5AAF86CA-0000-4000-8000-000000000001\", \"5aaf86ca-0000-4000-8000-000000000002\"]",
+        1,
+    );
+    let config = Folder::with(&text).load().unwrap();
+    let network = |pool: &str| config.pools[pool].endpoint.stream_network().clone();
+    assert_eq!(network("prod"), StreamNetwork::Named("storage".to_owned()));
+    assert_eq!(network("dr"), StreamNetwork::OfPool, "what the pool itself says counts");
+    let srs = &config.jobs["erp"].targets[0].srs;
+    assert_eq!(srs, &["5aaf86ca-0000-4000-8000-000000000001", "5aaf86ca-0000-4000-8000-000000000002"]);
 }
 
 #[test]

@@ -17,8 +17,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::endpoint::Address;
 use crate::error::Error;
+use crate::route::Destination;
 use crate::rpc::{CONNECT_TIMEOUT, KEEPALIVE_AFTER, KEEPALIVE_EVERY, KEEPALIVE_TIMES};
 use crate::tls::{self, Tls};
 
@@ -39,9 +39,9 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// Connects to `address`; `during` names the request in errors. For `standstill` see [`connect_tcp`].
+    /// Connects to `address`, where `host` is expected; `during` names the request in errors. For `standstill` see [`connect_tcp`].
     pub(crate) async fn dial(
-        address: &Address,
+        Destination { address, host }: &Destination,
         tls: &Tls,
         standstill: Option<Duration>,
         during: &str,
@@ -54,7 +54,7 @@ impl Connection {
             if !address.tls {
                 return Ok(Self::plain(tcp));
             }
-            let name = ServerName::try_from(address.host.clone())
+            let name = ServerName::try_from(host.host.clone())
                 .map_err(|e| Error::Tls { address: address.to_string(), reason: e.to_string() })?;
             Self::encrypted(tcp, tls.config(address)?, name).await.map_err(failed)
         };

@@ -117,6 +117,22 @@ impl fmt::Display for Address {
     }
 }
 
+/// Which of a pool's networks disk streams and NBD take. Calls always go to the configured address.
+///
+/// Wherever a stream goes, the certificate is judged as that of the host it goes to: by a pin, or by authorities and the name or
+/// management address by which the host is known, never by its address on the network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum StreamNetwork {
+    /// That of the hosts' management addresses.
+    #[default]
+    Management,
+    /// The one that the pool's `other_config:xo:backupNetwork` names, if there is such a key. Hosts without an address on it are
+    /// reached by their management address; see [`Session::stream_warnings`](crate::Session::stream_warnings).
+    OfPool,
+    /// The one with this uuid, or with this name. A host without an address on it is an error.
+    Named(String),
+}
+
 /// A pool: the address of one of its hosts, credentials, and which certificate is believed.
 ///
 /// Clones share one TLS configuration, and with it what is remembered for quicker handshakes.
@@ -129,6 +145,7 @@ pub struct Endpoint {
     /// The hosts that the pool had when a session last asked, shared in the same way: one of them is the master when the
     /// one at `address` is gone.
     members: Arc<Mutex<Vec<Address>>>,
+    pub(crate) stream_network: StreamNetwork,
     pub(crate) rpc_timeout: Duration,
     pub(crate) standstill: Duration,
 }
@@ -150,7 +167,15 @@ impl Endpoint {
         };
         let tls = Arc::new(Tls::new(Trust::System));
         let members = Arc::default();
-        Ok(Self { address, credentials, tls, members, rpc_timeout: RPC_TIMEOUT, standstill: STANDSTILL })
+        Ok(Self {
+            address,
+            credentials,
+            tls,
+            members,
+            stream_network: StreamNetwork::Management,
+            rpc_timeout: RPC_TIMEOUT,
+            standstill: STANDSTILL,
+        })
     }
 
     /// Sets user and password, in place of those in the URL.
@@ -165,6 +190,18 @@ impl Endpoint {
     pub fn with_trust(mut self, trust: Trust) -> Self {
         self.tls = Arc::new(Tls::new(trust));
         self
+    }
+
+    /// Sets which network disk streams and NBD take; [`StreamNetwork::Management`] unless set.
+    #[must_use]
+    pub fn with_stream_network(mut self, network: StreamNetwork) -> Self {
+        self.stream_network = network;
+        self
+    }
+
+    /// Which network disk streams and NBD take.
+    pub fn stream_network(&self) -> &StreamNetwork {
+        &self.stream_network
     }
 
     /// Sets how long an answer to a call may take; one hour unless set.

@@ -165,6 +165,13 @@ pub enum Error {
         seconds: u64,
     },
 
+    /// Disk streams are to take a network that does not lead to the host.
+    #[error("{reason}")]
+    Network {
+        /// What is missing, and what to do.
+        reason: String,
+    },
+
     /// A redirect that is not followed.
     #[error("{during} is redirected to {location}, which is not followed: {reason}")]
     Redirect {

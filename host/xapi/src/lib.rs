@@ -34,7 +34,8 @@
 //!
 //! From the outside in:
 //!
-//! - [`Endpoint`], [`Credentials`], [`Trust`]: which pool, who, and which certificate is believed.
+//! - [`Endpoint`], [`Credentials`], [`Trust`], [`StreamNetwork`]: which pool, who, which certificate is believed, and which network
+//!   disk streams take.
 //! - [`Session`]: calls ([`call`](Session::call), [`call_async`](Session::call_async)), objects
 //!   ([`get_all_records`](Session::get_all_records)), [`Events`].
 //! - [`Export`] and [`Import`]: VHD streams of disks and `chunked` ones into disks, with back-pressure and no copy on
@@ -59,6 +60,7 @@ mod nbd;
 pub mod records;
 mod reference;
 mod retry;
+mod route;
 mod rpc;
 mod session;
 mod stream;
@@ -71,7 +73,7 @@ mod xmlrpc;
 pub use api_error::ApiError;
 pub use connection::Connection;
 pub use decode::DecodeError;
-pub use endpoint::{Credentials, Endpoint, EndpointError};
+pub use endpoint::{Credentials, Endpoint, EndpointError, StreamNetwork};
 pub use error::{Error, Retry};
 pub use events::{Event, Events, Operation};
 pub use nbd::{NbdCause, NbdClient, NbdConnections, NbdFailure, NbdServerInfo, NbdUnavailable};

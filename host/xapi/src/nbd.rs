@@ -77,6 +77,15 @@ pub enum NbdUnavailable {
          param-name=purpose param-key=nbd uuid=…`"
     )]
     NoNetwork,
+    /// The disk is served, but not on the network that streams take.
+    #[error(
+        "no host that sees the disk serves it by NBD on network {network}, which disk streams are to take; give it the purpose with \
+         `xe network-param-add param-name=purpose param-key=nbd uuid=…`"
+    )]
+    NotOnNetwork {
+        /// Its name.
+        network: String,
+    },
     /// The pool did not tell where the disk is served.
     #[error("where the disk is served by NBD cannot be asked: {0}")]
     Unknown(#[from] Error),
@@ -148,6 +157,10 @@ impl Session {
         if servers.is_empty() {
             return Err(NbdUnavailable::NoNetwork);
         }
+        let servers = match self.route().await? {
+            Some(route) => route.servers(servers).map_err(|network| NbdUnavailable::NotOnNetwork { network })?,
+            None => servers,
+        };
         let encrypted = self.nbd_is_encrypted().await?;
         let mut failures = Vec::new();
         for info in &servers {

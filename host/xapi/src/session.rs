@@ -10,12 +10,13 @@ use tokio::time::timeout;
 
 use crate::api_error::ApiError;
 use crate::decode::{self, DecodeError};
-use crate::endpoint::{Address, Endpoint};
+use crate::endpoint::{Address, Endpoint, StreamNetwork};
 use crate::error::Error;
 use crate::params;
 use crate::records::{Host, Pool, Record};
 use crate::reference::{Ref, SessionRef};
 use crate::retry::{is_idempotent, pause_before, pause_while_full};
+use crate::route::Remembered;
 use crate::rpc::Rpc;
 use crate::tls::Tls;
 use crate::value::{Timestamp, Value};
@@ -49,6 +50,8 @@ struct Inner {
     state: RwLock<State>,
     /// Held during a re-login, so that many calls that find the session dead make one new session.
     renewal: tokio::sync::Mutex<()>,
+    /// Where disk streams go.
+    route: Remembered,
 }
 
 #[derive(Clone)]
@@ -89,6 +92,7 @@ impl Session {
             rpc,
             state: RwLock::new(State::LoggedIn(Arc::clone(&login))),
             renewal: tokio::sync::Mutex::new(()),
+            route: Remembered::default(),
         };
         let session = Self { inner: Arc::new(inner) };
         session.learn_members(&login).await;
@@ -195,6 +199,19 @@ impl Session {
         };
         let pem: String = self.call("host.get_server_certificate", params![host]).await?;
         Ok(Tls::named(&pem).ok())
+    }
+
+    pub(crate) fn stream_network(&self) -> &StreamNetwork {
+        &self.inner.endpoint.stream_network
+    }
+
+    pub(crate) fn remembered_route(&self) -> &Remembered {
+        &self.inner.route
+    }
+
+    /// The host of the configured address.
+    pub(crate) fn host(&self) -> &str {
+        self.inner.endpoint.host()
     }
 
     /// How long a host may take no byte of an import.

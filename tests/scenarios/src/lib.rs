@@ -14,7 +14,7 @@ use vmferry_model::plugin::{Judgement, PluginError, PointView, Retention};
 use vmferry_model::report::{DiskReport, RunReport, TargetReport};
 use vmferry_store::Store;
 use vmferry_xapi::records::{Vdi, Vm};
-use vmferry_xapi::{Endpoint, IntoValue, Ref, Session, Trust, Value, params};
+use vmferry_xapi::{Endpoint, IntoValue, Ref, Session, StreamNetwork, Trust, Value, params};
 use xapi_sim::{DiskSpec, Sim, SimConfig, VmSpec};
 
 /// One mebibyte.
@@ -34,6 +34,8 @@ pub struct World {
     pub policies: Policies,
     /// How long the pools may take to answer a call, if that is not to be the usual time.
     pub patience: Option<Duration>,
+    /// Which network of the pools disk streams take.
+    pub stream_network: StreamNetwork,
     store: Arc<Store>,
     folder: TempDir,
 }
@@ -57,7 +59,17 @@ impl World {
         let job = job(&vm, &target.default_sr());
         let folder = tempfile::tempdir().expect("a temporary folder");
         let store = Arc::new(Store::open(folder.path()).await.expect("a store"));
-        Self { source, target, vm, job, policies: Policies::default(), patience: None, store, folder }
+        Self {
+            source,
+            target,
+            vm,
+            job,
+            policies: Policies::default(),
+            patience: None,
+            stream_network: StreamNetwork::default(),
+            store,
+            folder,
+        }
     }
 
     /// Replaces the VM by one with empty disks of these sizes.
@@ -107,9 +119,12 @@ impl World {
 
     /// A new engine: what a process that has just started has.
     pub fn engine(&self) -> Engine {
-        let at = |sim: &Sim| match self.patience {
-            Some(patience) => endpoint(sim).with_rpc_timeout(patience),
-            None => endpoint(sim),
+        let at = |sim: &Sim| {
+            let endpoint = endpoint(sim).with_stream_network(self.stream_network.clone());
+            match self.patience {
+                Some(patience) => endpoint.with_rpc_timeout(patience),
+                None => endpoint,
+            }
         };
         let endpoints = BTreeMap::from([("prod".to_owned(), at(&self.source)), ("dr".to_owned(), at(&self.target))]);
         Engine::new(endpoints, self.store.clone(), self.folder.path().join("digests"))

@@ -24,6 +24,8 @@ pub struct SimConfig {
     /// How many hosts the pool has, the master included. Each answers at a port of its own: members refuse the login with
     /// `HOST_IS_SLAVE`, take any other call, and answer a transfer from an SR that they do not see by 302.
     pub hosts: usize,
+    /// Each host has a second address, 127.0.0.2 and so on, on a network `replication`, and serves there what it serves at its first.
+    pub replication_network: bool,
     /// Where the NBD servers of the hosts are served; port 0 takes a free one, which the members always do.
     pub nbd_listen: SocketAddr,
     /// What the pool's network is for from the start; without it NBD connections are closed at once.
@@ -59,6 +61,7 @@ impl Default for SimConfig {
             password: "password".to_owned(),
             admin_listen: None,
             hosts: 1,
+            replication_network: false,
             nbd_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             nbd_purpose: None,
             restrict_cbt: false,

@@ -47,7 +47,7 @@ mod value;
 mod wire;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,8 +84,17 @@ impl Sim {
         for number in 0..config.hosts.max(1) {
             let xapi = bind(address_of(config.listen, number)).await?;
             let nbd = bind(address_of(config.nbd_listen, number)).await?;
-            places.push(place(xapi.local_addr()?, nbd.local_addr()?, config.tls));
+            let (xapi_at, nbd_at) = (xapi.local_addr()?, nbd.local_addr()?);
+            let mut place = place(xapi_at, nbd_at, config.tls);
             listeners.push((HostNumber(number), xapi, nbd));
+            if config.replication_network {
+                let last = u8::try_from(number + 2).context("more hosts than addresses")?;
+                let second = IpAddr::from([127, 0, 0, last]);
+                place.second = Some(second);
+                let (xapi, nbd) = (SocketAddr::new(second, xapi_at.port()), SocketAddr::new(second, nbd_at.port()));
+                listeners.push((HostNumber(number), bind(xapi).await?, bind(nbd).await?));
+            }
+            places.push(place);
         }
         let state = State::new(&config, &places, certificate.pem.clone())?;
         let core = Arc::new(Core::new(state, &config));
@@ -196,6 +205,16 @@ impl Sim {
     /// The uuid of the network that the pool was made with.
     pub fn network(&self) -> String {
         self.core.with(|state| control::uuid_of(state, "network", &state.network))
+    }
+
+    /// The uuid of the network of the hosts' second addresses, if they have any.
+    pub fn replication_network(&self) -> Option<String> {
+        self.core.with(|state| Some(control::uuid_of(state, "network", state.replication_network.as_ref()?)))
+    }
+
+    /// At which addresses of the hosts calls, transfers and NBD connections came in so far, in order: `POST`, `GET`, `PUT`, `NBD`.
+    pub fn arrivals(&self) -> Vec<(IpAddr, String)> {
+        self.core.with(|state| state.arrivals.clone())
     }
 
     /// Adds an SR of so many bytes, attached to all hosts; returns its uuid.
@@ -365,7 +384,7 @@ fn address_of(mut asked: SocketAddr, host: usize) -> SocketAddr {
 
 fn place(xapi: SocketAddr, nbd: SocketAddr, tls: bool) -> Place {
     let scheme = if tls { "https" } else { "http" };
-    Place { address: host_address(xapi, tls), url: format!("{scheme}://{xapi}"), nbd }
+    Place { address: host_address(xapi, tls), url: format!("{scheme}://{xapi}"), nbd, second: None }
 }
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {

@@ -1,5 +1,6 @@
 //! The listener and the routes.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use tokio::net::{TcpListener, TcpStream};
@@ -59,11 +60,12 @@ where
 }
 
 async fn handle(core: Arc<Core>, host: HostNumber, socket: TcpStream, tls: Option<TlsAcceptor>) -> anyhow::Result<()> {
+    let at = socket.local_addr()?.ip();
     let mut connection = Connection::accepted(socket)?;
     if let Some(tls) = &tls {
         connection = connection.start_tls(tls).await?;
     }
-    let outcome = requests(&core, host, &mut connection).await;
+    let outcome = requests(&core, host, at, &mut connection).await;
     connection.shutdown().await;
     Ok(outcome?)
 }
@@ -75,7 +77,7 @@ enum Then {
     Close,
 }
 
-async fn requests(core: &Arc<Core>, host: HostNumber, connection: &mut Connection) -> std::io::Result<()> {
+async fn requests(core: &Arc<Core>, host: HostNumber, at: IpAddr, connection: &mut Connection) -> std::io::Result<()> {
     loop {
         let request = match connection.read_head().await {
             Ok(request) => request,
@@ -86,6 +88,7 @@ async fn requests(core: &Arc<Core>, host: HostNumber, connection: &mut Connectio
             Err(HeadError::Malformed(text)) => return page(connection, "400 Bad Request", &text).await,
             Err(HeadError::Io(error)) => return Err(error),
         };
+        core.with(|state| state.arrivals.push((at, request.method.clone())));
         if request_once(core, host, connection, &request).await? == Then::Close {
             return Ok(());
         }

@@ -1,7 +1,7 @@
 //! Everything a pool is, behind one lock: database, storage, sessions, armed faults.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -47,6 +47,9 @@ pub(crate) struct State {
     /// Never empty; the first master comes first.
     pub(crate) hosts: Vec<Host>,
     pub(crate) network: String,
+    pub(crate) replication_network: Option<String>,
+    /// Address of the host, and what came in there.
+    pub(crate) arrivals: Vec<(IpAddr, String)>,
     pub(crate) default_sr: String,
     /// How far the pool's clock runs ahead of the real one.
     clock_ahead: SignedDuration,
@@ -59,6 +62,8 @@ pub(crate) struct Place {
     /// Scheme and address of its XAPI.
     pub(crate) url: String,
     pub(crate) nbd: SocketAddr,
+    /// A second address, on the network for replication.
+    pub(crate) second: Option<IpAddr>,
 }
 
 pub(crate) struct Host {
@@ -102,6 +107,8 @@ impl State {
             master: NULL_REF.to_owned(),
             hosts: Vec::new(),
             network: NULL_REF.to_owned(),
+            replication_network: None,
+            arrivals: Vec::new(),
             default_sr: NULL_REF.to_owned(),
             clock_ahead: SignedDuration::ZERO,
         };
@@ -118,6 +125,10 @@ impl State {
                 "purpose" => Value::strings(config.nbd_purpose.map(NbdPurpose::as_str)),
             },
         )?;
+        if config.replication_network {
+            let fields = fields! { "name_label" => "replication", "bridge" => "xenbr1", "MTU" => 9000 };
+            state.replication_network = Some(state.db.insert("network", fields)?);
+        }
         for (number, place) in places.iter().enumerate() {
             state.add_host(number, place, config.restrict_cbt)?;
         }
@@ -280,6 +291,23 @@ impl State {
                 "netmask" => "255.255.255.0",
             },
         )?;
+        if let (Some(network), Some(ip)) = (&self.replication_network, place.second) {
+            let fields = fields! {
+                "device" => "eth1",
+                "network" => network.as_str(),
+                "host" => host.as_str(),
+                "MAC" => format!("00:16:3e:00:01:{:02x}", number + 1),
+                "MTU" => 9000,
+                "VLAN" => -1,
+                "physical" => true,
+                "currently_attached" => true,
+                "managed" => true,
+                "ip_configuration_mode" => "Static",
+                "IP" => ip.to_string(),
+                "netmask" => "255.255.255.0",
+            };
+            self.db.insert("PIF", fields)?;
+        }
         if number == 0 {
             self.master.clone_from(&host);
         }

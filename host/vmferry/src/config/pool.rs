@@ -5,12 +5,12 @@ use super::secret::{self, Given, Secret};
 use crate::problem::Problem;
 use percent_encoding::percent_decode_str;
 use url::Url;
-use vmferry_xapi::{Endpoint, Trust};
+use vmferry_xapi::{Endpoint, StreamNetwork, Trust};
 
 /// A pool to log in to.
 #[derive(Clone, Debug)]
 pub struct Pool {
-    /// Its address, with credentials and trust.
+    /// Its address, with credentials, trust, and the network that disk streams take.
     pub endpoint: Endpoint,
     /// Who logs in.
     pub username: String,
@@ -25,6 +25,7 @@ pub(super) fn read(mut section: Section<'_>, environment: &dyn Fn(&str) -> Optio
     let username = section.string("username");
     let password = secret::read(&mut section, &PASSWORD, environment);
     let trust = read_trust(&mut section);
+    let network = section.string("network").map_or(StreamNetwork::OfPool, |name| StreamNetwork::Named(name.value));
     let address = url.and_then(|url| read_address(&section, &url));
     let pool = address.and_then(|address| {
         if !address.endpoint.is_tls() {
@@ -47,7 +48,7 @@ pub(super) fn read(mut section: Section<'_>, environment: &dyn Fn(&str) -> Optio
                 (username, endpoint)
             }
         };
-        Some(Pool { endpoint: endpoint.with_trust(trust?), username })
+        Some(Pool { endpoint: endpoint.with_trust(trust?).with_stream_network(network), username })
     });
     section.finish();
     pool

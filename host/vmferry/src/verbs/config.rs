@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use vmferry_engine::Nbd;
 use vmferry_store::Store;
+use vmferry_xapi::StreamNetwork;
 
 /// What `config check --json` prints.
 #[derive(Serialize)]
@@ -65,7 +66,10 @@ pub(super) fn show(config: &Config, form: Form) -> Result<Exit, Failure> {
 /// TOML knows no null, so what is not set is left out.
 fn described(config: &Config) -> Value {
     let pools = config.pools.iter().map(|(name, pool)| {
-        let value = json!({ "url": pool.endpoint.to_string(), "username": pool.username, "password": "…" });
+        let mut value = json!({ "url": pool.endpoint.to_string(), "username": pool.username, "password": "…" });
+        if let StreamNetwork::Named(network) = pool.endpoint.stream_network() {
+            value["network"] = network.as_str().into();
+        }
         (name.clone(), value)
     });
     let jobs = config.jobs.iter().map(|(name, job)| (name.clone(), described_job(name, job)));

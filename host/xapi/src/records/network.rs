@@ -63,6 +63,9 @@ pub struct Pif {
     /// Its IPv4 address, if it has one.
     #[serde(rename = "IP")]
     pub ip: String,
+    /// Its IPv6 addresses, each with the length of its prefix.
+    #[serde(rename = "IPv6")]
+    pub ipv6: Vec<String>,
     /// Keys of clients.
     pub other_config: StringMap,
     /// The whole record.

@@ -12,6 +12,7 @@ use super::{Answered, Peer};
 use crate::connection::Connection;
 use crate::endpoint::Address;
 use crate::error::Error;
+use crate::route::Destination;
 use crate::session::{Login, Session};
 use crate::tls::Tls;
 
@@ -34,17 +35,20 @@ pub(super) struct Opened {
     pub(super) connection: Connection,
     pub(super) peer: Peer,
     pub(super) answered: Answered,
+    /// The host, as it is known.
     at: Address,
 }
 
-/// Sends `request`, completed by the session, to the pool's master, or to the host it redirects to.
+/// Sends `request`, completed by the session, to the pool's master, or to the host it redirects to: on the network that
+/// streams take.
 pub(super) async fn open(session: &Session, mut request: Request) -> Result<Opened, Error> {
     let name = request.direction.name();
     let login = session.current(name)?;
     request.query.push(("session_id", login.reference.expose().to_owned()));
     let mut address = login.master.clone();
-    for _ in 0..=MAX_REDIRECTS {
-        let mut opened = send(session, &request, &login, address).await?;
+    for redirects in 0..=MAX_REDIRECTS {
+        let to = session.destination(address.clone(), redirects == 0).await?;
+        let mut opened = send(session, &request, &login, to).await?;
         let Some(Head { status, location, .. }) = &opened.answered.head else { return Ok(opened) };
         match *status {
             200 => return Ok(opened),
@@ -63,9 +67,9 @@ pub(super) async fn open(session: &Session, mut request: Request) -> Result<Open
     Err(Error::Redirect { during: name.to_owned(), location: address.rpc_url(), reason })
 }
 
-async fn send(session: &Session, request: &Request, login: &Arc<Login>, at: Address) -> Result<Opened, Error> {
+async fn send(session: &Session, request: &Request, login: &Arc<Login>, to: Destination) -> Result<Opened, Error> {
     let direction = request.direction;
-    let head = request.encode(&at).ok_or_else(|| Error::Unsendable {
+    let head = request.encode(&to.address).ok_or_else(|| Error::Unsendable {
         during: direction.name().to_owned(),
         reason: "its head is larger than the 1024 bytes that XAPI takes".to_owned(),
     })?;
@@ -73,12 +77,12 @@ async fn send(session: &Session, request: &Request, login: &Arc<Login>, at: Addr
         Direction::Export => (EXPORT_HEAD, None),
         Direction::Import => (IMPORT_HEAD, Some(session.standstill())),
     };
-    let peer = Peer { direction, address: at.to_string(), login: Arc::clone(login) };
-    let dial = async |tls: &Tls| Connection::dial(&at, tls, standstill, direction.name()).await;
+    let peer = Peer { direction, address: to.address.to_string(), login: Arc::clone(login) };
+    let dial = async |tls: &Tls| Connection::dial(&to, tls, standstill, direction.name()).await;
     let mut connection = match dial(session.tls()).await {
         // Each host has a certificate of its own, and the operator may have told the master's alone.
-        Err(e @ Error::CertificateNotTrusted { .. }) if at != login.master => {
-            let named = session.tls_named_for(&at).await?;
+        Err(e @ Error::CertificateNotTrusted { .. }) if to.host != login.master => {
+            let named = session.tls_named_for(&to.host).await?;
             dial(&named.ok_or(e)?).await?
         }
         dialed => dialed?,
@@ -106,7 +110,7 @@ async fn send(session: &Session, request: &Request, login: &Arc<Login>, at: Addr
             },
         }
     };
-    Ok(Opened { connection, peer, answered: Answered { head, bytes }, at })
+    Ok(Opened { connection, peer, answered: Answered { head, bytes }, at: to.host })
 }
 
 async fn read_page(opened: &mut Opened) -> Vec<u8> {

@@ -19,6 +19,7 @@ mod methods;
 mod policies;
 mod preflight;
 mod refusals;
+mod replication_network;
 mod seed;
 mod several_srs;
 mod source_changes;

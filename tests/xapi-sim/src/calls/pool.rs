@@ -32,6 +32,8 @@ pub(super) fn run(state: &mut State, class: &str, message: &str, args: &Args) ->
         ("message", "get") => Some(Ok(messages(state, args.text(0), args.text(1), args.text(2)))),
         ("message", "get_since") => Some(Ok(messages(state, "", "", args.text(0)))),
         ("message", "destroy") => void(state.db.remove("message", this).map(|_| ())),
+        ("PIF", "plug") => void(state.db.set("PIF", this, "currently_attached", true)),
+        ("PIF", "unplug") => void(state.db.set("PIF", this, "currently_attached", false)),
         ("PBD", "plug") => void(state.db.set("PBD", this, "currently_attached", true)),
         ("PBD", "unplug") => void(unplug_pbd(state, this)),
         ("PBD" | "secret" | "console", "create") => {

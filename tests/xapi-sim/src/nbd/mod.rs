@@ -51,6 +51,8 @@ async fn handle(core: &Core, host: HostNumber, socket: TcpStream, tls: &TlsAccep
     let Some(security) = core.with(|state| security(state)) else {
         return Ok(());
     };
+    let at = socket.local_addr()?.ip();
+    core.with(|state| state.arrivals.push((at, "NBD".to_owned())));
     let mut connection = Connection::accepted(socket)?;
     connection.write(&wire::greeting()).await?;
     connection.flush().await?;
