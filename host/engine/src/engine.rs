@@ -99,7 +99,7 @@ impl Engine {
         let job = run.job;
         let source = self.pools.session(&job.select.pool).await?;
         // Of a large pool's records only those that are replicated are kept.
-        let selected: Vec<(String, Result<(Ref<Vm>, Vm), RunError>)> = {
+        let selected: Vec<(String, Result<_, RunError>)> = {
             let inventory = Inventory::load(&source).await?;
             let selected = select(&inventory, job, options.only.as_deref()).into_iter();
             let owned = |(reference, vm): (&Ref<Vm>, &Vm)| (reference.clone(), vm.clone());
