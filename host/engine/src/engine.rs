@@ -21,7 +21,8 @@ use uuid::Uuid;
 use vmferry_model::plan::JobPlan;
 use vmferry_model::report::{Outcome, RunReport, VmReport};
 use vmferry_model::store::RunStore;
-use vmferry_xapi::Endpoint;
+use vmferry_xapi::records::Vm;
+use vmferry_xapi::{Endpoint, Ref};
 
 /// Runs jobs. One engine serves many jobs and tenants; its runs may overlap, and leases keep them apart.
 pub struct Engine {
@@ -104,13 +105,18 @@ impl Engine {
         let job = run.job;
         let source = self.pools.session(&job.select.pool).await?;
         warnings.extend(source.stream_warnings().await?);
-        let inventory = Inventory::load(&source).await?;
-        let selected = select(&inventory, job, options.only.as_deref());
+        // Of a large pool's records only those that are replicated are kept.
+        let selected: Vec<(String, Result<_, RunError>)> = {
+            let inventory = Inventory::load(&source).await?;
+            let selected = select(&inventory, job, options.only.as_deref()).into_iter();
+            let owned = |(reference, vm): (&Ref<Vm>, &Vm)| (reference.clone(), vm.clone());
+            selected.map(|(uuid, vm)| (uuid, vm.map(owned))).collect()
+        };
         let vms = selected.into_iter().map(|(uuid, vm)| {
             let source = &source;
             async move {
                 match vm {
-                    Ok((reference, record)) => run::replicate(run, source, reference, record).await,
+                    Ok((reference, record)) => run::replicate(run, source, &reference, &record).await,
                     Err(error) => run::unfound(&uuid, &error),
                 }
             }

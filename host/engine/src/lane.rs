@@ -39,7 +39,7 @@ pub(crate) struct Lane<'j> {
     pub(crate) view: TargetView,
     /// Whether the pool's hosts take the `chunked` framing.
     pub(crate) framing: Framing,
-    /// What the view was read from; preflight measures chains in it.
+    /// What the view was read from; preflight measures chains in it. Empty while disks travel.
     pub(crate) inventory: Inventory,
     pub(crate) lease: Option<Lease>,
     /// Whether the current replica is proven to equal its newest recovery point.
@@ -156,6 +156,8 @@ impl<'j> Lane<'j> {
 
     /// Reads again what the target holds.
     pub(crate) async fn observe(&mut self, identity: &Identity) -> Result<(), RunError> {
+        // Not both at once: those of a large pool take hundreds of megabytes.
+        self.inventory = Inventory::default();
         self.inventory = Inventory::load(&self.session).await?;
         self.view = TargetView::new(&self.inventory, identity, &self.target.srs);
         Ok(())

@@ -23,7 +23,19 @@ pub(crate) async fn set_keys<T: Record>(
         keys.remove(*key);
     }
     keys.extend(set.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
-    replace_keys(session, object, &keys).await
+    match replace_keys(session, object, &keys).await {
+        // Somebody gave it more keys than a call can carry: what is to be set is small all the same.
+        Err(Error::Unsendable { .. }) => {
+            for key in remove {
+                session.remove_from_other_config(object, key).await?;
+            }
+            for (key, value) in set {
+                session.set_other_config_key(object, key, value).await?;
+            }
+            Ok(())
+        }
+        done => done,
+    }
 }
 
 /// Replaces all keys of an object in one write.

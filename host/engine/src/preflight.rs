@@ -4,12 +4,15 @@ use crate::error::RunError;
 use crate::inventory::{AttachedDisk, Inventory};
 use crate::job::ChainLimits;
 use crate::lane::{Lane, bytes};
-use crate::replica::MappedInterface;
+use crate::replica::{self, MappedInterface};
 use crate::view::{Identity, SourceVm, TargetView};
 use std::collections::BTreeSet;
 use vmferry_model::plan::Kind;
-use vmferry_xapi::Ref;
 use vmferry_xapi::records::{Vdi, Vif, Vm};
+use vmferry_xapi::{Ref, Value, fits_in_a_call};
+
+/// Bytes that a call has room for beside what its object brings along: our keys, and Xen Orchestra's.
+const OWN_KEYS: usize = 8 << 10;
 
 /// Depth of a chain at which the storage manager takes no snapshot and no clone any more.
 const SM_LIMIT: usize = 30;
@@ -40,6 +43,16 @@ impl Survey {
         self.obstacles.into_iter().chain(self.waits).collect()
     }
 
+    /// A replica is made by one call, and the keys of a snapshot are put by one.
+    fn add_size(&mut self, whose: &str, record: Value) {
+        if !fits_in_a_call(&[record], OWN_KEYS) {
+            self.obstacles.push(format!(
+                "{whose} has more keys and settings than the 300 KiB that XAPI takes in one call; remove what is large from its \
+                 other_config or xenstore_data"
+            ));
+        }
+    }
+
     fn add_chain(&mut self, whose: &str, inventory: &Inventory, disk: &Vdi, limits: &ChainLimits) {
         let sr = inventory.srs.get(&disk.sr).map_or("", |sr| sr.name_label.as_str());
         match Chain::of(inventory, disk).judge(limits) {
@@ -66,7 +79,11 @@ pub(crate) fn source(inventory: &Inventory, source: &SourceVm, limits: &ChainLim
     for disk in &source.disks {
         let whose = format!("disk {} ({})", disk.record.name_label, disk.record.uuid);
         found.add_chain(&whose, inventory, &disk.record, limits);
+        let keys = &disk.record.other_config;
+        found.add_size(&whose, replica::disk_record(&disk.record, "", &disk.record.name_label, keys));
     }
+    let vm = &source.record;
+    found.add_size(&format!("VM {}", vm.name_label), replica::creation_record(vm, &vm.name_label, &vm.other_config));
     found
 }
 

@@ -18,13 +18,13 @@ use crate::reconcile;
 use crate::replica;
 use crate::retain;
 use crate::snapshot::{self, Taken};
-use crate::view::{Identity, SourceVm};
+use crate::view::{Identity, SourceSnapshot, SourceVm};
 use crate::vtpm;
 use crate::xen_orchestra;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use jiff::Timestamp;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use vmferry_model::plan::{JobPlan, Kind, TargetPlan, Transfer, VmPlan};
@@ -32,7 +32,7 @@ use vmferry_model::plugin::Approval;
 use vmferry_model::report::{Outcome, TargetReport, VmReport};
 use vmferry_model::store::RunStore;
 use vmferry_xapi::records::{Network, PowerState, Vdi, Vif, Vm};
-use vmferry_xapi::{Ref, Session};
+use vmferry_xapi::{ApiError, Error, Ref, Session};
 
 /// How often somebody who waits for a lease asks again.
 const LEASE_POLL: Duration = Duration::from_secs(5);
@@ -123,6 +123,7 @@ impl Work<'_> {
         self.track_changes(&source).await;
         self.step("taking a snapshot");
         let taken = snapshot::take(self.session, &source, self.run.job, self.newest(&source)).await?;
+        drop(inventory);
         let outcome = self.after_snapshot(lease, vm, &taken).await;
         if !self.lanes.iter().any(|lane| lane.commit_begun) {
             self.discard(&taken).await;
@@ -133,13 +134,17 @@ impl Work<'_> {
     async fn after_snapshot(&mut self, lease: &Lease, vm: &Ref<Vm>, taken: &Taken) -> Result<(), RunError> {
         let (inventory, source) = self.observe_source(vm).await?;
         self.plan_again(&inventory, &source).await?;
+        let chain_lengths = self.chain_lengths(&inventory);
         self.prepare_landings(taken).await?;
+        // A transfer may take hours, and the records of a large pool hundreds of megabytes.
+        drop(inventory);
+        self.lanes.iter_mut().for_each(|lane| lane.inventory = Inventory::default());
         self.step("transferring");
         self.transfer(lease, &source, taken).await?;
         self.step("committing");
         lease.check().await?;
         self.commit(&source, taken).await?;
-        self.advance(&inventory, vm, taken).await?;
+        self.advance(&chain_lengths, vm, taken).await?;
         self.retain().await;
         Ok(())
     }
@@ -285,20 +290,44 @@ impl Work<'_> {
         self.no_lane_left()
     }
 
+    /// How many deltas came before each disk that one is made from.
+    fn chain_lengths(&self, inventory: &Inventory) -> BTreeMap<String, u64> {
+        let bases = self.lanes.iter().flat_map(|lane| lane.transfers.iter().filter_map(Transfer::base));
+        bases.filter_map(|base| Some((base.to_owned(), snapshot::delta_chain_length(inventory, base)?))).collect()
+    }
+
+    /// The source's snapshots that this job made, as they are now.
+    async fn source_snapshots(&self, vm: &Ref<Vm>) -> Result<Vec<SourceSnapshot>, RunError> {
+        let record: Vm = self.session.get_record(vm).await?;
+        let mut inventory = Inventory::default();
+        for snapshot in &record.snapshots {
+            match self.session.get_record(snapshot).await {
+                // Somebody else removed it meanwhile.
+                Err(Error::Api(ApiError::HandleInvalid { .. })) => {}
+                found => drop(inventory.vms.insert(snapshot.clone(), found?)),
+            }
+        }
+        Ok(SourceVm::new(&inventory, vm, &record, &self.run.job.ids).snapshots)
+    }
+
     /// Step 10: the snapshot becomes the base of the targets that have it, and snapshots that are nobody's base go.
-    async fn advance(&mut self, before: &Inventory, vm: &Ref<Vm>, taken: &Taken) -> Result<(), RunError> {
+    async fn advance(
+        &mut self,
+        chain_lengths: &BTreeMap<String, u64>,
+        vm: &Ref<Vm>,
+        taken: &Taken,
+    ) -> Result<(), RunError> {
         let committed: Vec<&Lane<'_>> = self.lanes.iter().filter(|lane| lane.committed.is_some()).collect();
         let srs: Vec<String> = committed.iter().map(|lane| lane.sr_record.uuid.clone()).collect();
         let bases = committed.iter().flat_map(|lane| lane.transfers.iter().map(Transfer::base));
-        let chain_length =
-            bases.map(|base| base.and_then(|base| snapshot::delta_chain_length(before, base)).map_or(0, |n| n + 1));
+        let chain_length = bases.map(|base| base.and_then(|base| chain_lengths.get(base)).map_or(0, |n| n + 1));
         let chain_length = chain_length.min().unwrap_or(0);
         let disks: Vec<Ref<Vdi>> = taken.disks.iter().map(|disk| disk.vdi.clone()).collect();
         snapshot::mark_exported(self.session, &taken.reference, &disks, &srs, Some(chain_length)).await?;
 
-        let (_, source) = self.observe_source(vm).await?;
+        let snapshots = self.source_snapshots(vm).await?;
         let targets: Vec<&[String]> = self.run.job.targets.iter().map(|target| target.srs.as_slice()).collect();
-        for old in snapshot::superfluous(&source.snapshots, &targets) {
+        for old in snapshot::superfluous(&snapshots, &targets) {
             if let Err(error) = snapshot::destroy(self.session, &old.reference).await {
                 self.warnings.push(format!("source snapshot {} could not be removed: {}", old.uuid, chain(&error)));
             }

@@ -79,6 +79,7 @@ pub use events::{Event, Events, Operation};
 pub use nbd::{NbdCause, NbdClient, NbdConnections, NbdFailure, NbdServerInfo, NbdUnavailable};
 pub use records::Record;
 pub use reference::Ref;
+pub use rpc::fits_in_a_call;
 pub use session::Session;
 pub use stream::{Export, Import};
 pub use tls::Trust;

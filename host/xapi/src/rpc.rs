@@ -19,6 +19,12 @@ const MAX_CALL: usize = 300 * 1024;
 /// Largest answer that is read. The records of a pool with ten thousand disks take some 50 MB.
 const MAX_ANSWER: usize = 256 << 20;
 
+/// Whether XAPI takes a call with these parameters and so many bytes more: it refuses those of more than 300 KiB.
+pub fn fits_in_a_call(params: &[Value], more: usize) -> bool {
+    // What cannot be written at all has an error of its own when it is sent.
+    xmlrpc::encode_call("", params).map_or(true, |call| call.len() + more <= MAX_CALL)
+}
+
 /// How long a connection may take to be made.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 

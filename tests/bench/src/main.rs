@@ -5,6 +5,7 @@
 
 #![allow(clippy::print_stdout, reason = "a bench prints")]
 
+mod crowd;
 mod measure;
 mod pool;
 mod whole;
@@ -22,6 +23,8 @@ struct Cli {
 enum Bench {
     /// A full copy and a delta through the program, against `curl | curl` over the same streams
     Whole(whole::Whole),
+    /// A run of one VM in pools of many
+    Crowd(crowd::Crowd),
     /// Serves a simulated pool for a measured process
     #[command(hide = true)]
     Serve(pool::Serve),
@@ -36,6 +39,7 @@ enum Bench {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().bench {
         Bench::Whole(whole) => whole.run(),
+        Bench::Crowd(crowd) => crowd.run(),
         Bench::Serve(serve) => serve.run(),
         Bench::Measured { command } => measure::child(&command),
     }

@@ -40,6 +40,9 @@ pub(crate) struct Serve {
     /// Blocks of 2 MiB that hold data, spread evenly
     #[arg(long, requires = "gib")]
     blocks: Option<u64>,
+    /// VMs beside that one, which are nothing but their records
+    #[arg(long, default_value_t = 0)]
+    crowd: usize,
 }
 
 impl Serve {
@@ -47,6 +50,7 @@ impl Serve {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Runtime::new()?;
         let sim = runtime.block_on(Sim::start(SimConfig { tls: self.tls, ..SimConfig::default() }))?;
+        sim.add_crowd(self.crowd);
         let disk = self.gib.zip(self.blocks).map(|(gib, blocks)| Disk { gib, blocks });
         let mut data = Random(0x9e37_79b9_7f4a_7c15);
         let vm = disk.map(|disk| {
@@ -101,8 +105,14 @@ pub(crate) struct Pool {
 
 impl Pool {
     pub(crate) fn start(tls: bool, disk: Option<Disk>) -> anyhow::Result<Self> {
+        Self::with_crowd(tls, disk, 0)
+    }
+
+    /// The same with so many VMs beside.
+    pub(crate) fn with_crowd(tls: bool, disk: Option<Disk>, crowd: usize) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("serve").stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args(["--crowd", &crowd.to_string()]);
         if tls {
             command.arg("--tls");
         }

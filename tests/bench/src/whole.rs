@@ -138,7 +138,7 @@ fn new_disk(sr: &Ref<Sr>) -> Value {
 }
 
 /// A job of the program onto a pool that is made for it.
-struct Job {
+pub(crate) struct Job {
     folder: TempDir,
     program: PathBuf,
     _target: Pool,
@@ -146,7 +146,11 @@ struct Job {
 
 impl Job {
     fn new(program: &Path, tls: bool, source: &Pool, integrity: &str) -> anyhow::Result<Self> {
-        let (folder, target) = (tempfile::tempdir()?, Pool::start(tls, None)?);
+        Self::onto(program, source, Pool::start(tls, None)?, integrity)
+    }
+
+    pub(crate) fn onto(program: &Path, source: &Pool, target: Pool, integrity: &str) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
         let config = format!(
             "{}{}[store]\npath = \"{}\"\n\n[job.bench]\nselect = {{ pool = \"source\", vms = [\"{}\"] }}\n\
              targets = [{{ name = \"target\", pool = \"target\", sr = \"{}\" }}]\nintegrity = \"{integrity}\"\n",
@@ -161,7 +165,7 @@ impl Job {
     }
 
     /// One run, which has to go by `kind`.
-    fn run(&self, kind: &str) -> anyhow::Result<Cost> {
+    pub(crate) fn run(&self, kind: &str) -> anyhow::Result<Cost> {
         let (config, report) = (self.folder.path().join("vmferry.toml"), self.folder.path().join("report"));
         let (program, config) = (self.program.display(), config.display());
         let cost = measure(&format!("{program} --config {config} --json run bench > {}", report.display()))?;
@@ -172,7 +176,7 @@ impl Job {
     }
 }
 
-fn mb(cost: &Cost) -> f64 {
+pub(crate) fn mb(cost: &Cost) -> f64 {
     cost.peak_mib * f64::from(1 << 20) / 1e6
 }
 

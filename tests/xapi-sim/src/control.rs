@@ -60,6 +60,37 @@ pub(crate) fn add_vm(state: &mut State, spec: &VmSpec) -> anyhow::Result<String>
     Ok(uuid_of(state, "VM", &vm))
 }
 
+/// VMs to an SR of a crowd.
+const CROWD_TO_AN_SR: usize = 50;
+
+/// VMs with two disks each that are nothing but their records: a large pool in little time.
+pub(crate) fn add_crowd(state: &mut State, vms: usize) -> anyhow::Result<()> {
+    let mut sr = String::new();
+    for number in 0..vms {
+        if number % CROWD_TO_AN_SR == 0 {
+            sr = state.add_sr(&SrSpec { name: format!("crowd {number}"), size: 1 << 50, ..SrSpec::default() })?;
+        }
+        let mut fields = vm_defaults();
+        fields.extend(fields! {
+            "name_label" => format!("crowd {number}"),
+            "other_config" => Value::map([("mac_seed", uuid::Uuid::new_v4().to_string().as_str())]),
+        });
+        let vm = vm::create(state, fields)?;
+        for userdevice in ["0", "1"] {
+            let disk = fields! {
+                "name_label" => format!("disk {userdevice} of crowd {number}"), "SR" => sr.as_str(), "managed" => true,
+                "virtual_size" => 32i64 << 30, "type" => "user", "location" => uuid::Uuid::new_v4().to_string(),
+            };
+            let vdi = state.db.insert("VDI", disk)?;
+            let vbd = fields! {
+                "VM" => vm.as_str(), "VDI" => vdi, "userdevice" => userdevice, "mode" => "RW", "type" => "Disk",
+            };
+            state.db.insert("VBD", vbd)?;
+        }
+    }
+    Ok(())
+}
+
 /// A guest of one gigabyte that boots from its first disk.
 fn vm_defaults() -> Fields {
     let memory = 1i64 << 30;

@@ -234,6 +234,12 @@ impl Sim {
         self.expect(|state| control::add_vm(state, &spec))
     }
 
+    /// Adds so many VMs with two disks each, which are nothing but their records.
+    #[track_caller]
+    pub fn add_crowd(&self, vms: usize) {
+        self.expect(|state| control::add_crowd(state, vms));
+    }
+
     /// The uuids of a VM's disks, by user device.
     #[track_caller]
     pub fn vm_disks(&self, vm_uuid: &str) -> Vec<String> {

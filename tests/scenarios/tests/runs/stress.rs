@@ -2,6 +2,8 @@
 //! queues that are full, clocks that disagree, storage that is busy.
 
 mod clocks;
+mod crowds;
+mod limits;
 mod lost_replies;
 mod masters;
 mod refused_for_now;
