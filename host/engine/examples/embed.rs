@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use vmferry_engine::{
-    Engine, Integrity, Job, JobIds, Policies, Reading, RunOptions, Selection, Silent, Target, Tuning,
+    Engine, Integrity, Job, JobIds, Policies, Reading, RunOptions, Selection, Silent, SnapshotMode, Target, Tuning,
 };
 use vmferry_store::Store;
 use vmferry_xapi::Endpoint;
@@ -37,6 +37,7 @@ async fn main() -> anyhow::Result<()> {
         ids: JobIds::derived("default", "embedded"),
         integrity: Integrity::Digest,
         reading: Reading::default(),
+        snapshot: SnapshotMode::default(),
         throttles: Vec::new(),
         tuning: Tuning::default(),
     };

@@ -72,6 +72,16 @@ pub enum RunError {
         /// What XAPI calls it.
         operation: String,
     },
+    /// A source VM that was shut down for its snapshot is still off.
+    #[error(
+        "VM {vm} was shut down for its snapshot and could not be started again: {why}; start it, or let the next run or `vmferry gc` try"
+    )]
+    LeftStopped {
+        /// The source VM.
+        vm: String,
+        /// What XAPI said.
+        why: String,
+    },
     /// The VM is a replica that this job makes.
     #[error("VM {vm} is a replica made by this very job; remove it from the job's selection")]
     OwnReplica {

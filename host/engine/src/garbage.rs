@@ -9,6 +9,7 @@ use crate::job::{Job, Target};
 use crate::keys::{self, Keys, State};
 use crate::lease::Claim;
 use crate::migration;
+use crate::offline;
 use crate::reconcile::{superseded, unconfirmed, unmarked};
 use crate::view::{Condition, Identity, Pruning, Replica, SourceVm, TargetView, Unborn, is_unused};
 use crate::xen_orchestra;
@@ -103,6 +104,8 @@ pub enum FindingKind {
     HeldLease,
     /// A source VM whose migration a run blocked that is gone.
     MigrationBlock,
+    /// A source VM that a run shut down that is gone.
+    StoppedVm,
     /// A digest table of a content that nobody holds.
     UnusedTable,
     /// A task in a pool's list.
@@ -145,6 +148,7 @@ impl FindingKind {
             Self::DeadLease => "dead lease",
             Self::HeldLease => "held lease",
             Self::MigrationBlock => "forgotten migration block",
+            Self::StoppedVm => "VM that was not started again",
             Self::UnusedTable => "unused digest table",
             Self::Task => "task",
             Self::UsedReplica => "used replica",
@@ -682,6 +686,11 @@ impl<'a> OneVm<'a> {
 
     fn source(&self, found: &mut Found, reference: &Ref<Vm>, record: &Vm) {
         let pool = self.scene.source;
+        if offline::is_stopped_by_us(record) {
+            let why = "a run shut it down for its snapshot and ended before it had started it again; it is started if it is off"
+                .to_owned();
+            found.vm(pool, record, self.about(), FindingKind::StoppedVm, GcAct::PutRight, why);
+        }
         if migration::is_blocked_by_us(record) {
             let why = "the run that blocked its migration is gone; the block is lifted".to_owned();
             found.vm(pool, record, self.about(), FindingKind::MigrationBlock, GcAct::PutRight, why);

@@ -12,6 +12,7 @@ use crate::keys;
 use crate::lane::Lane;
 use crate::lease::{Claim, Lease};
 use crate::migration;
+use crate::offline;
 use crate::progress::Progress;
 use crate::reconcile;
 use crate::run::Run;
@@ -191,9 +192,10 @@ async fn put_vm_right(run: &Run<'_>, vm: &str, problems: &mut Vec<GcProblem>) ->
     let done = put_sides_right(run, &session, vm, problems).await;
     let freed = match (lease, live) {
         (Some(lease), Some((reference, _))) => {
+            let started = offline::start_again(&lease, &session, reference).await;
             let allowed = migration::allow(&lease, &session, reference).await;
             let released = lease.release().await;
-            allowed.and(released)
+            started.and(allowed).and(released)
         }
         _ => Ok(()),
     };

@@ -25,6 +25,8 @@ pub struct Job {
     pub integrity: Integrity,
     /// How the source's disks are read.
     pub reading: Reading,
+    /// What a VM's snapshot holds.
+    pub snapshot: SnapshotMode,
     /// Limits on what all of the job's transfers together read from the source pool, sent or not.
     pub throttles: Vec<Arc<Throttle>>,
     /// Limits and patience.
@@ -88,6 +90,16 @@ impl Default for Reading {
     fn default() -> Self {
         Self { nbd: Nbd::Auto, connections: 2, pace: Pace::default(), enable_cbt: false }
     }
+}
+
+/// What the snapshot of a VM holds. A VM may ask for `Offline` itself, by Xen Orchestra's tag `xo-offline-backup`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SnapshotMode {
+    /// Its disks at one moment, as after a power failure.
+    #[default]
+    Disks,
+    /// Its disks after a clean shutdown: a VM that runs is shut down for its snapshot, and started again at once.
+    Offline,
 }
 
 /// When disks are read by NBD. Disks beyond VHD's 2 TiB always are.

@@ -76,6 +76,9 @@ pub(crate) const SOURCE_AUTO_POWERON: &str = "vmferry:source-auto-poweron";
 /// The same for the source's `ha_restart_priority`, where it has one.
 pub(crate) const SOURCE_HA_RESTART_PRIORITY: &str = "vmferry:source-ha-restart-priority";
 
+/// On a source VM that a run shut down for its snapshot, until it is started again.
+pub(crate) const STOPPED: &str = "vmferry:stopped";
+
 /// XAPI starts a VM with this key when its host boots.
 pub(crate) const AUTO_POWERON: &str = "auto_poweron";
 

@@ -30,6 +30,7 @@ mod lease;
 mod migration;
 mod moving;
 mod objects;
+mod offline;
 mod placement;
 mod plan;
 mod points;
@@ -61,7 +62,9 @@ pub use garbage::{Fate, Finding, FindingKind, GcAct};
 pub use gc::{GcOptions, GcProblem, GcReport};
 pub use guest::{GuestCheck, GuestReport, GuestWait};
 pub use interfaces::NetworkChoice;
-pub use job::{ChainLimits, Integrity, Job, JobIds, Nbd, Policies, Reading, Selection, Subscription, Target, Tuning};
+pub use job::{
+    ChainLimits, Integrity, Job, JobIds, Nbd, Policies, Reading, Selection, SnapshotMode, Subscription, Target, Tuning,
+};
 pub use points::{PointSummary, ReplicaPoints, ReplicaState};
 pub use progress::{DiskLabel, Progress, Silent};
 pub use seed::{SeedReport, SeedRequest, SeededDisk};

@@ -40,8 +40,9 @@ pub(crate) fn under_way(vm: &Vm) -> Option<&str> {
     vm.current_operations.values().map(String::as_str).find(|operation| OPERATIONS.contains(operation))
 }
 
-/// Blocks the migration of a leased VM where nobody else has done so. Fails if one is under way already.
-pub(crate) async fn block(session: &Session, vm: &Ref<Vm>, job: &str) -> Result<(), RunError> {
+/// Blocks the migration of a leased VM where nobody else has done so. Fails if one is under way already, and tells
+/// the VM as it is.
+pub(crate) async fn block(session: &Session, vm: &Ref<Vm>, job: &str) -> Result<Vm, RunError> {
     let text = text(job);
     for operation in OPERATIONS {
         match session.call::<()>("VM.add_to_blocked_operations", params![vm, operation, &text]).await {
@@ -54,7 +55,7 @@ pub(crate) async fn block(session: &Session, vm: &Ref<Vm>, job: &str) -> Result<
     let record: Vm = session.get_record(vm).await?;
     match under_way(&record) {
         Some(operation) => Err(RunError::Migrating { vm: record.uuid.clone(), operation: operation.to_owned() }),
-        None => Ok(()),
+        None => Ok(record),
     }
 }
 

@@ -10,6 +10,7 @@ use crate::landing;
 use crate::lane::{Lane, unopened};
 use crate::lease::{Lease, LeaseTerms};
 use crate::migration;
+use crate::offline;
 use crate::placement::Ledger;
 use crate::pools::Pools;
 use crate::preflight::{self, Survey};
@@ -36,6 +37,9 @@ use vmferry_xapi::{ApiError, Error, Ref, Session};
 
 /// How often somebody who waits for a lease asks again.
 const LEASE_POLL: Duration = Duration::from_secs(5);
+
+/// Xen Orchestra's tag for a VM whose memory is to be kept as well.
+const MEMORY_TAG: &str = "xo-memory-backup";
 
 /// What all VMs of a run share.
 pub(crate) struct Run<'a> {
@@ -73,6 +77,7 @@ pub(crate) async fn replicate(run: &Run<'_>, session: &Session, vm: &Ref<Vm>, re
         Ok(lease) => {
             let error = work.under_lease(&lease, vm).await.err();
             work.put_right(&lease).await;
+            let error = error.or(work.start_again(&lease, vm).await);
             work.allow_migration(&lease, vm).await;
             if let Err(error) = lease.release().await {
                 work.warnings
@@ -106,7 +111,17 @@ pub(crate) struct Work<'a> {
 impl Work<'_> {
     /// The run itself. The undo is one line: without a commit the new source snapshot is nobody's base, so it goes.
     async fn under_lease(&mut self, lease: &Lease, vm: &Ref<Vm>) -> Result<(), RunError> {
-        migration::block(self.session, vm, &self.run.job.name).await?;
+        let record = migration::block(self.session, vm, &self.run.job.name).await?;
+        let offline = offline::is_wanted(self.run.job, &record);
+        if record.tags.iter().any(|tag| tag == MEMORY_TAG) {
+            self.warnings.push(format!(
+                "the VM has Xen Orchestra's tag `{MEMORY_TAG}`, and its recovery points hold its disks and not its memory; remove the tag, \
+                 or use `xo-offline-backup` for disks that were shut down cleanly"
+            ));
+        }
+        if !offline {
+            self.start_again(lease, vm).await;
+        }
         self.step("looking at the targets");
         self.open_lanes().await;
         let (inventory, source) = self.observe_source(vm).await?;
@@ -121,8 +136,16 @@ impl Work<'_> {
         self.approve(&source).await?;
 
         self.track_changes(&source).await;
+        if offline {
+            self.step("shutting the VM down");
+            offline::stop(lease, self.session, vm).await?;
+        }
         self.step("taking a snapshot");
-        let taken = snapshot::take(self.session, &source, self.run.job, self.newest(&source)).await?;
+        let taken = snapshot::take(self.session, &source, self.run.job, self.newest(&source)).await;
+        if offline {
+            self.start_again(lease, vm).await;
+        }
+        let taken = taken?;
         drop(inventory);
         let outcome = self.after_snapshot(lease, vm, &taken).await;
         if !self.lanes.iter().any(|lane| lane.commit_begun) {
@@ -361,6 +384,13 @@ impl Work<'_> {
                 lane.warnings.push(format!("what this run left here is put right by the next one: {}", chain(&error)));
             }
         }
+    }
+
+    /// Starts the VM again if we shut it down, we or a dead run. What keeps it off is told at once, and tried again at the end.
+    async fn start_again(&mut self, lease: &Lease, vm: &Ref<Vm>) -> Option<RunError> {
+        let error = offline::start_again(lease, self.session, vm).await.err()?;
+        self.warnings.push(chain(&error));
+        Some(error)
     }
 
     /// Lifts the block of migrations, a dead run's as well.

@@ -53,6 +53,7 @@ pub fn job(name: &str, configured: &job::Job) -> Job {
         ids: configured.xo.map_or_else(derived, |xo| JobIds { job: xo.job, schedule: xo.schedule }),
         integrity: if configured.digests { Integrity::Digest } else { Integrity::Structure },
         reading: configured.reading,
+        snapshot: configured.snapshot,
         throttles: configured.throttle.iter().cloned().collect(),
         tuning: Tuning { chains: configured.chains, ..Tuning::default() },
     }
@@ -75,6 +76,7 @@ mod tests {
             links: Vec::new(),
             digests: true,
             reading: vmferry_engine::Reading::default(),
+            snapshot: vmferry_engine::SnapshotMode::default(),
             chains: vmferry_engine::ChainLimits::default(),
             limit: crate::config::limit::Limit::default(),
             throttle: None,

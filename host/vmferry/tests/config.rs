@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use vmferry::config::job::Overlap;
 use vmferry::config::{self, Config, Surroundings};
 use vmferry::problem::Problem;
-use vmferry_engine::ChainLimits;
+use vmferry_engine::{ChainLimits, SnapshotMode};
 use vmferry_xapi::StreamNetwork;
 
 const GOOD: &str = r#"
@@ -622,4 +622,16 @@ fn limits_on_chains_have_their_range() {
           remedy: give 2 to 29
     "#]]
     .assert_eq(&chains("chain = { max = 30 }").unwrap_err());
+}
+
+#[test]
+fn a_snapshot_is_of_the_disks_unless_it_is_to_be_offline() {
+    let snapshot = |line: &str| {
+        let folder = Folder::with(&GOOD.replace("[job.erp]", &format!("[job.erp]\n{line}")));
+        folder.load().map(|config| config.jobs["erp"].snapshot).map_err(|problems| folder.text(&problems))
+    };
+    assert_eq!(snapshot(""), Ok(SnapshotMode::Disks));
+    assert_eq!(snapshot("snapshot = \"offline\""), Ok(SnapshotMode::Offline));
+    let refused = snapshot("snapshot = \"memory\"").unwrap_err();
+    assert!(refused.contains("memory") && refused.contains("offline"), "{refused}");
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use vmferry_engine::{
     Engine, GcOptions, GcReport, Integrity, Job, JobIds, Policies, Reading, ReplicaPoints, RunOptions, Selection,
-    Silent, Target, Tuning, VerifyOptions, VerifyReport,
+    Silent, SnapshotMode, Target, Tuning, VerifyOptions, VerifyReport,
 };
 use vmferry_model::plan::JobPlan;
 use vmferry_model::plugin::{Judgement, PluginError, PointView, Retention};
@@ -324,6 +324,7 @@ pub fn job(vm: &str, sr: &str) -> Job {
         ids: JobIds::derived("default", "erp"),
         integrity: Integrity::Digest,
         reading: Reading::default(),
+        snapshot: SnapshotMode::default(),
         throttles: Vec::new(),
         tuning: Tuning { lease_settle: Duration::from_millis(20), stall: Duration::from_secs(20), ..Tuning::default() },
     }

@@ -8,7 +8,7 @@ use crate::problem::Problem;
 use serde_json::Value;
 use std::sync::Arc;
 use uuid::Uuid;
-use vmferry_engine::{ChainLimits, Nbd, Reading, Selection, Target, Throttle};
+use vmferry_engine::{ChainLimits, Nbd, Reading, Selection, SnapshotMode, Target, Throttle};
 
 /// One job.
 #[derive(Clone, Debug)]
@@ -23,6 +23,8 @@ pub struct Job {
     pub digests: bool,
     /// How the source's disks are read.
     pub reading: Reading,
+    /// What a VM's snapshot holds.
+    pub snapshot: SnapshotMode,
     /// How long chains may be before a run makes them longer.
     pub chains: ChainLimits,
     /// How fast all of its transfers together may be.
@@ -94,6 +96,7 @@ pub(super) fn read(mut section: Section<'_>, references: &mut References) -> Opt
     let (targets, links) = read_targets(&mut section, references);
     let digests = section.word("integrity", &[("digest", true), ("structure", false)]);
     let reading = section.section("read").map_or_else(Reading::default, read_reading);
+    let snapshot = section.word("snapshot", &[("disks", SnapshotMode::Disks), ("offline", SnapshotMode::Offline)]);
     let chains = section.section("chain").map_or_else(ChainLimits::default, read_chains);
     let limit = limit::read(&mut section);
     let schedule = section.section("schedule").and_then(|schedule| read_plugin(schedule, references));
@@ -109,6 +112,7 @@ pub(super) fn read(mut section: Section<'_>, references: &mut References) -> Opt
         throttle: limit.throttle(),
         limit,
         reading,
+        snapshot: snapshot.map_or(SnapshotMode::Disks, |snapshot| snapshot.value),
         chains,
         digests: digests.is_none_or(|digests| digests.value),
         schedule,

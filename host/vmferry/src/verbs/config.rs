@@ -11,7 +11,7 @@ use crate::plugins::Plugins;
 use crate::problem::Failure;
 use serde::Serialize;
 use serde_json::{Value, json};
-use vmferry_engine::Nbd;
+use vmferry_engine::{Nbd, SnapshotMode};
 use vmferry_store::Store;
 use vmferry_xapi::StreamNetwork;
 
@@ -156,6 +156,10 @@ fn described_job(name: &str, job: &Job) -> Value {
         "overlap": match job.overlap {
             Overlap::Skip => "skip",
             Overlap::Wait => "wait",
+        },
+        "snapshot": match job.snapshot {
+            SnapshotMode::Disks => "disks",
+            SnapshotMode::Offline => "offline",
         },
         "read": {
             "nbd": match job.reading.nbd {

@@ -16,6 +16,7 @@ mod large_disks;
 mod leases;
 mod main_job;
 mod methods;
+mod offline;
 mod policies;
 mod preflight;
 mod refusals;

@@ -1,0 +1,98 @@
+//! Offline snapshots: a running VM is shut down for the moment of its snapshot, and started again at once.
+//!
+//! The key `vmferry:stopped` is on the VM from before its shutdown until after its start, so that whoever holds its lease knows that it
+//! was us who stopped it, also after a crash. A VM that was off before never gets the key, and stays off.
+
+use crate::error::{RunError, chain};
+use crate::job::{Job, SnapshotMode};
+use crate::keys;
+use crate::lease::Lease;
+use std::time::Duration;
+use vmferry_xapi::records::{PowerState, Vm};
+use vmferry_xapi::{ApiError, Error, Ref, Session, params};
+
+/// Xen Orchestra's tag for a VM that is to be off for its snapshot, whatever its job says.
+const OFFLINE_TAG: &str = "xo-offline-backup";
+
+/// Operations that change whether a VM runs.
+const CHANGES: [&str; 8] =
+    ["start", "start_on", "clean_shutdown", "hard_shutdown", "shutdown", "clean_reboot", "hard_reboot", "suspend"];
+
+/// Whether the VM is to be off for its snapshot.
+pub(crate) fn is_wanted(job: &Job, vm: &Vm) -> bool {
+    job.snapshot == SnapshotMode::Offline || vm.tags.iter().any(|tag| tag == OFFLINE_TAG)
+}
+
+/// Whether a run shut this VM down and did not get to say that it runs again.
+pub(crate) fn is_stopped_by_us(vm: &Vm) -> bool {
+    vm.other_config.contains_key(keys::STOPPED)
+}
+
+/// Shuts a leased VM down if it runs. One that a dead run left stopped is as it should be.
+pub(crate) async fn stop(lease: &Lease, session: &Session, vm: &Ref<Vm>) -> Result<(), RunError> {
+    let record = settled(session, vm).await?;
+    if record.power_state != PowerState::Running {
+        return Ok(());
+    }
+    let blocked =
+        ["clean_shutdown", "start"].into_iter().filter(|operation| record.blocked_operations.contains_key(*operation));
+    let blocked: Vec<String> = blocked
+        .map(|operation| {
+            format!("the VM is to be off for its snapshot, and its `{operation}` is blocked; lift that with `xe vm-param-remove`")
+        })
+        .collect();
+    if !blocked.is_empty() {
+        return Err(RunError::Obstacles(blocked));
+    }
+    lease.check().await?;
+    match session.add_to_other_config(vm, keys::STOPPED, "offline snapshot").await {
+        // A run died before its shutdown began.
+        Err(Error::Api(ApiError::MapDuplicateKey { .. })) => {}
+        other => other?,
+    }
+    let stopped = session.call_async::<()>("VM.clean_shutdown", params![vm]).await;
+    stopped.map_err(|error| {
+        RunError::Obstacles(vec![format!(
+            "the VM could not be shut down for its snapshot: {}; see that its guest tools run, or take snapshots of its disks alone",
+            chain(&error)
+        )])
+    })
+}
+
+/// Starts a leased VM that we shut down, and takes the key off. Does nothing to any other.
+pub(crate) async fn start_again(lease: &Lease, session: &Session, vm: &Ref<Vm>) -> Result<(), RunError> {
+    let found: keys::Keys = session.call("VM.get_other_config", params![vm]).await?;
+    if !found.contains_key(keys::STOPPED) {
+        return Ok(());
+    }
+    lease.check().await?;
+    // A shutdown that a dead run asked for may not be done yet: without the key the VM would then stay off.
+    let record = settled(session, vm).await?;
+    let left = |why: &dyn std::error::Error| RunError::LeftStopped { vm: record.uuid.clone(), why: chain(why) };
+    if record.power_state == PowerState::Halted {
+        match session.call_async::<()>("VM.start", params![vm, false, false]).await {
+            // Somebody was faster.
+            Ok(()) | Err(Error::Api(ApiError::VmBadPowerState { .. })) => {}
+            Err(error) => return Err(left(&error)),
+        }
+    }
+    Ok(session.remove_from_other_config(vm, keys::STOPPED).await?)
+}
+
+/// The VM once nothing changes whether it runs. After about a minute somebody has to look.
+async fn settled(session: &Session, vm: &Ref<Vm>) -> Result<Vm, RunError> {
+    let mut pause = Duration::from_millis(20);
+    loop {
+        let record: Vm = session.get_record(vm).await?;
+        let Some(change) = record.current_operations.values().find(|operation| CHANGES.contains(&operation.as_str()))
+        else {
+            return Ok(record);
+        };
+        if pause > Duration::from_secs(30) {
+            let obstacle = format!("the VM is in the middle of `{change}`, for a minute already; see what keeps it");
+            return Err(RunError::Obstacles(vec![obstacle]));
+        }
+        tokio::time::sleep(pause).await;
+        pause *= 2;
+    }
+}
