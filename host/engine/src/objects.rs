@@ -58,8 +58,11 @@ pub(crate) async fn make_from<M: DeserializeOwned, T: Record>(
         while pause < LONGEST_SETTLING / 2 {
             let operations: Result<StringMap, Error> =
                 session.call(&format!("{}.get_current_operations", T::CLASS), params![object]).await;
-            if operations.is_ok_and(|operations| !operations.values().any(|operation| operation == name)) {
-                break;
+            match operations {
+                Ok(operations) if operations.values().any(|operation| operation == name) => {}
+                // A pool that cannot be reached tells nothing, and what this run leaves there is the next one's anyway.
+                Ok(_) | Err(Error::Transport { .. } | Error::Timeout { .. }) => break,
+                Err(_) => {}
             }
             tokio::time::sleep(pause).await;
             pause *= 2;

@@ -1,6 +1,8 @@
 //! A session at a pool's master: login, calls, re-login, logout.
 
 use std::fmt;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -48,6 +50,9 @@ struct Inner {
     /// Shared with the tasks that look for a master.
     rpc: Arc<Rpc>,
     state: RwLock<State>,
+    /// Whether a call was last given up because its host could not be reached: until one gets an answer the others are not
+    /// repeated either, or whoever tidies up behind a dead host would wait for it once per call.
+    gave_up: AtomicBool,
     /// Held during a re-login, so that many calls that find the session dead make one new session.
     renewal: tokio::sync::Mutex<()>,
     /// Where disk streams go.
@@ -91,6 +96,7 @@ impl Session {
             originator: originator.to_owned(),
             rpc,
             state: RwLock::new(State::LoggedIn(Arc::clone(&login))),
+            gave_up: AtomicBool::new(false),
             renewal: tokio::sync::Mutex::new(()),
             route: Remembered::default(),
         };
@@ -232,7 +238,11 @@ impl Session {
         let mut login = self.current(method)?;
         let (mut renewed, mut attempt, mut found_full) = (false, 0, 0);
         loop {
-            let error = match self.call_once(&login, method, params).await {
+            let answer = self.call_once(&login, method, params).await;
+            if !matches!(answer, Err(Error::Transport { .. })) {
+                self.inner.gave_up.store(false, Relaxed);
+            }
+            let error = match answer {
                 Err(error) => error,
                 answer => return answer,
             };
@@ -250,7 +260,11 @@ impl Session {
                 }
                 Error::Transport { .. } if error.was_not_sent() || is_idempotent(method) => {
                     attempt += 1;
-                    let Some(pause) = pause_before(attempt) else { return Err(error) };
+                    let gave_up = &self.inner.gave_up;
+                    let Some(pause) = pause_before(attempt).filter(|_| !gave_up.load(Relaxed)) else {
+                        gave_up.store(true, Relaxed);
+                        return Err(error);
+                    };
                     tracing::debug!(method, attempt, %error, "the connection failed, the call is repeated");
                     tokio::time::sleep(pause).await;
                     login = match error.was_not_sent() {

@@ -263,7 +263,8 @@ fn left(world: &World, last: Option<&String>) -> String {
         [one] => left.push(format!("lease of {one}")),
         _ => left.push("leases".to_owned()),
     }
-    if source["blocked_operations"].get("migrate_send").is_some() {
+    // With the lease it is what the table says.
+    if source["blocked_operations"].get("migrate_send").is_some() && !lease(&source) {
         left.push("migration blocked".to_owned());
     }
     let snapshots = world.source.records("VM").into_iter().filter(|vm| vm["is_a_snapshot"] == true);
