@@ -273,6 +273,7 @@ impl<'j> Lane<'j> {
     pub(crate) fn plan(&self) -> TargetPlan {
         TargetPlan {
             target: self.target.name.clone(),
+            sr: Some(self.sr_record.uuid.clone()),
             replica: self.view.current().map(|replica| replica.record.uuid.clone()),
             obstacles: Vec::new(),
             warnings: Vec::new(),
@@ -334,6 +335,7 @@ impl<'j> Lane<'j> {
         };
         TargetReport {
             target: self.target.name.clone(),
+            sr: Some(self.sr_record.uuid),
             replica,
             recovery_point,
             outcome: self.failed.as_ref().map_or(outcome, RunError::outcome),
@@ -349,6 +351,7 @@ impl<'j> Lane<'j> {
 pub(crate) fn unopened(target: &Target, error: &RunError) -> TargetReport {
     TargetReport {
         target: target.name.clone(),
+        sr: None,
         replica: None,
         recovery_point: None,
         outcome: error.outcome(),

@@ -168,7 +168,7 @@ impl Work<'_> {
         lease.check().await?;
         self.commit(&source, taken).await?;
         self.advance(&chain_lengths, vm, taken).await?;
-        self.retain().await;
+        self.retain(taken).await;
         Ok(())
     }
 
@@ -359,11 +359,13 @@ impl Work<'_> {
     }
 
     /// Step 11, on each target by itself. What cannot be pruned now is pruned later.
-    async fn retain(&mut self) {
+    async fn retain(&mut self, taken: &Taken) {
         let Some(retention) = &self.run.policies.retention else { return };
         let held = self.digest_tables();
+        // Points carry the source's time, so their age is told by it and not by the clock of this machine.
+        let now = taken.taken_at;
         for lane in self.lanes.iter_mut().filter(|lane| lane.committed.is_some()) {
-            if let Err(error) = retain::retain(lane, &self.identity, retention.as_ref(), Timestamp::now()).await {
+            if let Err(error) = retain::retain(lane, &self.identity, retention.as_ref(), now).await {
                 lane.warnings.push(format!("pruning stopped: {}", chain(&error)));
             }
         }
@@ -537,6 +539,7 @@ pub(crate) async fn foresee(
             }
             Err(error) => TargetPlan {
                 target: target.name.clone(),
+                sr: None,
                 replica: None,
                 obstacles: vec![chain(&error)],
                 warnings: Vec::new(),

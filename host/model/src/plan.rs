@@ -221,6 +221,9 @@ pub struct VmPlan {
 pub struct TargetPlan {
     /// The target's name in the job.
     pub target: String,
+    /// uuid of the storage repository that the replica is on, or would be made on.
+    #[serde(default)]
+    pub sr: Option<String>,
     /// uuid of the replica VM, when there is one.
     pub replica: Option<String>,
     /// What would stop the run here, each with its remedy.

@@ -106,6 +106,9 @@ pub struct VmReport {
 pub struct TargetReport {
     /// The target's name in the job.
     pub target: String,
+    /// uuid of the storage repository that the replica is on, or that was chosen for it.
+    #[serde(default)]
+    pub sr: Option<String>,
     /// uuid of the replica VM.
     pub replica: Option<String>,
     /// uuid of the snapshot VM that is the new recovery point.

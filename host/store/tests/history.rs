@@ -45,6 +45,7 @@ fn run_with_disk(n: i64, outcome: Outcome, kind: Kind, bytes_sent: u64) -> RunRe
     };
     let target = TargetReport {
         target: "dr".to_owned(),
+        sr: None,
         replica: None,
         recovery_point: None,
         outcome,

@@ -79,6 +79,7 @@ async fn a_plan_reaches_its_judge_whole() {
             error: None,
             targets: vec![TargetPlan {
                 target: "dr".to_owned(),
+                sr: None,
                 replica: None,
                 obstacles: Vec::new(),
                 warnings: Vec::new(),

@@ -180,6 +180,7 @@ mod tests {
     fn target(name: &str, outcome: Outcome, disks: Vec<DiskReport>) -> TargetReport {
         TargetReport {
             target: name.to_owned(),
+            sr: None,
             replica: None,
             recovery_point: (outcome == Outcome::Succeeded).then(|| "point".to_owned()),
             outcome,
@@ -259,6 +260,7 @@ mod tests {
         };
         let target = TargetPlan {
             target: "dr".to_owned(),
+            sr: None,
             replica: None,
             obstacles: vec!["the SR is full; free some space".to_owned()],
             warnings: Vec::new(),

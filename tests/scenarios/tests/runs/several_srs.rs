@@ -115,6 +115,7 @@ async fn new_replicas_go_where_the_run_leaves_the_most_room_and_stay_there() {
             None => (&roomy, Kind::Full),
         };
         assert_eq!(&sr_of(&world.target, target.recovery_point.as_ref().unwrap()), place);
+        assert_eq!(target.sr.as_ref(), Some(place), "the report names it");
         assert!(target.disks.iter().all(|disk| disk.kind == kind), "{vm:#?}");
     }
 }

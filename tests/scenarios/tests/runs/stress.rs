@@ -3,6 +3,7 @@
 
 mod clocks;
 mod crowds;
+mod garbage_collection;
 mod limits;
 mod lost_replies;
 mod masters;
