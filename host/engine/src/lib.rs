@@ -61,7 +61,7 @@ pub use interfaces::NetworkChoice;
 pub use job::{ChainLimits, Integrity, Job, JobIds, Nbd, Policies, Reading, Selection, Subscription, Target, Tuning};
 pub use points::{PointSummary, ReplicaPoints, ReplicaState};
 pub use progress::{DiskLabel, Progress, Silent};
-pub use seed::{SeedReport, SeedRequest, SeededDisk};
+pub use seed::{SeedPair, SeedReport, SeedRequest, SeededDisk};
 pub use verify::{Difference, Verdict, VerifiedDisk, VerifiedReplica, VerifyOptions, VerifyReport};
 pub use vmferry_disk::nbd::Pace;
 pub use vmferry_disk::transfer::Throttle;

@@ -151,6 +151,8 @@ pub(crate) fn replica_name(job: &Job, source: &Vm) -> String {
 pub(crate) enum StartBlock<'a> {
     /// It is whole.
     Standby { job: &'a str },
+    /// It is whole, and the job that goes on with it need not be one of ours.
+    Seeded { job: &'a str },
     /// Bytes are being written, or were when the writer died.
     HalfWritten { job: &'a str, last_point: Option<&'a str> },
 }
@@ -162,6 +164,7 @@ impl std::fmt::Display for StartBlock<'_> {
                 f,
                 "standby of vmferry job {job}: start a clone of a snapshot of it (vmferry failover clone {job}), or fail over to it (vmferry failover start {job} --force)"
             ),
+            Self::Seeded { job } => write!(f, "standby of replication job {job}: start a clone of a snapshot of it"),
             Self::HalfWritten { job, last_point: Some(point) } => write!(
                 f,
                 "half-written by vmferry; clone snapshot {point}, or let `vmferry failover start {job} --force` put this VM back to it"

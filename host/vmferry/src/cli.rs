@@ -1,7 +1,10 @@
 //! The command line.
 
+use crate::config::secret::Secret;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+use uuid::Uuid;
+use vmferry_xapi::Trust;
 
 /// Keeps standby copies of running XCP-ng and XenServer VMs a few minutes behind the originals.
 #[derive(Debug, Parser)]
@@ -54,8 +57,7 @@ pub enum Verb {
     #[command(subcommand)]
     Failover(Failover),
     /// Begin with a copy that is on the target already
-    #[command(subcommand)]
-    Seed(Seed),
+    Seed(SeedArgs),
     /// Find what unfinished runs left on either side, and put it right
     Gc(Gc),
     /// The configuration
@@ -199,6 +201,74 @@ pub struct StartArgs {
     pub force: bool,
 }
 
+/// Arguments of `seed`.
+#[derive(Debug, Args)]
+#[command(
+    subcommand_negates_reqs = true,
+    after_help = "Without a subcommand: compares the copy with the snapshot and makes it the replica of its VM for a job of Xen Orchestra, or \
+                  of vmferry with `xo = { job, schedule }`, without a configuration. With --config, its state folder keeps the digests \
+                  that a job of vmferry uses."
+)]
+pub struct SeedArgs {
+    /// Of a job in the configuration.
+    #[command(subcommand)]
+    pub verb: Option<Seed>,
+    /// Of any job.
+    #[command(flatten)]
+    pub pair: Option<SeedPair>,
+}
+
+/// Arguments of `seed` without a subcommand.
+#[derive(Debug, Args)]
+pub struct SeedPair {
+    /// The source's pool: https://USER:PASSWORD@HOST, special characters in user and password percent-encoded
+    #[arg(value_name = "SOURCE_URL", value_parser = secret)]
+    pub source: Secret,
+    /// The snapshot VM of the source that the copy was made from; the job owns it afterwards
+    #[arg(value_name = "SNAPSHOT_UUID")]
+    pub snapshot: String,
+    /// The target's pool, in the same form
+    #[arg(value_name = "TARGET_URL", value_parser = secret)]
+    pub target: Secret,
+    /// The copy: a halted VM
+    #[arg(value_name = "VM_UUID")]
+    pub copy: String,
+    /// The job that is to go on
+    #[arg(value_name = "JOB_UUID", value_parser = job_id)]
+    pub job: Uuid,
+    /// Its schedule
+    #[arg(value_name = "SCHEDULE_UUID", value_parser = job_id)]
+    pub schedule: Uuid,
+    /// Believe this certificate of the source alone, by its SHA-256 [default: what the system's authorities signed]
+    #[arg(long, value_name = "SHA256", value_parser = pin, conflicts_with = "source_ca")]
+    pub source_certificate: Option<Trust>,
+    /// Believe what this authority signed for the source, a file in PEM
+    #[arg(long, value_name = "FILE")]
+    pub source_ca: Option<PathBuf>,
+    /// The same for the target
+    #[arg(long, value_name = "SHA256", value_parser = pin, conflicts_with = "target_ca")]
+    pub target_certificate: Option<Trust>,
+    /// The same for the target
+    #[arg(long, value_name = "FILE")]
+    pub target_ca: Option<PathBuf>,
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "clap's parsers may fail")]
+fn secret(text: &str) -> Result<Secret, String> {
+    Ok(Secret::new(text))
+}
+
+fn job_id(text: &str) -> Result<Uuid, String> {
+    let wanted = "give Xen Orchestra's uuid, or the one under `xo` of a job of vmferry; a job by its name takes `vmferry seed adopt`";
+    Uuid::parse_str(text).map_err(|_| wanted.to_owned())
+}
+
+fn pin(text: &str) -> Result<Trust, String> {
+    let wanted =
+        "give the SHA-256 of the host's certificate as 64 hexadecimal digits: openssl x509 -noout -fingerprint -sha256";
+    Trust::parse_pin(text).ok_or_else(|| wanted.to_owned())
+}
+
 /// How to begin with a copy.
 #[derive(Debug, Subcommand)]
 pub enum Seed {
@@ -274,6 +344,25 @@ mod tests {
         );
         let Verb::Failover(Failover::Clone(clone)) = cli.verb else { panic!("another verb") };
         assert_eq!((clone.what.network.as_deref(), clone.no_start), (Some("none"), true));
+    }
+
+    #[test]
+    fn a_seed_is_of_a_job_or_of_two_pools() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' ')).map(|cli| cli.verb);
+        let Ok(Verb::Seed(seed)) = parse("vmferry seed adopt erp --snapshot s --copy c") else {
+            panic!("another verb")
+        };
+        assert!(seed.pair.is_none() && matches!(seed.verb, Some(Seed::Adopt(_))));
+        let (job, schedule) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let line = format!("vmferry seed https://root:a%23b@xen1 s http://root:b@xen2 c {job} {schedule}");
+        let Ok(Verb::Seed(SeedArgs { verb: None, pair: Some(pair) })) = parse(&line) else { panic!("another verb") };
+        assert_eq!((pair.source.reveal(), pair.job, pair.schedule), ("https://root:a%23b@xen1", job, schedule));
+        assert!(!format!("{pair:?}").contains("a%23b"), "{pair:?}");
+
+        let refused = |line: &str| parse(line).unwrap_err().to_string();
+        assert!(refused(&line.replace(&job.to_string(), "nightly")).contains("give Xen Orchestra's uuid"));
+        assert!(refused("vmferry seed https://root:b@xen1 s").contains("<TARGET_URL>"));
+        assert!(refused(&format!("{line} --source-certificate 12")).contains("64 hexadecimal digits"));
     }
 
     #[test]

@@ -18,5 +18,6 @@ mod policies;
 mod preflight;
 mod refusals;
 mod seed;
+mod seed_pair;
 mod volumes;
 mod xen_orchestra;
