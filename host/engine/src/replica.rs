@@ -16,7 +16,7 @@ use vmferry_xapi::{Error, IntoValue, Ref, Session, Value, params};
 ///
 /// Left out are references into the source's pool (affinity, suspend SR and disk, appliance, schedules), what XAPI keeps
 /// by itself, and what would let the replica start without being asked: high availability and auto power-on.
-const TAKEN_OVER: &[&str] = &[
+pub(crate) const TAKEN_OVER: &[&str] = &[
     "HVM_boot_params",
     "HVM_boot_policy",
     "HVM_shadow_multiplier",

@@ -217,7 +217,7 @@ fn sr_of_copy(inventory: &Inventory, pair: &SeedPair) -> Result<String, EngineEr
     Ok(sr.ok_or_else(diskless)?.uuid.clone())
 }
 
-fn find_target<'j>(job: &'j Job, name: Option<&str>) -> Result<&'j Target, EngineError> {
+pub(crate) fn find_target<'j>(job: &'j Job, name: Option<&str>) -> Result<&'j Target, EngineError> {
     let names = || job.targets.iter().map(|target| target.name.as_str()).collect::<Vec<_>>().join(", ");
     match (name, job.targets.as_slice()) {
         (None, [only]) => Ok(only),
@@ -412,7 +412,7 @@ impl Adoption<'_> {
 
         // From here on it is a replica. Its source's snapshot is a base by what it is; by its keys the job owns it.
         self.mark_live(live).await?;
-        snapshot::put_keys(self.source_session, self.source, self.job, self.taken).await?;
+        snapshot::put_keys(self.source_session, self.source, self.job, self.taken, None).await?;
         let disks: Vec<_> = self.taken.disks.iter().map(|disk| disk.vdi.clone()).collect();
         let srs = [self.target.sr.clone()];
         snapshot::mark_exported(self.source_session, &self.taken.reference, &disks, &srs, Some(0)).await?;

@@ -274,6 +274,51 @@ fn pin(text: &str) -> Result<Trust, String> {
 pub enum Seed {
     /// Make a copy the replica of its VM: it is compared in whole, and the next run sends only what differs
     Adopt(SeedAdopt),
+    /// Write the first copy of a VM to a folder, to be carried to its target; its snapshot is kept meanwhile
+    Export(SeedExport),
+    /// Make a folder that `seed export` wrote the first recovery point of its VM; the source need not be reachable
+    Import(SeedImport),
+    /// Give up media that are lost: the snapshots kept for them go
+    Forget(SeedForget),
+}
+
+/// Arguments of `seed export`.
+#[derive(Debug, Args)]
+pub struct SeedExport {
+    /// The job's name
+    pub job: String,
+    /// The VM
+    #[arg(long, value_name = "UUID")]
+    pub vm: String,
+    /// A snapshot of it, which the job owns afterwards [default: one is taken]
+    #[arg(long, value_name = "UUID")]
+    pub snapshot: Option<String>,
+    /// The folder; nothing in it is encrypted, so use an encrypted file system for what travels
+    #[arg(long, value_name = "FOLDER")]
+    pub to: PathBuf,
+}
+
+/// Arguments of `seed import`.
+#[derive(Debug, Args)]
+pub struct SeedImport {
+    /// The job's name
+    pub job: String,
+    /// The target [default: the only one]
+    #[arg(long, value_name = "NAME")]
+    pub target: Option<String>,
+    /// The folder
+    #[arg(long, value_name = "FOLDER")]
+    pub from: PathBuf,
+}
+
+/// Arguments of `seed forget`.
+#[derive(Debug, Args)]
+pub struct SeedForget {
+    /// The job's name
+    pub job: String,
+    /// The VM
+    #[arg(long, value_name = "UUID")]
+    pub vm: String,
 }
 
 /// Arguments of `seed adopt`.

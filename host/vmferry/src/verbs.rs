@@ -10,7 +10,7 @@ mod run;
 mod seed;
 mod verify;
 
-use crate::cli::{Cli, Common, ConfigVerb, Failover, Points, Seed, SeedArgs, Verb};
+use crate::cli::{Cli, Common, ConfigVerb, Failover, Points, SeedArgs, Verb};
 use crate::config::{Config, Surroundings};
 use crate::exit::Exit;
 use crate::output::Form;
@@ -43,7 +43,7 @@ pub async fn perform(cli: Cli, screen: &Screen) -> Result<Exit, Failure> {
         }
         Verb::Seed(SeedArgs { pair: Some(pair), .. }) => seed::pair(common, pair, screen).await,
         Verb::Seed(SeedArgs { verb, pair: None }) => match verb {
-            Some(Seed::Adopt(arguments)) => seed::adopt(&Workplace::open(common).await?, &arguments, screen).await,
+            Some(verb) => seed::of_job(&Workplace::open(common).await?, verb, screen).await,
             // The command line asks for one or the other.
             None => Err(Failure::usage(Problem::new("nothing to seed").remedy("vmferry seed --help"))),
         },

@@ -1,7 +1,7 @@
-//! `vmferry seed`: begin with a copy that somebody brought.
+//! `vmferry seed`: begin with a copy that somebody brought, on whatever way.
 
 use super::{Workplace, engine_failure, form, load, print};
-use crate::cli::{Common, SeedAdopt, SeedPair};
+use crate::cli::{Common, Seed, SeedAdopt, SeedExport, SeedForget, SeedImport, SeedPair};
 use crate::compose;
 use crate::config::secret::Secret;
 use crate::exit::Exit;
@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
-use vmferry_engine::{Engine, JobIds, SeedReport, SeedRequest};
+use vmferry_engine::{Engine, JobIds, SeedExportRequest, SeedImportRequest, SeedReport, SeedRequest};
 use vmferry_store::Store;
 use vmferry_xapi::{Endpoint, Trust};
 
@@ -61,7 +61,69 @@ fn endpoint(side: &str, url: &Secret, pin: Option<Trust>, ca: Option<&Path>) -> 
     Ok(endpoint.with_trust(trust))
 }
 
-pub(super) async fn adopt(at: &Workplace, arguments: &SeedAdopt, screen: &Screen) -> Result<Exit, Failure> {
+/// A copy for a job of the configuration.
+pub(super) async fn of_job(at: &Workplace, verb: Seed, screen: &Screen) -> Result<Exit, Failure> {
+    match verb {
+        Seed::Adopt(arguments) => adopt(at, &arguments, screen).await,
+        Seed::Export(arguments) => export(at, arguments, screen).await,
+        Seed::Import(arguments) => import(at, arguments, screen).await,
+        Seed::Forget(arguments) => forget(at, &arguments).await,
+    }
+}
+
+async fn export(at: &Workplace, arguments: SeedExport, screen: &Screen) -> Result<Exit, Failure> {
+    let job = at.job(&arguments.job)?;
+    let request = SeedExportRequest { vm: arguments.vm, snapshot: arguments.snapshot, to: arguments.to };
+    let report = at.close(at.engine.export_seed(&job, &request, &screen.progress()).await).await;
+    let report = report.map_err(|error| engine_failure(&error, &job.name))?;
+    print(at.form, &report, |report| export_text(report, &job.name))?;
+    Ok(Exit::Done)
+}
+
+fn export_text(report: &vmferry_engine::SeedExport, job: &str) -> String {
+    let vmferry_engine::SeedExport { name, folder, taken_at, disks, .. } = report;
+    let folder = folder.display();
+    let mut text = format!("VM {name} as of {taken_at} is in {folder}\n");
+    for disk in disks {
+        let _ = writeln!(text, "  disk {} ({}): {}", disk.name, disk.disk, Size(disk.bytes));
+    }
+    let _ = writeln!(
+        text,
+        "carry it to the target, then: vmferry seed import {job} --from {folder}\nuntil then do not run the job for this VM: a run copies it \
+         in full"
+    );
+    text
+}
+
+async fn import(at: &Workplace, arguments: SeedImport, screen: &Screen) -> Result<Exit, Failure> {
+    let job = at.job(&arguments.job)?;
+    let request = SeedImportRequest { from: arguments.from, target: arguments.target };
+    let report = at.close(at.engine.import_seed(&job, &request, &screen.progress()).await).await;
+    let report = report.map_err(|error| engine_failure(&error, &job.name))?;
+    for warning in &report.warnings {
+        screen.line(Problem::new(warning.as_str()).as_warning());
+    }
+    print(at.form, &report, |report| {
+        let vmferry_engine::SeedImport { vm, target, replica, point, taken_at, .. } = report;
+        format!(
+            "VM {replica} is the replica of VM {vm} on target {target}, with recovery point {point} of {taken_at}\n"
+        )
+    })?;
+    Ok(Exit::Done)
+}
+
+async fn forget(at: &Workplace, arguments: &SeedForget) -> Result<Exit, Failure> {
+    let job = at.job(&arguments.job)?;
+    let forgotten = at.close(at.engine.forget_seed(&job, &arguments.vm).await).await;
+    let forgotten = forgotten.map_err(|error| engine_failure(&error, &job.name))?;
+    print(at.form, &serde_json::json!({ "snapshots": forgotten }), |_| match forgotten.len() {
+        0 => "no snapshot was kept for media\n".to_owned(),
+        _ => format!("not kept for media any more: {}\n", forgotten.join(", ")),
+    })?;
+    Ok(Exit::Done)
+}
+
+async fn adopt(at: &Workplace, arguments: &SeedAdopt, screen: &Screen) -> Result<Exit, Failure> {
     let job = at.job(&arguments.job)?;
     let request = SeedRequest {
         snapshot: arguments.snapshot.clone(),

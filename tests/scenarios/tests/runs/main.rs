@@ -18,6 +18,7 @@ mod policies;
 mod preflight;
 mod refusals;
 mod seed;
+mod seed_media;
 mod seed_pair;
 mod volumes;
 mod xen_orchestra;
