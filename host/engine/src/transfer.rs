@@ -302,7 +302,6 @@ fn file_failed(path: &Path, error: &io::Error) -> RunError {
 }
 
 /// A place that is being written to.
-#[expect(clippy::large_enum_variant, reason = "there is one of it for each transfer")]
 enum Sink {
     Disk(Import),
     File(PathBuf, File),

@@ -57,7 +57,7 @@ pub enum Verb {
     #[command(subcommand)]
     Failover(Failover),
     /// Begin with a copy that is on the target already
-    Seed(SeedArgs),
+    Seed(Box<SeedArgs>),
     /// Find what unfinished runs left on either side, and put it right
     Gc(Gc),
     /// The configuration
@@ -400,7 +400,8 @@ mod tests {
         assert!(seed.pair.is_none() && matches!(seed.verb, Some(Seed::Adopt(_))));
         let (job, schedule) = (Uuid::from_u128(1), Uuid::from_u128(2));
         let line = format!("vmferry seed https://root:a%23b@xen1 s http://root:b@xen2 c {job} {schedule}");
-        let Ok(Verb::Seed(SeedArgs { verb: None, pair: Some(pair) })) = parse(&line) else { panic!("another verb") };
+        let Ok(Verb::Seed(seed)) = parse(&line) else { panic!("another verb") };
+        let SeedArgs { verb: None, pair: Some(pair) } = *seed else { panic!("another form") };
         assert_eq!((pair.source.reveal(), pair.job, pair.schedule), ("https://root:a%23b@xen1", job, schedule));
         assert!(!format!("{pair:?}").contains("a%23b"), "{pair:?}");
 

@@ -41,11 +41,11 @@ pub async fn perform(cli: Cli, screen: &Screen) -> Result<Exit, Failure> {
         Verb::Failover(Failover::Start(arguments)) => {
             failover::start(&Workplace::open(common).await?, &arguments, screen).await
         }
-        Verb::Seed(SeedArgs { pair: Some(pair), .. }) => seed::pair(common, pair, screen).await,
-        Verb::Seed(SeedArgs { verb, pair: None }) => match verb {
-            Some(verb) => seed::of_job(&Workplace::open(common).await?, verb, screen).await,
+        Verb::Seed(arguments) => match *arguments {
+            SeedArgs { pair: Some(pair), .. } => seed::pair(common, pair, screen).await,
+            SeedArgs { verb: Some(verb), .. } => seed::of_job(&Workplace::open(common).await?, verb, screen).await,
             // The command line asks for one or the other.
-            None => Err(Failure::usage(Problem::new("nothing to seed").remedy("vmferry seed --help"))),
+            SeedArgs { .. } => Err(Failure::usage(Problem::new("nothing to seed").remedy("vmferry seed --help"))),
         },
         Verb::Gc(arguments) => gc::gc(&Workplace::open(common).await?, &arguments).await,
         Verb::Config(ConfigVerb::Check) => config::check(&load(common)?, form(common)).await,
