@@ -1,9 +1,9 @@
 //! A VM's first copy on media: one VHD per disk, and a manifest that says what they are.
 //!
 //! ```text
-//! <snapshot disk>.vhd    a disk, as a host exports it
-//! manifest.json          written last: a folder without it is no export
-//! manifest.draft         an export that came to its end and could not say so any more
+//! vmferry-<snapshot disk>.vhd    a disk, as a host exports it
+//! manifest.json                  written last: a folder without it is no export
+//! manifest.draft                 an export that came to its end and could not say so any more
 //! ```
 //!
 //! What is read here was carried by hand, so nothing in it is believed: sizes have bounds, files have the names that their
@@ -156,11 +156,17 @@ pub(crate) struct MediaFile {
 pub(crate) struct Folder(PathBuf);
 
 impl Folder {
-    /// Makes the folder where it is not there. One that holds an export already is left alone.
+    /// Makes the folder where it is not there, and removes the disks of an export that died in it. One that holds an export
+    /// already is left alone.
     pub(crate) fn prepare(path: &Path) -> Result<Self, MediaError> {
         std::fs::create_dir_all(path).map_err(|error| MediaError::new(path, error.to_string()))?;
         if path.join(MANIFEST).symlink_metadata().is_ok() {
             return Err(MediaError::new(path, "it holds an export already; give another folder, or empty this one"));
+        }
+        let unfinished = |entry: &std::fs::DirEntry| entry.file_name().to_str().is_some_and(is_file_name);
+        let entries = std::fs::read_dir(path).map_err(|error| MediaError::new(path, error.to_string()))?;
+        for entry in entries.flatten().filter(unfinished) {
+            std::fs::remove_file(entry.path()).map_err(|error| MediaError::new(entry.path(), error.to_string()))?;
         }
         Ok(Self(path.to_owned()))
     }
@@ -254,7 +260,12 @@ impl Media {
 pub(crate) const AGAIN: &str = "copy it to the media again, or export anew";
 
 fn file_name(content: &str) -> String {
-    format!("{content}.vhd")
+    format!("vmferry-{content}.vhd")
+}
+
+fn is_file_name(name: &str) -> bool {
+    let content = name.strip_prefix("vmferry-").and_then(|name| name.strip_suffix(".vhd"));
+    content.is_some_and(|content| Uuid::parse_str(content).is_ok())
 }
 
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {

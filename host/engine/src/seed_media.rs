@@ -19,7 +19,7 @@ use crate::keys;
 use crate::landing;
 use crate::lane::Lane;
 use crate::lease::Lease;
-use crate::media::{Folder, Media, MediaError, MediaFile, Written};
+use crate::media::{self, Folder, Media, MediaFile, Written};
 use crate::moving::disk_report;
 use crate::objects::set_keys;
 use crate::preflight;
@@ -134,7 +134,7 @@ impl Engine {
         let session = self.pools.session(&job.select.pool).await?;
         let inventory = Inventory::load(&session).await?;
         let (vm, record) = selected(&inventory, &job, &request.vm)?;
-        let folder = Folder::prepare(&request.to).map_err(|error| usage(&error))?;
+        let folder = Folder::prepare(&request.to).map_err(|error| EngineError::Usage(error.to_string()))?;
         let lease = run.lease(&session, vm, &record.uuid).await?;
         let export = Export { run: &run, session: &session, vm, request, folder };
         let done = export.under_lease(&lease).await;
@@ -152,7 +152,7 @@ impl Engine {
     ) -> Result<SeedImport, EngineError> {
         let job = with_digests(job);
         let target = find_target(&job, request.target.as_deref())?;
-        let media = Media::open(&request.from, &job).map_err(|error| usage(&error))?;
+        let media = Media::open(&request.from, &job).map_err(|error| RunError::Media(error.to_string()))?;
         let (policies, options) = (Policies::default(), RunOptions::default());
         let run = self.context(&job, &policies, &options, progress, Timestamp::now());
         let (lease, warning) = lease_of_source(&run, &media.vm.uuid).await?;
@@ -188,10 +188,6 @@ impl Engine {
 /// The job, with digests: what media hold is proven by them, whatever its runs do.
 fn with_digests(job: &Job) -> Job {
     Job { integrity: Integrity::Digest, ..job.clone() }
-}
-
-fn usage(error: &MediaError) -> EngineError {
-    EngineError::Usage(error.to_string())
 }
 
 fn selected<'i>(inventory: &'i Inventory, job: &Job, uuid: &str) -> Result<(&'i Ref<Vm>, &'i Vm), RunError> {
@@ -581,10 +577,14 @@ impl Import<'_> {
             label: label(&self.media.vm.name_label, disk, &self.target.name),
         };
         let moved = match source::open_file(&file.path, size).await {
-            Ok(source) => transfer::pour(self.run, source, feed, started).await,
+            Ok(source) => {
+                let moved = transfer::pour(self.run, source, feed, started).await;
+                moved.map_err(|SourceFailed(why)| {
+                    SourceFailed(format!("{}: {why}; {}", file.path.display(), media::AGAIN))
+                })
+            }
             Err(failed) => Err(failed),
         };
-        let moved = moved.map_err(|SourceFailed(why)| SourceFailed(format!("{}: {why}", file.path.display())));
         let (moved, bytes) = only_lane(disk, moved)?;
         Ok(disk_report(&lane.transfers[index], disk, &moved.facts, bytes))
     }

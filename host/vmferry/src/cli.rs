@@ -293,7 +293,8 @@ pub struct SeedExport {
     /// A snapshot of it, which the job owns afterwards [default: one is taken]
     #[arg(long, value_name = "UUID")]
     pub snapshot: Option<String>,
-    /// The folder; nothing in it is encrypted, so use an encrypted file system for what travels
+    /// The folder, on a file system that takes files as large as the disks; nothing in it is encrypted, so let the file system
+    /// be, if it leaves the house
     #[arg(long, value_name = "FOLDER")]
     pub to: PathBuf,
 }

@@ -1,4 +1,4 @@
-//! `seed` between two URLs, with no configuration.
+//! `seed` between two URLs, with no configuration, and on media.
 
 use crate::stage::{Pool, Stage, pool_section, text};
 use std::process::Command;
@@ -65,4 +65,25 @@ fn two_urls_with_any_password_seed_a_job_that_goes_on_with_a_delta() {
     let first = stage.json(&["run", "erp"], 0);
     let run = &first["vms"][0]["targets"][0];
     assert_eq!((&run["replica"], &run["disks"][0]["kind"]), (&clone["vm"], &"delta".into()), "{first:#}");
+}
+
+#[test]
+fn a_first_copy_goes_out_and_comes_in_by_a_folder() {
+    let stage = Stage::new();
+    let media = stage.path("usb");
+    let folder = media.to_str().unwrap();
+    let export = ["seed", "export", "erp", "--vm", &stage.vm, "--to", folder];
+    let exported = stage.vmferry(&export);
+    assert_eq!(exported.status.code(), Some(0), "{}", text(&exported));
+    assert!(text(&exported).contains("then: vmferry seed import erp --from"), "{}", text(&exported));
+    assert_eq!(stage.vmferry(&export).status.code(), Some(2), "it holds an export already");
+    let elsewhere = stage.vmferry(&["seed", "import", "erp", "--from", stage.folder.path().to_str().unwrap()]);
+    assert_eq!(elsewhere.status.code(), Some(1));
+    assert!(text(&elsewhere).contains("no finished export"), "{}", text(&elsewhere));
+
+    let imported = stage.json(&["seed", "import", "erp", "--from", folder], 0);
+    assert_eq!(stage.target.content(imported["point"].as_str().unwrap()), stage.source.content(&stage.vm));
+    let first = stage.json(&["run", "erp"], 0);
+    assert_eq!(first["vms"][0]["targets"][0]["disks"][0]["kind"], "delta", "{first:#}");
+    assert_eq!(stage.json(&["seed", "forget", "erp", "--vm", &stage.vm], 0)["snapshots"].as_array().unwrap().len(), 0);
 }

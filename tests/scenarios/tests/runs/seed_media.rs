@@ -208,6 +208,7 @@ async fn an_export_may_die_after_any_call_and_be_asked_for_again() {
         if !media.path().join("manifest.json").exists() {
             export(&world, media.path()).await.unwrap_or_else(|error| panic!("{what}: {error}"));
         }
+        assert_eq!(std::fs::read_dir(media.path()).unwrap().count(), 3, "{what}: two disks and the manifest");
         change(&world);
         import(&world, media.path()).await.unwrap_or_else(|error| panic!("{what}: {error}"));
         assert_delta(&world, &world.run().await, &what);
