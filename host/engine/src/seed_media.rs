@@ -35,7 +35,7 @@ use crate::view::{Identity, SourceVm};
 use futures_util::{FutureExt, StreamExt, stream};
 use jiff::Timestamp;
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -207,17 +207,24 @@ async fn forget(run: &Run<'_>, session: &Session, vm: &Ref<Vm>) -> Result<Vec<St
     let record = inventory.vms.get(vm).ok_or_else(|| not_there(run.job, vm.as_str()))?;
     let source = SourceVm::new(&inventory, vm, record, &run.job.ids);
     let identity = Identity { ids: run.job.ids, vm: record.uuid.clone() };
-    let mut held = BTreeSet::new();
+    let mut holders: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for target in &run.job.targets {
         let lane = Lane::look(run, &identity, target).await?;
-        held.extend(lane.view.points().map(|point| point.source_snapshot.clone()));
+        for point in lane.view.points() {
+            holders.entry(point.source_snapshot.clone()).or_default().push(target.sr.clone());
+        }
     }
     let mut forgotten = Vec::new();
     for seed in source.snapshots.iter().filter(|snapshot| snapshot.seed.is_some()) {
-        if seed.exported_to.is_empty() && !held.contains(&seed.uuid) {
-            drop_tables(run, inventory.vms.get(&seed.reference).map(|vm| inventory.disks_of(vm)).unwrap_or_default());
+        let disks = inventory.vms.get(&seed.reference).map(|vm| inventory.disks_of(vm)).unwrap_or_default();
+        let held_by = holders.remove(&seed.uuid).unwrap_or_default().into_iter().chain(seed.exported_to.clone());
+        let srs: Vec<String> = held_by.collect::<BTreeSet<_>>().into_iter().collect();
+        if srs.is_empty() {
+            drop_tables(run, &disks);
             snapshot::destroy(session, &seed.reference).await?;
         } else {
+            let disks: Vec<_> = disks.into_iter().map(|disk| disk.vdi).collect();
+            snapshot::mark_exported(session, &seed.reference, &disks, &srs, None).await?;
             set_keys(session, &seed.reference, &[], &[keys::SEED]).await?;
         }
         forgotten.push(seed.uuid.clone());
@@ -226,7 +233,7 @@ async fn forget(run: &Run<'_>, session: &Session, vm: &Ref<Vm>) -> Result<Vec<St
 }
 
 /// Nobody holds the content of these snapshot disks, so nobody will ask for its digests.
-fn drop_tables(run: &Run<'_>, disks: Vec<AttachedDisk>) {
+fn drop_tables(run: &Run<'_>, disks: &[AttachedDisk]) {
     let tables = disks.iter().map(|disk| content_table(&disk.record.uuid)).collect();
     run.digests.drop_unused(&tables, &BTreeSet::new());
 }
@@ -397,7 +404,8 @@ impl Export<'_> {
         self.folder.clear(taken);
         let undone = match origin {
             Origin::Taken => {
-                drop_tables(self.run, taken.disks.iter().map(snapshot_disk).collect());
+                let disks: Vec<_> = taken.disks.iter().map(snapshot_disk).collect();
+                drop_tables(self.run, &disks);
                 snapshot::destroy(self.session, &taken.reference).await
             }
             Origin::Own | Origin::Given => {

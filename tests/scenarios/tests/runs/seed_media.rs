@@ -155,7 +155,9 @@ async fn media_that_arrived_may_be_forgotten_and_their_snapshot_stays_a_base() {
     let (world, media, exported) = exported().await;
     import(&world, media.path()).await.unwrap();
     assert_eq!(forget(&world).await, std::slice::from_ref(&exported.snapshot));
-    assert!(world.source.record("VM", &exported.snapshot).is_some());
+    let kept = world.source.record("VM", &exported.snapshot).unwrap();
+    assert_eq!(kept["other_config"]["vmferry:exported-to"], world.target.default_sr().as_str(), "{kept:#}");
+    assert!(kept["other_config"].get("vmferry:seed").is_none(), "{kept:#}");
     assert_delta(&world, &world.run().await, "after it was forgotten");
 }
 
