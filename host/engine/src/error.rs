@@ -126,6 +126,9 @@ pub enum RunError {
         /// What is wrong.
         why: String,
     },
+    /// Media that carry a first copy could not be written, or are not what was written.
+    #[error("{0}")]
+    Media(String),
     /// The digest table could not be kept.
     #[error(transparent)]
     Digests(vmferry_disk::digest::TableError),

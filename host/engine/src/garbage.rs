@@ -98,6 +98,8 @@ pub enum FindingKind {
     SupersededSnapshot,
     /// A source snapshot that is a base and does not say so yet.
     UnmarkedBase,
+    /// A source snapshot of which a copy on media is on its way to a target.
+    Seed,
     /// A lease whose holder is gone.
     DeadLease,
     /// A lease that somebody holds.
@@ -145,6 +147,7 @@ impl FindingKind {
             Self::UnconfirmedSnapshot => "unconfirmed source snapshot",
             Self::SupersededSnapshot => "superseded source snapshot",
             Self::UnmarkedBase => "base that is not marked",
+            Self::Seed => "seed on its way",
             Self::DeadLease => "dead lease",
             Self::HeldLease => "held lease",
             Self::MigrationBlock => "forgotten migration block",
@@ -725,7 +728,19 @@ impl<'a> OneVm<'a> {
             let why = format!("a run took it, and it became no recovery point{unknown}");
             self.snapshot(found, pool, &snapshot.reference, FindingKind::UnconfirmedSnapshot, act, why);
         }
-        for snapshot in superseded(&source, &views, &self.scene.job.targets) {
+        let superseded = superseded(&source, &views, &self.scene.job.targets);
+        let seeds = source.snapshots.iter().filter_map(|snapshot| Some((snapshot, snapshot.seed.as_ref()?)));
+        for (snapshot, media) in seeds.filter(|(seed, _)| !superseded.iter().any(|gone| gone.uuid == seed.uuid)) {
+            if let Some(record) = pool.inventory.vms.get(&snapshot.reference) {
+                let why = format!(
+                    "media {media} carry what it holds; it is the base of the first run after `vmferry seed import`, and goes by itself when \
+                     every target holds something as new; if the media are lost: vmferry seed forget {} --vm {}",
+                    self.scene.job.name, self.identity.vm
+                );
+                found.vm(pool, record, self.about(), FindingKind::Seed, GcAct::Keep, why);
+            }
+        }
+        for snapshot in superseded {
             let why = format!("every target of the job holds something newer{unknown}");
             self.snapshot(found, pool, &snapshot.reference, FindingKind::SupersededSnapshot, act, why);
         }

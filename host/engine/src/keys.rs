@@ -63,6 +63,8 @@ pub(crate) const CONTENT: &str = "vmferry:content";
 pub(crate) const DISK: &str = "vmferry:disk";
 /// On source snapshots: space-separated uuids of the target SRs that hold a recovery point of it.
 pub(crate) const EXPORTED_TO: &str = "vmferry:exported-to";
+/// On source snapshots: id of the media that carry them to a target. They are kept until every target holds something as new.
+pub(crate) const SEED: &str = "vmferry:seed";
 /// On a recovery point's disk that was read back and is not what was sent: `<content key>:<root of what was read>`. Such a
 /// disk is never a base.
 pub(crate) const DAMAGED: &str = "vmferry:damaged";

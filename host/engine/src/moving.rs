@@ -11,7 +11,7 @@ use crate::progress::DiskLabel;
 use crate::run::Work;
 use crate::snapshot::{Taken, TakenDisk};
 use crate::source::Chunked;
-use crate::transfer::{self, Destination, From, Moved, SourceFailed, Stream, StreamFacts, blocking};
+use crate::transfer::{self, Destination, From, Moved, Place, SourceFailed, Stream, StreamFacts, blocking};
 use crate::view::SourceVm;
 use futures_util::stream;
 use futures_util::{FutureExt, StreamExt};
@@ -92,7 +92,8 @@ impl Work<'_> {
                 }
                 match result {
                     Ok(bytes) => {
-                        reports.insert((lane, index), self.disk_report(lane, index, taken, &facts, bytes));
+                        let transfer = &self.lanes[lane].transfers[index];
+                        reports.insert((lane, index), disk_report(transfer, &taken.disks[index], &facts, bytes));
                         self.prove(taken, index, lane, &facts).await;
                     }
                     Err(error) => self.lanes[lane].fail(error),
@@ -207,8 +208,10 @@ impl Work<'_> {
                 .iter()
                 .map(|&lane| Destination {
                     lane,
-                    session: self.lanes[lane].session.clone(),
-                    vdi: self.lanes[lane].landed[index].clone(),
+                    place: Place::Disk {
+                        session: self.lanes[lane].session.clone(),
+                        vdi: self.lanes[lane].landed[index].clone(),
+                    },
                     throttles: self.lanes[lane].target.throttles.clone(),
                 })
                 .collect(),
@@ -232,32 +235,25 @@ impl Work<'_> {
         })?;
         self.run.digests.of_copy(held).await
     }
+}
 
-    fn disk_report(
-        &self,
-        lane: usize,
-        index: usize,
-        taken: &Taken,
-        facts: &StreamFacts,
-        bytes_sent: u64,
-    ) -> DiskReport {
-        let transfer = &self.lanes[lane].transfers[index];
-        DiskReport {
-            disk: taken.disks[index].of.record.uuid.clone(),
-            kind: transfer.kind(),
-            reason: transfer.reason(),
-            full_reason: transfer.full_reason(),
-            base: transfer.base().map(str::to_owned),
-            engine: facts.engine.to_string(),
-            source: facts.source.to_owned(),
-            encoding: facts.encoding.to_owned(),
-            notes: facts.notes.clone(),
-            bytes_read: facts.bytes_read,
-            bytes_sent,
-            changed_bytes: facts.changed_bytes,
-            digest: facts.digest.map(|root| root.to_string()),
-            seconds: facts.elapsed.as_secs_f64(),
-        }
+/// What a target's report says of a disk that arrived.
+pub(crate) fn disk_report(transfer: &Transfer, disk: &TakenDisk, facts: &StreamFacts, bytes_sent: u64) -> DiskReport {
+    DiskReport {
+        disk: disk.of.record.uuid.clone(),
+        kind: transfer.kind(),
+        reason: transfer.reason(),
+        full_reason: transfer.full_reason(),
+        base: transfer.base().map(str::to_owned),
+        engine: facts.engine.to_string(),
+        source: facts.source.to_owned(),
+        encoding: facts.encoding.to_owned(),
+        notes: facts.notes.clone(),
+        bytes_read: facts.bytes_read,
+        bytes_sent,
+        changed_bytes: facts.changed_bytes,
+        digest: facts.digest.map(|root| root.to_string()),
+        seconds: facts.elapsed.as_secs_f64(),
     }
 }
 

@@ -212,6 +212,7 @@ mod tests {
             uuid: "kept".to_owned(),
             taken_at: Timestamp::UNIX_EPOCH,
             exported_to: vec![SR.to_owned()],
+            seed: None,
         };
         SourceVm {
             reference: Ref::new("vm"),

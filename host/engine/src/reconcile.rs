@@ -107,9 +107,10 @@ pub(crate) fn unmarked<'a>(source: &'a SourceVm, targets: &[&TargetView]) -> Vec
     held.filter(|(_, holders)| !holders.is_empty()).collect()
 }
 
-/// The source snapshots that no target confirmed, nor holds a recovery point of.
+/// The source snapshots that no target confirmed, nor holds a recovery point of. What media carry is not awaited by anybody yet.
 pub(crate) fn unconfirmed<'a>(source: &'a SourceVm, targets: &[&TargetView]) -> Vec<&'a SourceSnapshot> {
-    let unmarked = source.snapshots.iter().filter(|snapshot| snapshot.exported_to.is_empty());
+    let unmarked =
+        source.snapshots.iter().filter(|snapshot| snapshot.exported_to.is_empty() && snapshot.seed.is_none());
     unmarked.filter(|snapshot| holders(&snapshot.uuid, targets).is_empty()).collect()
 }
 
@@ -122,7 +123,7 @@ pub(crate) fn superseded(source: &SourceVm, targets: &[&TargetView], configured:
             snapshot.exported_to = holders(&snapshot.uuid, targets);
         }
     }
-    snapshots.retain(|snapshot| !snapshot.exported_to.is_empty());
+    snapshots.retain(|snapshot| !snapshot.exported_to.is_empty() || snapshot.seed.is_some());
     let srs: Vec<&[String]> = configured.iter().map(|target| target.srs.as_slice()).collect();
     let exists = |point: &&Point| snapshots.iter().any(|snapshot| snapshot.uuid == point.source_snapshot);
     let base_of = |view: &TargetView| {

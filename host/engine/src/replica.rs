@@ -15,7 +15,7 @@ use vmferry_xapi::{Error, IntoValue, Ref, Session, Value, params};
 ///
 /// Left out are references into the source's pool (affinity, suspend SR and disk, appliance, schedules), what XAPI keeps
 /// by itself, and what would let the replica start without being asked: high availability and auto power-on.
-const TAKEN_OVER: &[&str] = &[
+pub(crate) const TAKEN_OVER: &[&str] = &[
     "HVM_boot_params",
     "HVM_boot_policy",
     "HVM_shadow_multiplier",
@@ -152,6 +152,8 @@ pub(crate) fn replica_name(job: &Job, source: &Vm) -> String {
 pub(crate) enum StartBlock<'a> {
     /// It is whole.
     Standby { job: &'a str },
+    /// It is whole, and the job that goes on with it need not be one of ours.
+    Seeded { job: &'a str },
     /// Bytes are being written, or were when the writer died.
     HalfWritten { job: &'a str, last_point: Option<&'a str> },
 }
@@ -163,6 +165,7 @@ impl std::fmt::Display for StartBlock<'_> {
                 f,
                 "standby of vmferry job {job}: start a clone of a snapshot of it (vmferry failover clone {job}), or fail over to it (vmferry failover start {job} --force)"
             ),
+            Self::Seeded { job } => write!(f, "standby of replication job {job}: start a clone of a snapshot of it"),
             Self::HalfWritten { job, last_point: Some(point) } => write!(
                 f,
                 "half-written by vmferry; clone snapshot {point}, or let `vmferry failover start {job} --force` put this VM back to it"

@@ -465,13 +465,13 @@ impl Work<'_> {
 }
 
 /// The source's interfaces and the networks of its pool.
-struct Networks {
-    interfaces: Vec<Vif>,
-    networks: Vec<(Ref<Network>, Network)>,
+pub(crate) struct Networks {
+    pub(crate) interfaces: Vec<Vif>,
+    pub(crate) networks: Vec<(Ref<Network>, Network)>,
 }
 
 impl Networks {
-    async fn load(session: &Session, vm: &Vm) -> Result<Self, RunError> {
+    pub(crate) async fn load(session: &Session, vm: &Vm) -> Result<Self, RunError> {
         let networks = session.get_all_records().await?;
         let mut interfaces = Vec::with_capacity(vm.vifs.len());
         for vif in &vm.vifs {

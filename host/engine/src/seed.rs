@@ -18,8 +18,9 @@ use crate::digests::{Digests, table_size};
 use crate::engine::Engine;
 use crate::error::{EngineError, RunError};
 use crate::inventory::{AttachedDisk, Inventory};
-use crate::job::{Job, Target};
+use crate::job::{Integrity, Job, JobIds, Reading, Selection, SnapshotMode, Target, Tuning};
 use crate::keys::{self, Keys, State};
+use crate::lane::bytes;
 use crate::lease::{Lease, LeaseTerms};
 use crate::objects::replace_keys;
 use crate::plan::replica_size;
@@ -34,6 +35,7 @@ use crate::verify::{Difference, first_differences};
 use crate::view::{Identity, SourceVm};
 use jiff::Timestamp;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use vmferry_disk::digest::{DraftTable, Root, Table};
 use vmferry_disk::extent::Extents;
@@ -52,6 +54,26 @@ pub struct SeedRequest {
     pub copy: String,
     /// The target that it is on; the job's only one when absent.
     pub target: Option<String>,
+    /// Whether another program is to go on with it: a copy that differs is refused then, since only we know of a disk that it
+    /// is damaged.
+    pub for_others: bool,
+}
+
+/// A copy and its source by uuids alone, for the job that is to go on with them: nobody has configured one here.
+#[derive(Clone, Debug)]
+pub struct SeedPair {
+    /// Name of the pool of the source.
+    pub source: String,
+    /// uuid of the snapshot VM of the source that the copy was made from.
+    pub snapshot: String,
+    /// Name of the pool of the copy.
+    pub target: String,
+    /// uuid of the copy: a halted VM.
+    pub copy: String,
+    /// The job that goes on with them.
+    pub ids: JobIds,
+    /// Whose job it is.
+    pub tenant: String,
 }
 
 /// A copy that is a replica now.
@@ -85,6 +107,37 @@ pub struct SeededDisk {
 }
 
 impl Engine {
+    /// Makes a copy the replica of its source for a job of Xen Orchestra or one of ours, which is known by its uuids alone. The
+    /// copy has to be equal.
+    pub async fn adopt_pair(&self, pair: &SeedPair, progress: &dyn Progress) -> Result<SeedReport, EngineError> {
+        let source = self.pools.session(&pair.source).await?;
+        let vm = source_of(&Inventory::load(&source).await?, pair)?;
+        let target = self.pools.session(&pair.target).await?;
+        let sr = sr_of_copy(&Inventory::load(&target).await?, pair)?;
+        let job = Job {
+            name: pair.ids.job.to_string(),
+            tenant: pair.tenant.clone(),
+            select: Selection { pool: pair.source.clone(), vms: vec![vm], ..Selection::default() },
+            targets: vec![Target {
+                name: pair.target.clone(),
+                pool: pair.target.clone(),
+                srs: vec![sr],
+                networks: BTreeMap::new(),
+                required: true,
+                throttles: Vec::new(),
+            }],
+            ids: pair.ids,
+            integrity: Integrity::Digest,
+            reading: Reading::default(),
+            snapshot: SnapshotMode::default(),
+            throttles: Vec::new(),
+            tuning: Tuning::default(),
+        };
+        let (snapshot, copy) = (pair.snapshot.clone(), pair.copy.clone());
+        let request = SeedRequest { snapshot, copy, target: None, for_others: true };
+        self.adopt_seed(&job, &request, progress).await
+    }
+
     /// Compares a copy with a snapshot of its source and makes it the replica of that VM on a target that has none. The next
     /// run is a delta and sends what differs. The source's snapshot is the job's from then on, which removes it when it
     /// has a newer one.
@@ -123,6 +176,7 @@ impl Engine {
                     session: &survivor.session,
                     copy,
                     record,
+                    for_others: request.for_others,
                     digests: Digests::open(&self.digest_dir, &job.tenant),
                     progress,
                 };
@@ -134,7 +188,39 @@ impl Engine {
     }
 }
 
-fn find_target<'j>(job: &'j Job, name: Option<&str>) -> Result<&'j Target, EngineError> {
+/// uuid of the VM that a snapshot was taken of.
+fn source_of(inventory: &Inventory, pair: &SeedPair) -> Result<String, EngineError> {
+    let uuid = &pair.snapshot;
+    let remedy = "give the source's pool and snapshot first, then the target's pool and VM (`xe snapshot-list`)";
+    let missing = || RunError::NotFound { class: "snapshot", name: uuid.clone(), pool: pair.source.clone(), remedy };
+    let (_, record) = inventory.vm_by_uuid(uuid).ok_or_else(missing)?;
+    if !record.is_a_snapshot {
+        let name = &record.name_label;
+        return Err(EngineError::Usage(format!(
+            "VM {name} ({uuid}) is no snapshot; give the uuid of the snapshot of it that the copy was made from (`xe snapshot-list`)"
+        )));
+    }
+    let of = inventory.vms.get(&record.snapshot_of).filter(|vm| !vm.is_a_template);
+    let gone = || {
+        EngineError::Usage(format!("the VM that snapshot {uuid} was taken of is gone; there is nothing to replicate"))
+    };
+    Ok(of.ok_or_else(gone)?.uuid.clone())
+}
+
+/// uuid of the SR that a copy is on: that of its first disk. Whether all of them are there is checked with everything else.
+fn sr_of_copy(inventory: &Inventory, pair: &SeedPair) -> Result<String, EngineError> {
+    let uuid = &pair.copy;
+    let remedy = "give the source's pool and snapshot first, then the target's pool and VM (`xe vm-list`)";
+    let missing = || RunError::NotFound { class: "VM", name: uuid.clone(), pool: pair.target.clone(), remedy };
+    let (_, record) = inventory.vm_by_uuid(uuid).ok_or_else(missing)?;
+    let disks = inventory.disks_of(record);
+    let sr = disks.first().and_then(|disk| inventory.srs.get(&disk.record.sr));
+    let diskless =
+        || EngineError::Usage(format!("VM {} ({uuid}) has no disk; give the uuid of the copy", record.name_label));
+    Ok(sr.ok_or_else(diskless)?.uuid.clone())
+}
+
+pub(crate) fn find_target<'j>(job: &'j Job, name: Option<&str>) -> Result<&'j Target, EngineError> {
     let names = || job.targets.iter().map(|target| target.name.as_str()).collect::<Vec<_>>().join(", ");
     match (name, job.targets.as_slice()) {
         (None, [only]) => Ok(only),
@@ -174,6 +260,9 @@ fn find_copy<'s>(
     let remedy = "give the uuid of the VM that holds the copy, neither a snapshot nor a template";
     let missing = || RunError::NotFound { class: "VM", name: uuid.to_owned(), pool: pool.clone(), remedy };
     let (copy, record) = found.ok_or_else(missing)?;
+    if record.uuid == source.record.uuid {
+        return Err(EngineError::Usage(format!("VM {uuid} is the source itself; give the uuid of the copy")));
+    }
     if let Some(replica) = survivor.view(job, &source.record.uuid).current() {
         return Err(EngineError::Usage(format!(
             "job {} has recovery points of VM {} on target {} already, on replica {}; a copy is adopted where there are none",
@@ -240,6 +329,7 @@ struct Adoption<'a> {
     session: &'a Session,
     copy: &'a Ref<Vm>,
     record: &'a Vm,
+    for_others: bool,
     digests: Digests,
     progress: &'a dyn Progress,
 }
@@ -259,7 +349,11 @@ impl Adoption<'_> {
     async fn adopt(&self) -> Result<SeedReport, RunError> {
         self.remove_unfinished().await?;
         let blocked = self.record.blocked_operations.clone();
-        replica::block_start(self.session, self.copy, StartBlock::Standby { job: &self.job.name }).await?;
+        let block = match self.for_others {
+            true => StartBlock::Seeded { job: &self.job.name },
+            false => StartBlock::Standby { job: &self.job.name },
+        };
+        replica::block_start(self.session, self.copy, block).await?;
         let point: Ref<Vm> = self.session.call_async("VM.snapshot", params![self.copy, UNFINISHED]).await?;
         match self.commit(&point).await {
             Ok(report) => Ok(report),
@@ -299,6 +393,9 @@ impl Adoption<'_> {
         for (disk, held) in self.taken.disks.iter().zip(held) {
             compared.push(self.compare(disk, held).await?);
         }
+        if self.for_others {
+            assert_equal(self.taken, &compared)?;
+        }
 
         let identity = Identity { ids: self.job.ids, vm: self.source.record.uuid.clone() };
         let this = Committing { job: self.job, identity: &identity, source: self.source, taken: self.taken };
@@ -319,11 +416,15 @@ impl Adoption<'_> {
         let date = keys::compact_datetime(self.taken.taken_at);
         let name = format!("{} - {} {date}", self.source.record.name_label, self.job.name);
         let () = self.session.call("VM.set_name_label", params![point, name]).await?;
+        // Xen Orchestra neither lists nor prunes replicas that are templates, which XAPI makes snapshots.
+        if let Err(error) = self.session.call::<()>("VM.set_is_a_template", params![point, false]).await {
+            tracing::warn!(point = record.uuid, %error, "the recovery point is still a template: Xen Orchestra will not list it");
+        }
         replace_keys(self.session, point, &keys).await?;
 
         // From here on it is a replica. Its source's snapshot is a base by what it is; by its keys the job owns it.
         self.mark_live(live).await?;
-        snapshot::put_keys(self.source_session, self.source, self.job, self.taken).await?;
+        snapshot::put_keys(self.source_session, self.source, self.job, self.taken, None).await?;
         let disks: Vec<_> = self.taken.disks.iter().map(|disk| disk.vdi.clone()).collect();
         let srs = [self.sr.1.to_owned()];
         snapshot::mark_exported(self.source_session, &self.taken.reference, &disks, &srs, Some(0)).await?;
@@ -406,6 +507,26 @@ fn compare(
     let different = found.differences(&Table::open(path)?)?;
     let found = if different.is_empty() { None } else { Some(found.commit()?) };
     Ok((different, root, found))
+}
+
+/// Whether a copy is what its source's snapshot holds.
+fn assert_equal(taken: &Taken, compared: &[Compared]) -> Result<(), RunError> {
+    let differing = taken.disks.iter().zip(compared).filter(|(_, compared)| !compared.different.is_empty());
+    let obstacles: Vec<String> = differing
+        .map(|(disk, compared)| {
+            let first = first_differences(&compared.different);
+            let at = first.first().map_or(0, |difference| difference.offset);
+            format!(
+                "disk {} of the copy differs from disk {} of the source's snapshot in {} from byte {at} on: a delta would go on from wrong \
+                 content, so nothing was marked; was the copy made from this snapshot? Copy it again, or let `vmferry seed adopt` of a job \
+                 of vmferry send what differs",
+                compared.held.record.name_label,
+                disk.of.record.uuid,
+                bytes(compared.different.total_bytes())
+            )
+        })
+        .collect();
+    if obstacles.is_empty() { Ok(()) } else { Err(RunError::Obstacles(obstacles)) }
 }
 
 fn seeded(disk: &TakenDisk, compared: &Compared) -> SeededDisk {

@@ -8,6 +8,7 @@ use crate::objects::{destroy_disk, make_from, replace_keys, set_keys};
 use crate::view::{SourceSnapshot, SourceVm, TEMPORARY_SNAPSHOT};
 use jiff::Timestamp;
 use std::time::Duration;
+use uuid::Uuid;
 use vmferry_xapi::records::{Vbd, Vdi, Vm};
 use vmferry_xapi::{ApiError, Error, IntoValue, Ref, Session, Value, params};
 
@@ -35,6 +36,13 @@ pub(crate) struct TakenDisk {
     pub(crate) cbt_enabled: bool,
     /// The keys that it inherited.
     inherited: Keys,
+}
+
+impl TakenDisk {
+    /// A disk of which a copy on media is all that is known.
+    pub(crate) fn on_media(of: AttachedDisk, uuid: String) -> Self {
+        Self { of, vdi: Ref::null(), uuid, cbt_enabled: false, inherited: Keys::new() }
+    }
 }
 
 /// Takes a snapshot of the VM, tags it as Xen Orchestra would, and gives it its name.
@@ -73,7 +81,7 @@ async fn tag(
 ) -> Result<Taken, RunError> {
     let mut taken = read(session, source, reference).await?;
     taken.taken_at = newest.map_or(taken.taken_at, |newest| taken.taken_at.max(newest + ONE_SECOND));
-    put_keys(session, source, job, &taken).await?;
+    put_keys(session, source, job, &taken, None).await?;
     Ok(taken)
 }
 
@@ -122,15 +130,22 @@ fn give_back(snapshot: &mut Vm, vm: &Vm) {
     snapshot.ha_restart_priority.clone_from(&vm.ha_restart_priority);
 }
 
-/// Makes a snapshot the job's own, by its keys and its name.
-pub(crate) async fn put_keys(session: &Session, source: &SourceVm, job: &Job, taken: &Taken) -> Result<(), RunError> {
+/// Makes a snapshot the job's own, by its keys and its name; where media carry it, one says so.
+pub(crate) async fn put_keys(
+    session: &Session,
+    source: &SourceVm,
+    job: &Job,
+    taken: &Taken,
+    seed: Option<Uuid>,
+) -> Result<(), RunError> {
     let keys = source_keys(job, &source.record.uuid, taken.taken_at);
     for disk in &taken.disks {
         let mut own = own_keys(&disk.inherited, &keys, &disk.uuid);
         own.insert(keys::XO_CONTENT_KEY.to_owned(), disk.uuid.clone());
         replace_keys(session, &disk.vdi, &own).await?;
     }
-    let own = own_keys(&taken.record.other_config, &keys, &taken.record.uuid);
+    let mut own = own_keys(&taken.record.other_config, &keys, &taken.record.uuid);
+    own.extend(seed.map(|media| (keys::SEED.to_owned(), media.to_string())));
     replace_keys(session, &taken.reference, &own).await?;
     let name = format!("[vmferry {}] {}", job.name, source.record.name_label);
     Ok(session.call("VM.set_name_label", params![&taken.reference, name]).await?)
@@ -179,14 +194,19 @@ pub(crate) async fn mark_exported(
 
 /// The source snapshots of a job that are nobody's base: not the newest one that some target of the job holds, on whichever of
 /// its SRs (`targets` has those of each).
-/// A target that failed or could not be reached keeps its snapshot.
+/// A target that failed or could not be reached keeps its snapshot, and so does one that media may still be on their way to.
 pub(crate) fn superfluous<'a>(snapshots: &'a [SourceSnapshot], targets: &[&[String]]) -> Vec<&'a SourceSnapshot> {
+    let on = |snapshot: &SourceSnapshot, srs: &[String]| snapshot.exported_to.iter().any(|sr| srs.contains(sr));
     let base_of = |srs: &&[String]| {
-        let held = snapshots.iter().filter(|s| s.exported_to.iter().any(|sr| srs.contains(sr)));
-        held.max_by_key(|s| s.taken_at).map(|s| &s.uuid)
+        snapshots.iter().filter(|snapshot| on(snapshot, srs)).max_by_key(|s| s.taken_at).map(|s| &s.uuid)
     };
     let bases: Vec<&String> = targets.iter().filter_map(base_of).collect();
-    snapshots.iter().filter(|snapshot| !bases.contains(&&snapshot.uuid)).collect()
+    let has_newer = |srs: &[String], than: Timestamp| snapshots.iter().any(|s| s.taken_at >= than && on(s, srs));
+    let on_its_way = |snapshot: &SourceSnapshot| {
+        snapshot.seed.is_some() && !targets.iter().all(|srs| has_newer(srs, snapshot.taken_at))
+    };
+    let superfluous = |snapshot: &&SourceSnapshot| !bases.contains(&&snapshot.uuid) && !on_its_way(snapshot);
+    snapshots.iter().filter(superfluous).collect()
 }
 
 /// Destroys a snapshot VM and its disks. Both are marked first: what a crash leaves is finished by the next run.
@@ -251,6 +271,7 @@ mod tests {
             uuid: second.to_string(),
             taken_at: Timestamp::from_second(second).unwrap(),
             exported_to: exported_to.iter().map(|sr| (*sr).to_owned()).collect(),
+            seed: None,
         };
         let snapshots = [snapshot(1, &["a", "b"]), snapshot(2, &["b"]), snapshot(3, &["a"]), snapshot(4, &["gone"])];
         let kept = |targets: &[&[&str]]| {
@@ -265,5 +286,27 @@ mod tests {
         assert_eq!(kept(&[&["a"], &["never reached"]]), ["3"]);
         assert_eq!(kept(&[&["a", "b"]]), ["3"], "one target with two SRs has one base");
         assert_eq!(kept(&[]), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn a_snapshot_on_media_stays_until_every_target_holds_something_as_new() {
+        let snapshot = |second: i64, exported_to: &[&str], seed: bool| SourceSnapshot {
+            reference: Ref::new(second.to_string()),
+            uuid: second.to_string(),
+            taken_at: Timestamp::from_second(second).unwrap(),
+            exported_to: exported_to.iter().map(|sr| (*sr).to_owned()).collect(),
+            seed: seed.then(|| "media".to_owned()),
+        };
+        let dropped = |snapshots: &[SourceSnapshot], targets: &[&str]| {
+            let targets: Vec<[String; 1]> = targets.iter().map(|sr| [(*sr).to_owned()]).collect();
+            let targets: Vec<&[String]> = targets.iter().map(|srs| srs.as_slice()).collect();
+            superfluous(snapshots, &targets).iter().map(|s| s.uuid.clone()).collect::<Vec<_>>()
+        };
+        let on_its_way = [snapshot(1, &["a"], false), snapshot(2, &[], true), snapshot(3, &["a"], false)];
+        assert_eq!(dropped(&on_its_way, &["a", "b"]), ["1"]);
+        assert_eq!(dropped(&on_its_way, &["a"]), ["1", "2"]);
+        let arrived_at_one = [snapshot(2, &["a"], true), snapshot(3, &["a"], false)];
+        assert_eq!(dropped(&arrived_at_one, &["a", "b"]), Vec::<String>::new());
+        assert_eq!(dropped(&[snapshot(2, &["a", "b"], true), snapshot(3, &["a", "b"], false)], &["a", "b"]), ["2"]);
     }
 }

@@ -18,6 +18,7 @@ use crate::allocation::{MAX_VHD_DISK, Question};
 use crate::error::chain;
 use crate::export::{self, NotBegun};
 use crate::job::Nbd;
+use crate::media;
 use crate::plan::{SR_GRANULARITY, replica_size};
 use crate::run::Run;
 use crate::snapshot::TakenDisk;
@@ -29,6 +30,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll};
+use tokio::fs::File;
 use tokio::io::{AsyncRead, ReadBuf};
 use uuid::Uuid;
 use vmferry_disk::chunked::{Coverage, Plan, Resync, chunked_bytes, vhd_bytes};
@@ -151,6 +153,19 @@ pub(crate) async fn open(this: &Opening<'_>) -> Result<Source, SourceFailed> {
     let (export, head) = begun.map_err(|failed| SourceFailed(failed.into_message()))?;
     let (reader, shape) = (Reader::Plain(Plain::Export(export)), Shape::Vhd(Box::new(head)));
     Ok(Source { reader, shape, notes, compared_with_base: false })
+}
+
+/// Opens an export that media carry, of a disk of `size` bytes.
+pub(crate) async fn open_file(path: &Path, size: u64) -> Result<Source, SourceFailed> {
+    let failed = |why: String| SourceFailed(format!("{}: {why}; {}", path.display(), media::AGAIN));
+    let mut file = File::open(path).await.map_err(|error| failed(error.to_string()))?;
+    let head = Head::read(&mut file).await.map_err(|error| failed(chain(&error)))?;
+    if head.disk_type() != DiskType::Dynamic || ![size, replica_size(size)].contains(&head.virtual_size()) {
+        let found = head.virtual_size();
+        return Err(failed(format!("it is no whole disk of {size} bytes, but {:?} of {found}", head.disk_type())));
+    }
+    let (reader, shape) = (Reader::Plain(Plain::File(file)), Shape::Vhd(Box::new(head)));
+    Ok(Source { reader, shape, notes: Vec::new(), compared_with_base: false })
 }
 
 impl Opening<'_> {
@@ -354,14 +369,17 @@ pub(crate) enum Reader {
 pub(crate) enum Plain {
     Export(Export),
     Nbd(nbd::Source<Connection>),
+    /// An export that media carry.
+    File(File),
 }
 
 impl Reader {
-    /// `export` or `nbd`, as reports name it.
+    /// `export`, `nbd` or `file`, as reports name it.
     pub(crate) fn name(&self) -> &'static str {
         match self.plain() {
             Plain::Export(_) => "export",
             Plain::Nbd(_) => "nbd",
+            Plain::File(_) => "file",
         }
     }
 
@@ -392,6 +410,7 @@ impl Reader {
                 }
                 Ok(())
             }
+            Plain::File(_) => Ok(()),
         }
     }
 
@@ -442,6 +461,7 @@ impl AsyncRead for Plain {
         match self.get_mut() {
             Self::Export(export) => Pin::new(export).poll_read(cx, buf),
             Self::Nbd(source) => Pin::new(source).poll_read(cx, buf),
+            Self::File(file) => Pin::new(file).poll_read(cx, buf),
         }
     }
 }

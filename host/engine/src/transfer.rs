@@ -1,6 +1,7 @@
 //! Moves one disk: one read of the source for all targets that share a base, proven at both ends.
 
 use crate::error::{RunError, chain};
+use crate::inventory::AttachedDisk;
 use crate::progress::{DiskLabel, Progress};
 use crate::run::Run;
 use crate::snapshot::TakenDisk;
@@ -8,14 +9,19 @@ use crate::source::{self, Chunked, Opening, Reader, Shape};
 use crate::tried;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
+use tokio::fs::File;
+use tokio::io::AsyncWrite;
 use tokio::task::JoinSet;
 use vmferry_disk::digest::{DraftTable, Leaf, Root};
 use vmferry_disk::extent::Extents;
-use vmferry_disk::transfer::{self, EngineName, Options, SinkError, Throttle, TransferError};
+use vmferry_disk::transfer::{self, EngineName, Options, SinkError, SocketCall, SocketWriter, Throttle, TransferError};
 use vmferry_xapi::records::Vdi;
 use vmferry_xapi::{Import, Ref, Session};
 
@@ -23,9 +29,16 @@ use vmferry_xapi::{Import, Ref, Session};
 pub(crate) struct Destination {
     /// Which of the run's lanes it belongs to.
     pub(crate) lane: usize,
-    pub(crate) session: Session,
-    pub(crate) vdi: Ref<Vdi>,
+    pub(crate) place: Place,
     pub(crate) throttles: Vec<Arc<Throttle>>,
+}
+
+/// What takes a stream.
+pub(crate) enum Place {
+    /// A disk of a target.
+    Disk { session: Session, vdi: Ref<Vdi> },
+    /// A file on media, made new; it takes VHD alone.
+    File(PathBuf),
 }
 
 /// What the targets of a stream hold already.
@@ -55,6 +68,18 @@ pub(crate) struct Stream<'a> {
     pub(crate) label: DiskLabel,
 }
 
+/// Where a source goes.
+pub(crate) struct Feed<'a> {
+    /// The disk that is read, or was.
+    pub(crate) disk: &'a AttachedDisk,
+    pub(crate) destinations: Vec<Destination>,
+    /// The digest table to fill, when digests can be known.
+    pub(crate) table: Option<DraftTable>,
+    /// What the digests have to come to, where that is known.
+    pub(crate) wanted: Option<Root>,
+    pub(crate) label: DiskLabel,
+}
+
 /// What became of a stream.
 pub(crate) struct Moved {
     pub(crate) facts: StreamFacts,
@@ -65,7 +90,7 @@ pub(crate) struct Moved {
 /// What the reports of all its targets share.
 pub(crate) struct StreamFacts {
     pub(crate) engine: EngineName,
-    /// `export` or `nbd`.
+    /// `export`, `nbd` or `file`.
     pub(crate) source: &'static str,
     /// `vhd` or `chunked`.
     pub(crate) encoding: &'static str,
@@ -93,7 +118,6 @@ impl<E: std::error::Error> std::convert::From<E> for SourceFailed {
 /// Moves the stream. A target's own failure is told in [`Moved::lanes`].
 pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Result<Moved, SourceFailed> {
     let started = Instant::now();
-    let what = &stream.label.disk_uuid;
     let label = format!("vmferry {}: exporting disk {}", run.job.name, stream.label.disk);
     let opening = Opening {
         run,
@@ -103,7 +127,20 @@ pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Result<Moved, So
         chunked: stream.chunked,
         label: &label,
     };
-    let source::Source { mut reader, shape, mut notes, compared_with_base } = source::open(&opening).await?;
+    let source = source::open(&opening).await?;
+    let Stream { disk, destinations, table, label, .. } = stream;
+    pour(run, source, Feed { disk: &disk.of, destinations, table, wanted: None, label }, started).await
+}
+
+/// Moves what an open source gives.
+pub(crate) async fn pour(
+    run: &Run<'_>,
+    source: source::Source,
+    stream: Feed<'_>,
+    started: Instant,
+) -> Result<Moved, SourceFailed> {
+    let what = &stream.label.disk_uuid;
+    let source::Source { mut reader, shape, mut notes, compared_with_base } = source;
     let mut facts = StreamFacts {
         engine: EngineName::Lockstep,
         source: reader.name(),
@@ -118,8 +155,8 @@ pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Result<Moved, So
     };
 
     run.progress.disk_started(&stream.label, shape.expected_bytes());
-    let opened = open_imports(run, &stream, &shape).await;
-    let (mut lanes, mut imports): (Vec<usize>, Vec<Import>) = (Vec::new(), Vec::new());
+    let opened = open_sinks(run, &stream, &shape).await;
+    let (mut lanes, mut imports): (Vec<usize>, Vec<Sink>) = (Vec::new(), Vec::new());
     let mut results = Vec::new();
     for (lane, import) in opened {
         match import {
@@ -169,14 +206,14 @@ pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Result<Moved, So
             return Ok(Moved { facts, lanes: results });
         }
         Err(error) => {
-            join_all(imports.into_iter().map(Import::abort)).await;
+            join_all(imports.into_iter().map(Sink::abort)).await;
             run.progress.disk_finished(&stream.label, false);
             let ended = matches!(error, TransferError::Source { .. } | TransferError::Truncated { .. });
             let broke_off = ended || matches!(error, TransferError::SourceStalled { .. });
             let by_nbd = reader.name() == "nbd";
             let SourceFailed(message) = reader.explain(ended, chain(&error)).await;
             if by_nbd && broke_off {
-                tried::nbd_broke_off(run, &stream.disk.of, &message).await;
+                tried::nbd_broke_off(run, stream.disk, &message).await;
             }
             let how = if notes.is_empty() { String::new() } else { format!(" ({})", notes.join("; ")) };
             return Err(SourceFailed(message + &how));
@@ -195,7 +232,10 @@ pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Result<Moved, So
         notes.push(format!("not spliced: {why}"));
     }
     facts.digest = match table {
-        Some(table) => Some(blocking(move || table.commit()).await?),
+        Some(table) => {
+            let wanted = stream.wanted;
+            Some(blocking(move || commit_table(table, wanted)).await?)
+        }
         None => None,
     };
     facts.engine = outcome.engine;
@@ -211,29 +251,114 @@ pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Result<Moved, So
     Ok(Moved { facts, lanes: results })
 }
 
-async fn open_imports(run: &Run<'_>, stream: &Stream<'_>, shape: &Shape) -> Vec<(usize, Result<Import, RunError>)> {
+/// Keeps a table, if it comes to what is wanted.
+fn commit_table(mut table: DraftTable, wanted: Option<Root>) -> Result<Root, SourceFailed> {
+    if let Some(wanted) = wanted {
+        let found = table.root()?;
+        if found != wanted {
+            return Err(SourceFailed(format!("what was read has the digest {found}, not {wanted}, which was sent")));
+        }
+    }
+    Ok(table.commit()?)
+}
+
+async fn open_sinks(run: &Run<'_>, stream: &Feed<'_>, shape: &Shape) -> Vec<(usize, Result<Sink, RunError>)> {
     let label = format!("vmferry {}: importing disk {}", run.job.name, stream.label.disk);
     let open = stream.destinations.iter().map(|to| {
         let label = &label;
-        async move {
-            let import = match shape {
-                Shape::Vhd(head) => to.session.import_vdi(&to.vdi, head.stream_length(), label).await,
-                Shape::Chunked(_) => to.session.import_chunked(&to.vdi, label).await,
-            };
-            (to.lane, import.map_err(RunError::from))
-        }
-        .boxed()
+        async move { (to.lane, to.place.open(shape, label).await) }.boxed()
     });
     join_all(open).await
 }
 
 /// Ends one import. XAPI's 200 said nothing; what counts is that it took every byte and that its task succeeded.
-async fn conclude(import: Import, bytes: u64, result: Result<(), SinkError>, disk: &str) -> Result<u64, RunError> {
+async fn conclude(import: Sink, bytes: u64, result: Result<(), SinkError>, disk: &str) -> Result<u64, RunError> {
     match result {
-        Ok(()) => import.finish().await.map(|()| bytes).map_err(RunError::from),
+        Ok(()) => import.finish().await.map(|()| bytes),
         Err(error) => {
             let cause = import.finish().await.err().map(|cause| format!(": {}", chain(&cause))).unwrap_or_default();
             Err(RunError::Transfer { disk: disk.to_owned(), message: format!("{}{cause}", chain(&error)) })
+        }
+    }
+}
+
+impl Place {
+    async fn open(&self, shape: &Shape, label: &str) -> Result<Sink, RunError> {
+        Ok(match (self, shape) {
+            (Self::Disk { session, vdi }, Shape::Vhd(head)) => {
+                Sink::Disk(session.import_vdi(vdi, head.stream_length(), label).await?)
+            }
+            (Self::Disk { session, vdi }, Shape::Chunked(_)) => Sink::Disk(session.import_chunked(vdi, label).await?),
+            (Self::File(path), _) => {
+                let file = File::create(path).await.map_err(|error| file_failed(path, &error))?;
+                Sink::File(path.clone(), file)
+            }
+        })
+    }
+}
+
+fn file_failed(path: &Path, error: &io::Error) -> RunError {
+    RunError::Media(format!("{}: {error}", path.display()))
+}
+
+/// A place that is being written to.
+enum Sink {
+    Disk(Import),
+    File(PathBuf, File),
+}
+
+impl Sink {
+    /// Confirms what was written whole. A file is on the media then.
+    async fn finish(self) -> Result<(), RunError> {
+        match self {
+            Self::Disk(import) => Ok(import.finish().await?),
+            Self::File(path, file) => file.sync_all().await.map_err(|error| file_failed(&path, &error)),
+        }
+    }
+
+    async fn abort(self) {
+        if let Self::Disk(import) = self {
+            import.abort().await;
+        }
+    }
+}
+
+impl AsyncWrite for Sink {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Disk(import) => Pin::new(import).poll_write(cx, bytes),
+            Self::File(_, file) => Pin::new(file).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Disk(import) => Pin::new(import).poll_flush(cx),
+            Self::File(_, file) => Pin::new(file).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Disk(import) => Pin::new(import).poll_shutdown(cx),
+            Self::File(_, file) => Pin::new(file).poll_shutdown(cx),
+        }
+    }
+}
+
+impl SocketWriter for Sink {
+    fn lends_socket(&self) -> bool {
+        matches!(self, Self::Disk(import) if import.lends_socket())
+    }
+
+    fn poll_write_call(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        call: &mut SocketCall<'_>,
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Disk(import) => Pin::new(import).poll_write_call(cx, call),
+            Self::File(..) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
         }
     }
 }

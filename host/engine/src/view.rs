@@ -72,6 +72,8 @@ pub(crate) struct SourceSnapshot {
     pub(crate) taken_at: Timestamp,
     /// uuids of the target SRs that hold a recovery point of it.
     pub(crate) exported_to: Vec<String>,
+    /// Id of the media that it was exported to.
+    pub(crate) seed: Option<String>,
 }
 
 /// A snapshot disk of the source.
@@ -103,6 +105,7 @@ impl SourceVm {
                     .and_then(|text| keys::parse_datetime(text))
                     .unwrap_or(vm.snapshot_time),
                 exported_to: keys::exported_to(&vm.other_config).map(str::to_owned).collect(),
+                seed: vm.other_config.get(keys::SEED).cloned(),
             })
             .collect();
         snapshots.sort_by_key(|snapshot| snapshot.taken_at);

@@ -15,6 +15,10 @@ fn of(vm: &Vm) -> Vec<Ref<()>> {
     found.iter().filter_map(Value::as_str).map(Ref::new).collect()
 }
 
+pub(crate) fn has_one(vm: &Vm) -> bool {
+    !of(vm).is_empty()
+}
+
 /// Reads those of a snapshot, or of its VM where a host does not copy them to snapshots.
 pub(crate) async fn read(session: &Session, snapshot: &Vm, vm: &Vm) -> Result<Vec<Vtpm>, Error> {
     let found = Some(of(snapshot)).filter(|found| !found.is_empty()).unwrap_or_else(|| of(vm));

@@ -1,7 +1,10 @@
 //! The command line.
 
+use crate::config::secret::Secret;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+use uuid::Uuid;
+use vmferry_xapi::Trust;
 
 /// Keeps standby copies of running XCP-ng and XenServer VMs a few minutes behind the originals.
 #[derive(Debug, Parser)]
@@ -54,8 +57,7 @@ pub enum Verb {
     #[command(subcommand)]
     Failover(Failover),
     /// Begin with a copy that is on the target already
-    #[command(subcommand)]
-    Seed(Seed),
+    Seed(Box<SeedArgs>),
     /// Find what unfinished runs left on either side, and put it right
     Gc(Gc),
     /// The configuration
@@ -199,11 +201,125 @@ pub struct StartArgs {
     pub force: bool,
 }
 
+/// Arguments of `seed`.
+#[derive(Debug, Args)]
+#[command(
+    subcommand_negates_reqs = true,
+    after_help = "Without a subcommand: compares the copy with the snapshot and makes it the replica of its VM for a job of Xen Orchestra, or \
+                  of vmferry with `xo = { job, schedule }`, without a configuration. With --config, its state folder keeps the digests \
+                  that a job of vmferry uses."
+)]
+pub struct SeedArgs {
+    /// Of a job in the configuration.
+    #[command(subcommand)]
+    pub verb: Option<Seed>,
+    /// Of any job.
+    #[command(flatten)]
+    pub pair: Option<SeedPair>,
+}
+
+/// Arguments of `seed` without a subcommand.
+#[derive(Debug, Args)]
+pub struct SeedPair {
+    /// The source's pool: https://USER:PASSWORD@HOST, special characters in user and password percent-encoded
+    #[arg(value_name = "SOURCE_URL", value_parser = secret)]
+    pub source: Secret,
+    /// The snapshot VM of the source that the copy was made from; the job owns it afterwards
+    #[arg(value_name = "SNAPSHOT_UUID")]
+    pub snapshot: String,
+    /// The target's pool, in the same form
+    #[arg(value_name = "TARGET_URL", value_parser = secret)]
+    pub target: Secret,
+    /// The copy: a halted VM
+    #[arg(value_name = "VM_UUID")]
+    pub copy: String,
+    /// The job that is to go on
+    #[arg(value_name = "JOB_UUID", value_parser = job_id)]
+    pub job: Uuid,
+    /// Its schedule
+    #[arg(value_name = "SCHEDULE_UUID", value_parser = job_id)]
+    pub schedule: Uuid,
+    /// Believe this certificate of the source alone, by its SHA-256 [default: what the system's authorities signed]
+    #[arg(long, value_name = "SHA256", value_parser = pin, conflicts_with = "source_ca")]
+    pub source_certificate: Option<Trust>,
+    /// Believe what this authority signed for the source, a file in PEM
+    #[arg(long, value_name = "FILE")]
+    pub source_ca: Option<PathBuf>,
+    /// The same for the target
+    #[arg(long, value_name = "SHA256", value_parser = pin, conflicts_with = "target_ca")]
+    pub target_certificate: Option<Trust>,
+    /// The same for the target
+    #[arg(long, value_name = "FILE")]
+    pub target_ca: Option<PathBuf>,
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "clap's parsers may fail")]
+fn secret(text: &str) -> Result<Secret, String> {
+    Ok(Secret::new(text))
+}
+
+fn job_id(text: &str) -> Result<Uuid, String> {
+    let wanted = "give Xen Orchestra's uuid, or the one under `xo` of a job of vmferry; a job by its name takes `vmferry seed adopt`";
+    Uuid::parse_str(text).map_err(|_| wanted.to_owned())
+}
+
+fn pin(text: &str) -> Result<Trust, String> {
+    let wanted =
+        "give the SHA-256 of the host's certificate as 64 hexadecimal digits: openssl x509 -noout -fingerprint -sha256";
+    Trust::parse_pin(text).ok_or_else(|| wanted.to_owned())
+}
+
 /// How to begin with a copy.
 #[derive(Debug, Subcommand)]
 pub enum Seed {
     /// Make a copy the replica of its VM: it is compared in whole, and the next run sends only what differs
     Adopt(SeedAdopt),
+    /// Write the first copy of a VM to a folder, to be carried to its target; its snapshot is kept meanwhile
+    Export(SeedExport),
+    /// Make a folder that `seed export` wrote the first recovery point of its VM; the source need not be reachable
+    Import(SeedImport),
+    /// Give up media that are lost: the snapshots kept for them go
+    Forget(SeedForget),
+}
+
+/// Arguments of `seed export`.
+#[derive(Debug, Args)]
+pub struct SeedExport {
+    /// The job's name
+    pub job: String,
+    /// The VM
+    #[arg(long, value_name = "UUID")]
+    pub vm: String,
+    /// A snapshot of it, which the job owns afterwards [default: one is taken]
+    #[arg(long, value_name = "UUID")]
+    pub snapshot: Option<String>,
+    /// The folder, on a file system that takes files as large as the disks; nothing in it is encrypted, so let the file system
+    /// be, if it leaves the house
+    #[arg(long, value_name = "FOLDER")]
+    pub to: PathBuf,
+}
+
+/// Arguments of `seed import`.
+#[derive(Debug, Args)]
+pub struct SeedImport {
+    /// The job's name
+    pub job: String,
+    /// The target [default: the only one]
+    #[arg(long, value_name = "NAME")]
+    pub target: Option<String>,
+    /// The folder
+    #[arg(long, value_name = "FOLDER")]
+    pub from: PathBuf,
+}
+
+/// Arguments of `seed forget`.
+#[derive(Debug, Args)]
+pub struct SeedForget {
+    /// The job's name
+    pub job: String,
+    /// The VM
+    #[arg(long, value_name = "UUID")]
+    pub vm: String,
 }
 
 /// Arguments of `seed adopt`.
@@ -274,6 +390,26 @@ mod tests {
         );
         let Verb::Failover(Failover::Clone(clone)) = cli.verb else { panic!("another verb") };
         assert_eq!((clone.what.network.as_deref(), clone.no_start), (Some("none"), true));
+    }
+
+    #[test]
+    fn a_seed_is_of_a_job_or_of_two_pools() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' ')).map(|cli| cli.verb);
+        let Ok(Verb::Seed(seed)) = parse("vmferry seed adopt erp --snapshot s --copy c") else {
+            panic!("another verb")
+        };
+        assert!(seed.pair.is_none() && matches!(seed.verb, Some(Seed::Adopt(_))));
+        let (job, schedule) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let line = format!("vmferry seed https://root:a%23b@xen1 s http://root:b@xen2 c {job} {schedule}");
+        let Ok(Verb::Seed(seed)) = parse(&line) else { panic!("another verb") };
+        let SeedArgs { verb: None, pair: Some(pair) } = *seed else { panic!("another form") };
+        assert_eq!((pair.source.reveal(), pair.job, pair.schedule), ("https://root:a%23b@xen1", job, schedule));
+        assert!(!format!("{pair:?}").contains("a%23b"), "{pair:?}");
+
+        let refused = |line: &str| parse(line).unwrap_err().to_string();
+        assert!(refused(&line.replace(&job.to_string(), "nightly")).contains("give Xen Orchestra's uuid"));
+        assert!(refused("vmferry seed https://root:b@xen1 s").contains("<TARGET_URL>"));
+        assert!(refused(&format!("{line} --source-certificate 12")).contains("64 hexadecimal digits"));
     }
 
     #[test]

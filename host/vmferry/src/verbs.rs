@@ -10,7 +10,7 @@ mod run;
 mod seed;
 mod verify;
 
-use crate::cli::{Cli, Common, ConfigVerb, Failover, Points, Seed, Verb};
+use crate::cli::{Cli, Common, ConfigVerb, Failover, Points, SeedArgs, Verb};
 use crate::config::{Config, Surroundings};
 use crate::exit::Exit;
 use crate::output::Form;
@@ -41,7 +41,12 @@ pub async fn perform(cli: Cli, screen: &Screen) -> Result<Exit, Failure> {
         Verb::Failover(Failover::Start(arguments)) => {
             failover::start(&Workplace::open(common).await?, &arguments, screen).await
         }
-        Verb::Seed(Seed::Adopt(arguments)) => seed::adopt(&Workplace::open(common).await?, &arguments, screen).await,
+        Verb::Seed(arguments) => match *arguments {
+            SeedArgs { pair: Some(pair), .. } => seed::pair(common, pair, screen).await,
+            SeedArgs { verb: Some(verb), .. } => seed::of_job(&Workplace::open(common).await?, verb, screen).await,
+            // The command line asks for one or the other.
+            SeedArgs { .. } => Err(Failure::usage(Problem::new("nothing to seed").remedy("vmferry seed --help"))),
+        },
         Verb::Gc(arguments) => gc::gc(&Workplace::open(common).await?, &arguments).await,
         Verb::Config(ConfigVerb::Check) => config::check(&load(common)?, form(common)).await,
         Verb::Config(ConfigVerb::Show) => config::show(&load(common)?, form(common)),

@@ -232,6 +232,11 @@ impl Endpoint {
         *self.members.lock().unwrap_or_else(PoisonError::into_inner) = members;
     }
 
+    /// Whether user and password are known.
+    pub fn has_credentials(&self) -> bool {
+        self.credentials.is_some()
+    }
+
     /// Whether the connection is encrypted.
     pub fn is_tls(&self) -> bool {
         self.address.tls

@@ -10,4 +10,5 @@ mod files;
 mod gc;
 mod plugins;
 mod runs;
+mod seed;
 mod stage;

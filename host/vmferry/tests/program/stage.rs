@@ -126,7 +126,13 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) fn new() -> Self {
-        let (source, target) = (Pool::start(&[]), Pool::start(&[]));
+        let stage = Self::with(Pool::start(&[]), Pool::start(&[]));
+        stage.configure("");
+        stage
+    }
+
+    /// The same on these pools, not configured yet.
+    pub(crate) fn with(source: Pool, target: Pool) -> Self {
         let vm = source.admin(
             "POST",
             "/add-vm",
@@ -138,9 +144,7 @@ impl Stage {
         let disks: Vec<String> = serde_json::from_value(vm["disks"].clone()).unwrap();
         source.write(&disks[0], 0, b"boot sector");
         source.write(&disks[1], 7 * MIB, b"a row in a table");
-        let stage = Self::of(source, target, vm["vm"].as_str().unwrap());
-        stage.configure("");
-        stage
+        Self::of(source, target, vm["vm"].as_str().unwrap())
     }
 
     pub(crate) fn of(source: Pool, target: Pool, vm: &str) -> Self {

@@ -21,7 +21,7 @@ fn large_sr(pool: &Sim) -> String {
 }
 
 /// A VM with one disk of 3 TiB, whose exports the source's host may know as qcow2.
-async fn world(qcow2_streams: bool) -> World {
+pub(crate) async fn world(qcow2_streams: bool) -> World {
     let mut world = World::between(pool(qcow2_streams), pool(true)).await;
     let (sr, image_format) = (Some(large_sr(&world.source)), Some("qcow2".to_owned()));
     let disk = DiskSpec { name: "files".into(), size: DISK, sr, image_format, ..DiskSpec::default() };

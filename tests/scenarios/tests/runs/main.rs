@@ -22,6 +22,8 @@ mod preflight;
 mod refusals;
 mod replication_network;
 mod seed;
+mod seed_media;
+mod seed_pair;
 mod several_srs;
 mod source_changes;
 mod stories;

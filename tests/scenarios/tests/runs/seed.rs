@@ -9,7 +9,7 @@ use vmferry_xapi::{Ref, params};
 use xapi_sim::{Fault, FaultKind, FaultPoint};
 
 /// A world whose target holds a copy of the VM that the job knows nothing of, made from a snapshot that a user took.
-async fn with_copy() -> (World, SeedRequest) {
+pub(crate) async fn with_copy() -> (World, SeedRequest) {
     let mut world = World::new().await;
     let session = world.at_source().await;
     let vm: Ref<Vm> = session.by_uuid(&world.vm).await.unwrap();
@@ -25,7 +25,7 @@ async fn with_copy() -> (World, SeedRequest) {
     let copy = engine.clone_point(&world.job, &clone).await.unwrap().vm;
     engine.close().await;
     world.job.ids = ids;
-    (world, SeedRequest { snapshot, copy, target: None })
+    (world, SeedRequest { snapshot, copy, target: None, for_others: false })
 }
 
 async fn adopt(world: &World, request: &SeedRequest) -> Result<SeedReport, EngineError> {

@@ -243,7 +243,7 @@ async fn what_is_on_any_of_the_srs_is_cloned_adopted_and_put_right() {
     let snapshot: String = session.call("VM.get_uuid", params![&snapshot]).await.unwrap();
     session.logout().await.unwrap();
     let engine = world.engine();
-    let seed = SeedRequest { snapshot, copy: clone.vm.clone(), target: None };
+    let seed = SeedRequest { snapshot, copy: clone.vm.clone(), target: None, for_others: false };
     let seeded = engine.adopt_seed(&world.job, &seed, &Silent).await.unwrap();
     engine.close().await;
     assert_eq!(world.target.record("VM", &seeded.point).unwrap()["other_config"]["xo:backup:sr"], b);

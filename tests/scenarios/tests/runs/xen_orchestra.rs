@@ -1,7 +1,7 @@
 //! Chains that Xen Orchestra made and we go on with, chains of ours that it goes on with, and what is neither's.
 
 mod objects;
-mod rules;
+pub(crate) mod rules;
 
 use jiff::Timestamp;
 use objects::{CLONE_IT, Transfer, Until, Xo};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use xapi_sim::Sim;
 
 /// A delta that it would send: source disk to (source snapshot disk, disk on the target), by uuid.
-pub(super) type Bases = BTreeMap<String, (String, String)>;
+pub(crate) type Bases = BTreeMap<String, (String, String)>;
 
 fn key<'a>(object: &'a Value, key: &str) -> Option<&'a str> {
     object["other_config"].get(key)?.as_str()
@@ -58,7 +58,7 @@ fn in_step(pool: &Sim, candidates: Vec<Value>) -> Vec<Value> {
 
 /// What the next run of `job` starts from: the newest exported snapshot of the source, as far as the SR has a snapshot disk
 /// that names it.
-pub(super) fn bases(source: &Sim, target: &Sim, vm: &str, job: &str, sr: &str) -> Bases {
+pub(crate) fn bases(source: &Sim, target: &Sim, vm: &str, job: &str, sr: &str) -> Bases {
     let exported = job_snapshot_disks(source, vm, job)
         .into_iter()
         .filter(|disk| key(disk, "xo:backup:exported").is_some() && key(disk, "xo:backup:datetime").is_some());
@@ -80,7 +80,7 @@ pub(super) fn bases(source: &Sim, target: &Sim, vm: &str, job: &str, sr: &str) -
 
 /// What a second job, back from a replica to the pool of its source, starts from: any dated snapshot of the replica whose disks
 /// hold the content of snapshot disks there.
-pub(super) fn failback_bases(from: &Sim, to: &Sim, replica: &str, sr: &str) -> Bases {
+pub(crate) fn failback_bases(from: &Sim, to: &Sim, replica: &str, sr: &str) -> Bases {
     let live: Vec<Value> = live_disks(from, replica).into_iter().map(|disk| disk["$ref"].clone()).collect();
     let mut candidates = from.records("VDI");
     candidates.retain(|disk| live.contains(&disk["snapshot_of"]) && key(disk, "xo:backup:datetime").is_some());
@@ -115,7 +115,7 @@ fn on_sr(pool: &Sim, sr: &str) -> Vec<Value> {
 
 /// Whether the next run writes to the replica in place (otherwise it makes a new VM), as far as records tell: the live disk
 /// of the base hangs on one halted VM.
-pub(super) fn continues_in_place(target: &Sim, base: &str) -> bool {
+pub(crate) fn continues_in_place(target: &Sim, base: &str) -> bool {
     let snapshot = target.record("VDI", base).unwrap();
     let Some(live) = by_ref(target, "VDI", &snapshot["snapshot_of"]) else { return false };
     match users(target, &live).as_slice() {
@@ -125,7 +125,7 @@ pub(super) fn continues_in_place(target: &Sim, base: &str) -> bool {
 }
 
 /// The replicas of a VM that retention counts and the interface lists, oldest first. `id` is the job's or the schedule's.
-pub(super) fn replicas(target: &Sim, id: &str, sr: &str, vm: &str) -> Vec<String> {
+pub(crate) fn replicas(target: &Sim, id: &str, sr: &str, vm: &str) -> Vec<String> {
     let mut found: Vec<Value> = target.records("VM");
     found.retain(|object| {
         object["is_a_template"] == false
