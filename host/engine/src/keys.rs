@@ -76,6 +76,9 @@ pub(crate) const SOURCE_AUTO_POWERON: &str = "vmferry:source-auto-poweron";
 /// The same for the source's `ha_restart_priority`, where it has one.
 pub(crate) const SOURCE_HA_RESTART_PRIORITY: &str = "vmferry:source-ha-restart-priority";
 
+/// On the doctor's scratch disks: see `doctor::scratch`.
+pub(crate) const DOCTOR: &str = "vmferry:doctor";
+
 /// XAPI starts a VM with this key when its host boots.
 pub(crate) const AUTO_POWERON: &str = "auto_poweron";
 

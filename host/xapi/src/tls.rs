@@ -56,7 +56,7 @@ impl fmt::Debug for Trust {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut out, byte| {
         // Writing to a string cannot fail.
         let _ = write!(out, "{byte:02x}");
@@ -103,6 +103,16 @@ impl Tls {
         }
         let named = certificates.iter().map(|der| Sha256::digest(der).into()).collect();
         Ok(Self { believed: Believed::Named(named), config: OnceLock::new() })
+    }
+
+    /// Why a certificate is believed that is.
+    pub(crate) fn because(&self) -> &'static str {
+        match self.believed {
+            Believed::Trust(Trust::System) => "an authority of this machine signed it",
+            Believed::Trust(Trust::CaPem(_)) => "an authority of `ca_file` signed it",
+            Believed::Trust(Trust::Pinned { .. }) => "it is the one of `certificate_sha256`",
+            Believed::Named(_) => "the pool names it",
+        }
     }
 
     pub(crate) fn config(&self, address: &Address) -> Result<Arc<ClientConfig>, Error> {

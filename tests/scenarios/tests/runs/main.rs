@@ -4,6 +4,7 @@
 
 mod crash_table;
 mod divergence;
+mod doctor;
 mod failover;
 mod faults;
 mod force_start;
