@@ -661,8 +661,9 @@ impl Bench<'_> {
             Err(why) => return Ok(Found::missing(why)),
         };
         let leaves = (0..size.div_ceil(64 * KIB)).map(|leaf| Extent { offset: leaf * 64 * KIB, length: 64 * KIB });
-        let data: Extents =
-            leaves.filter(|leaf| streams::slice(&disk.content, *leaf).iter().any(|byte| *byte != 0)).collect();
+        let zeroes = [0; 64 << 10];
+        let has_data = |leaf: &Extent| !zeroes.starts_with(streams::slice(&disk.content, *leaf));
+        let data: Extents = leaves.filter(has_data).collect();
         Ok(match data.without(&told.to_leaves(size)).is_empty() {
             true => Found::ok(format!(
                 "{} of {} hold data, by the tables of the export",
