@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail, ensure};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
 use uuid::Uuid;
 use vmferry_disk::vhd::{BLOCK_SIZE, NewDisk, StreamPart, Writer};
@@ -20,7 +21,7 @@ use vmferry_model::plan::Kind;
 use vmferry_model::report::{Outcome, RunReport};
 use vmferry_store::Store;
 use vmferry_xapi::records::{Pool, Sr, Vbd, Vdi, Vm};
-use vmferry_xapi::{Endpoint, IntoValue, Record, Ref, Session, Trust, Value, params};
+use vmferry_xapi::{ApiError, Endpoint, IntoValue, Record, Ref, Session, Trust, Value, params};
 
 /// One of the two pools.
 #[derive(Clone)]
@@ -243,10 +244,24 @@ async fn remove_everything(session: &Session, name: &str) -> anyhow::Result<()> 
     }
     for (disk, record) in session.get_all_records::<Vdi>().await? {
         if record.managed && record.name_label.contains(name) {
-            destroyed(&record, session.call_async("VDI.destroy", params![disk]).await)?;
+            destroyed(&record, destroy_disk(session, &disk).await)?;
         }
     }
     Ok(())
+}
+
+/// A host keeps a disk for a while after a stream that broke, so it is asked again for about half a minute.
+async fn destroy_disk(session: &Session, disk: &Ref<Vdi>) -> Result<(), vmferry_xapi::Error> {
+    let mut pause = Duration::from_millis(100);
+    loop {
+        match session.call_async("VDI.destroy", params![disk]).await {
+            Err(error) if matches!(error.api(), Some(ApiError::VdiInUse { .. })) && pause < Duration::from_secs(20) => {
+                tokio::time::sleep(pause).await;
+                pause *= 2;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 fn destroyed<T: Record + Debug>(record: &T, outcome: Result<(), vmferry_xapi::Error>) -> anyhow::Result<()> {

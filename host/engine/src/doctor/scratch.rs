@@ -187,7 +187,7 @@ async fn destroy_unused(session: &Session, disk: &Ref<Vdi>) -> Result<bool, RunE
 }
 
 /// The disks that a doctor made, its snapshots first.
-fn scratch_disks<'a>(disks: &'a [(Ref<Vdi>, Vdi)], is_ours: impl Fn(&Mark) -> bool) -> Vec<&'a (Ref<Vdi>, Vdi)> {
+fn scratch_disks(disks: &[(Ref<Vdi>, Vdi)], is_ours: impl Fn(&Mark) -> bool) -> Vec<&(Ref<Vdi>, Vdi)> {
     let mark = |disk: &Vdi| Mark::of(&disk.other_config).filter(|_| disk.managed);
     let text = |disk: &Vdi| disk.other_config.get(keys::DOCTOR).cloned();
     let is_original = |disk: &Vdi, mark: &Mark| match &mark.object {

@@ -51,6 +51,7 @@ fn assert_nothing_is_left(pool: &Sim, case: &str) {
 async fn the_suite_works_between_simulated_pools_and_leaves_nothing() {
     let (source, target) = (pool().await, pool().await);
     live(&source, &target).run(&tell).await.unwrap();
+    live(&source, &source).run(&tell).await.expect("within one pool");
     for pool in [&source, &target] {
         assert_nothing_is_left(pool, "after a good one");
     }
