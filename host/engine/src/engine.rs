@@ -190,6 +190,7 @@ mod tests {
             options: &'a RunOptions,
             progress: Arc<dyn Progress>,
             (clone, start, gc): (&'a crate::CloneRequest, &'a crate::StartRequest, &'a crate::GcOptions),
+            doctor: &'a crate::DoctorRequest,
         ) {
             spawnable(engine.run(job, policies, options, progress));
             spawnable(engine.plan(job, None));
@@ -197,6 +198,7 @@ mod tests {
             spawnable(engine.clone_point(job, clone));
             spawnable(engine.start_replica(job, start));
             spawnable(engine.gc(job, gc));
+            spawnable(engine.doctor(doctor, std::future::pending()));
         }
         let _ = every_call;
     }

@@ -51,6 +51,20 @@ impl Framing {
         };
         Ok(Self { chunked, fact })
     }
+
+    /// Remembers what a host made of a stream. A stream without data proves nothing, and one good disk does not take back
+    /// what another one showed.
+    pub(crate) async fn learn(&self, runs: &dyn RunStore, good: bool, had_data: bool) {
+        let known = runs.recall(&self.fact).await.ok().flatten();
+        let value = match good {
+            true if !had_data || known.is_some() => return,
+            true => PROVEN,
+            false => REFUTED,
+        };
+        if let Err(error) = runs.remember(&self.fact, value).await {
+            tracing::warn!(%error, "what a host did with the chunked framing is forgotten, and will be tried again");
+        }
+    }
 }
 
 /// A disk that arrived in the framing for the first time.
@@ -77,19 +91,7 @@ pub(crate) async fn prove(
 ) -> Result<Option<String>, RunError> {
     let failed = |message: String| RunError::Transfer { disk: this.disk.record.uuid.clone(), message };
     let (different, note) = read_back(run, lane, vm, this).await?;
-    let fact = &lane.framing.fact;
-    // A stream without data proves nothing, and one good disk does not take back what another one showed.
-    let known = run.runs.recall(fact).await.ok().flatten();
-    let value = match different {
-        0 if this.written == 0 || known.is_some() => None,
-        0 => Some(PROVEN),
-        _ => Some(REFUTED),
-    };
-    if let Some(value) = value
-        && let Err(error) = run.runs.remember(fact, value).await
-    {
-        tracing::warn!(%error, "what a host did with the chunked framing is forgotten, and will be tried again");
-    }
+    lane.framing.learn(run.runs, different == 0, this.written > 0).await;
     match different {
         0 => Ok(note),
         different => Err(failed(format!(

@@ -81,6 +81,9 @@ pub(crate) const SOURCE_HA_RESTART_PRIORITY: &str = "vmferry:source-ha-restart-p
 /// On a source VM that a run shut down for its snapshot, until it is started again.
 pub(crate) const STOPPED: &str = "vmferry:stopped";
 
+/// On the doctor's scratch disks: see `doctor::scratch`.
+pub(crate) const DOCTOR: &str = "vmferry:doctor";
+
 /// XAPI starts a VM with this key when its host boots.
 pub(crate) const AUTO_POWERON: &str = "auto_poweron";
 

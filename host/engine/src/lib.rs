@@ -10,6 +10,7 @@ mod allocation;
 mod clone;
 mod commit;
 mod digests;
+mod doctor;
 mod engine;
 mod error;
 mod export;
@@ -57,6 +58,7 @@ mod vtpm;
 mod xen_orchestra;
 
 pub use clone::{CloneReport, CloneRequest};
+pub use doctor::{DoctorLine, DoctorProbe, DoctorReport, DoctorRequest, DoctorVerdict};
 pub use engine::{Engine, RunOptions};
 pub use error::{EngineError, RunError};
 pub use failover::{StartReport, StartRequest};

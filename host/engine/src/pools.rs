@@ -38,6 +38,12 @@ impl Pools {
         Ok(session)
     }
 
+    /// Host and port of a pool as configured.
+    pub(crate) fn address(&self, pool: &str) -> Option<String> {
+        let address = self.endpoints.get(pool)?.to_string();
+        address.split_once("://").map(|(_, address)| address.to_owned())
+    }
+
     /// Logs out everywhere; a pool that cannot be reached forgets the session by itself after a day.
     pub(crate) async fn close(&self) {
         for (pool, session) in std::mem::take(&mut *self.sessions.lock().await) {

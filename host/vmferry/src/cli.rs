@@ -60,6 +60,8 @@ pub enum Verb {
     Seed(Box<SeedArgs>),
     /// Find what unfinished runs left on either side, and put it right
     Gc(Gc),
+    /// Try on scratch disks what the hosts of a pool really do
+    Doctor(Doctor),
     /// The configuration
     #[command(subcommand)]
     Config(ConfigVerb),
@@ -107,6 +109,16 @@ pub struct Gc {
     /// Remove what is garbage and put the rest right
     #[arg(long, conflicts_with = "dry_run")]
     pub apply: bool,
+}
+
+/// Arguments of `doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// The pool's name
+    pub pool: String,
+    /// Make the scratch disks on this SR [default: the pool's default SR]
+    #[arg(long, value_name = "UUID")]
+    pub sr: Option<String>,
 }
 
 /// A job, or one VM of it.

@@ -2,6 +2,7 @@
 
 mod config;
 mod daemon;
+mod doctor;
 mod failover;
 mod gc;
 mod plan;
@@ -48,6 +49,7 @@ pub async fn perform(cli: Cli, screen: &Screen) -> Result<Exit, Failure> {
             SeedArgs { .. } => Err(Failure::usage(Problem::new("nothing to seed").remedy("vmferry seed --help"))),
         },
         Verb::Gc(arguments) => gc::gc(&Workplace::open(common).await?, &arguments).await,
+        Verb::Doctor(arguments) => doctor::doctor(&Workplace::open(common).await?, &arguments).await,
         Verb::Config(ConfigVerb::Check) => config::check(&load(common)?, form(common)).await,
         Verb::Config(ConfigVerb::Show) => config::show(&load(common)?, form(common)),
     }
@@ -114,13 +116,17 @@ impl Workplace {
 
 /// The engine's errors say what, on which object, and what to do.
 fn engine_failure(error: &EngineError, job: &str) -> Failure {
+    failure_at(error, format!("job {job}"))
+}
+
+fn failure_at(error: &EngineError, place: String) -> Failure {
     let exit = match error {
         EngineError::Refused(_) => Exit::Refused,
         error if error.is_usage() => Exit::Usage,
         error if error.is_locked() => Exit::Locked,
         _ => Exit::Failed,
     };
-    Failure { exit, problems: vec![Problem::new(error.to_string()).at(format!("job {job}"))] }
+    Failure { exit, problems: vec![Problem::new(error.to_string()).at(place)] }
 }
 
 fn print<T: serde::Serialize>(form: Form, value: &T, text: impl FnOnce(&T) -> String) -> Result<(), Failure> {

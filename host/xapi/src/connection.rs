@@ -86,6 +86,14 @@ impl Connection {
         matches!(self.kind, Kind::Tls(_))
     }
 
+    /// Version, cipher suite and the host's certificate (DER), where it is encrypted.
+    pub(crate) fn handshake(&self) -> Option<(String, String, Vec<u8>)> {
+        match &self.kind {
+            Kind::Plain(_) => None,
+            Kind::Tls(tls) => tls.handshake(),
+        }
+    }
+
     /// The socket, if bytes lie on it as they are.
     pub(crate) fn tcp(&self) -> Option<&TcpStream> {
         match &self.kind {

@@ -56,7 +56,7 @@ impl fmt::Debug for Trust {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut out, byte| {
         // Writing to a string cannot fail.
         let _ = write!(out, "{byte:02x}");
@@ -121,6 +121,16 @@ impl Tls {
     /// What believes the certificates in `pem`, which the pool has told.
     pub(crate) fn named(pem: &str) -> Result<Self, String> {
         Ok(Self::of(Believed::Named(digests(pem)?)))
+    }
+
+    /// Why a certificate is believed that is.
+    pub(crate) fn because(&self) -> &'static str {
+        match self.believed {
+            Believed::Trust(Trust::System) => "an authority of this machine signed it",
+            Believed::Trust(Trust::CaPem(_)) => "an authority of `ca_file` signed it",
+            Believed::Trust(Trust::Pinned { .. }) => "it is the one of `certificate_sha256`",
+            Believed::Named(_) => "the pool names it",
+        }
     }
 
     pub(crate) fn config(&self, address: &Address) -> Result<Arc<ClientConfig>, Error> {

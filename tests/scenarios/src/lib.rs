@@ -1,5 +1,7 @@
 //! Two simulated pools, a VM, a job between them, and the questions that every scenario asks.
 
+pub mod live;
+
 use async_trait::async_trait;
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod daemon;
+mod doctor;
 mod failover;
 mod files;
 mod gc;

@@ -120,6 +120,13 @@ impl TlsStream {
         }
     }
 
+    /// Version, cipher suite and the host's certificate (DER), as the handshake agreed.
+    pub(crate) fn handshake(&self) -> Option<(String, String, Vec<u8>)> {
+        let (version, cipher) = (self.tls.protocol_version()?, self.tls.negotiated_cipher_suite()?);
+        let certificate = self.tls.peer_certificates()?.first()?.to_vec();
+        Some((format!("{version:?}"), format!("{:?}", cipher.suite()), certificate))
+    }
+
     /// Takes the next step: deals with a record that has come, or else does what is wished for. Of decrypted bytes
     /// `buf` gets as many as it has room for.
     fn step(&mut self, wish: Wish<'_>, buf: &mut ReadBuf<'_>) -> io::Result<Step> {

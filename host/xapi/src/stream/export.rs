@@ -78,6 +78,11 @@ impl Export {
         self.received
     }
 
+    /// Host and port that serve the stream: the master's, or those of the host that it redirected to.
+    pub fn address(&self) -> &str {
+        &self.stream.peer.address
+    }
+
     /// The task that the host ends with the stream.
     pub fn task(&self) -> &Ref<Task> {
         self.stream.task.reference()

@@ -6,6 +6,7 @@ mod bases;
 mod blocked_destroy;
 mod crash_table;
 mod divergence;
+mod doctor;
 mod failover;
 mod faults;
 mod force_start;
