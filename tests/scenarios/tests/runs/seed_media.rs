@@ -1,5 +1,6 @@
 //! The first copy travels on media, and the first run is a delta.
 
+use crate::kills::struck_after_call;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,20 +68,13 @@ fn assert_delta(world: &World, run: &RunReport, what: &str) {
     assert_eq!(world.target_content(&point_of(run)), world.source_content(), "{what}");
 }
 
-/// Runs an action until the pool has done its `nth` call, then it is gone. Whether the action has that many.
+/// Whether it died; what gets to its end has succeeded.
 async fn die_after_call<T>(pool: &Sim, nth: u32, action: impl Future<Output = Result<T, EngineError>>) -> bool {
-    pool.clear_calls();
-    pool.inject(Fault { at: FaultPoint::Call("*".to_owned()), nth, kind: FaultKind::StallAfter(0) });
-    let has = tokio::select! {
-        done = action => {
-            done.unwrap();
-            // It does not wait for every answer: that of a watcher of events may be one that nobody needs any more.
-            pool.calls().len() >= nth as usize
-        }
-        () = pool.wait_until_stalled() => true,
-    };
-    pool.clear_faults();
-    has
+    let (done, died) = struck_after_call(pool, nth, action).await;
+    if let Some(done) = done {
+        done.unwrap();
+    }
+    died
 }
 
 #[tokio::test]
