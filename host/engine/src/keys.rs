@@ -65,6 +65,9 @@ pub(crate) const DISK: &str = "vmferry:disk";
 pub(crate) const EXPORTED_TO: &str = "vmferry:exported-to";
 /// On source snapshots: id of the media that carry them to a target. They are kept until every target holds something as new.
 pub(crate) const SEED: &str = "vmferry:seed";
+/// On source snapshots: uuids of the target SRs on which a recovery point of it was about to be made. What became of that is known
+/// once the target was looked at.
+pub(crate) const OFFERED_TO: &str = "vmferry:offered-to";
 /// On a recovery point's disk that was read back and is not what was sent: `<content key>:<root of what was read>`. Such a
 /// disk is never a base.
 pub(crate) const DAMAGED: &str = "vmferry:damaged";
@@ -165,9 +168,9 @@ pub(crate) fn digest_value(content_key: &str, root: &str) -> String {
     format!("{content_key}:{root}")
 }
 
-/// The target SRs that a source snapshot was exported to.
-pub(crate) fn exported_to(keys: &Keys) -> impl Iterator<Item = &str> {
-    keys.get(EXPORTED_TO).map_or("", String::as_str).split_whitespace()
+/// The target SRs that a source snapshot was exported to ([`EXPORTED_TO`]) or offered to ([`OFFERED_TO`]).
+pub(crate) fn srs_under<'a>(keys: &'a Keys, key: &str) -> impl Iterator<Item = &'a str> {
+    keys.get(key).map_or("", String::as_str).split_whitespace()
 }
 
 /// Whether keys with an unfinished state stand on the object they were written for. Only the moments between the

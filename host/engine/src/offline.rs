@@ -1,6 +1,6 @@
 //! Offline snapshots: a running VM is shut down for the moment of its snapshot, and started again at once.
 //!
-//! The key `vmferry:stopped` is on the VM from before its shutdown until after its start, so that whoever holds its lease knows that it
+//! The key `vmferry:stopped`, the VM's own uuid so that a copy is told from it, is on the VM from before its shutdown until after its start, so that whoever holds its lease knows that it
 //! was us who stopped it, also after a crash. A VM that was off before never gets the key, and stays off.
 
 use crate::error::{RunError, chain};
@@ -25,7 +25,7 @@ pub(crate) fn is_wanted(job: &Job, vm: &Vm) -> bool {
 
 /// Whether a run shut this VM down and did not get to say that it runs again.
 pub(crate) fn is_stopped_by_us(vm: &Vm) -> bool {
-    vm.other_config.contains_key(keys::STOPPED)
+    vm.other_config.get(keys::STOPPED) == Some(&vm.uuid)
 }
 
 /// Shuts a leased VM down if it runs. One that a dead run left stopped is as it should be.
@@ -45,7 +45,7 @@ pub(crate) async fn stop(lease: &Lease, session: &Session, vm: &Ref<Vm>) -> Resu
         return Err(RunError::Obstacles(blocked));
     }
     lease.check().await?;
-    match session.add_to_other_config(vm, keys::STOPPED, "offline snapshot").await {
+    match session.add_to_other_config(vm, keys::STOPPED, &record.uuid).await {
         // A run died before its shutdown began.
         Err(Error::Api(ApiError::MapDuplicateKey { .. })) => {}
         other => other?,
@@ -61,8 +61,8 @@ pub(crate) async fn stop(lease: &Lease, session: &Session, vm: &Ref<Vm>) -> Resu
 
 /// Starts a leased VM that we shut down, and takes the key off. Does nothing to any other.
 pub(crate) async fn start_again(lease: &Lease, session: &Session, vm: &Ref<Vm>) -> Result<(), RunError> {
-    let found: keys::Keys = session.call("VM.get_other_config", params![vm]).await?;
-    if !found.contains_key(keys::STOPPED) {
+    let found: Vm = session.get_record(vm).await?;
+    if !is_stopped_by_us(&found) {
         return Ok(());
     }
     lease.check().await?;

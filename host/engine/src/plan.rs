@@ -212,6 +212,7 @@ mod tests {
             uuid: "kept".to_owned(),
             taken_at: Timestamp::UNIX_EPOCH,
             exported_to: vec![SR.to_owned()],
+            offered_to: Vec::new(),
             seed: None,
         };
         SourceVm {

@@ -99,12 +99,18 @@ pub(crate) async fn source(
     Ok(done)
 }
 
-/// The source snapshots that a target made a recovery point of, but that were not marked before their run died; with the
-/// SRs that hold one.
+/// The source snapshots that a target made a recovery point of without being marked for it, because the run died or did not hear
+/// of it; with the SRs that they are to be marked for.
 pub(crate) fn unmarked<'a>(source: &'a SourceVm, targets: &[&TargetView]) -> Vec<(&'a SourceSnapshot, Vec<String>)> {
-    let unmarked = source.snapshots.iter().filter(|snapshot| snapshot.exported_to.is_empty());
-    let held = unmarked.map(|snapshot| (snapshot, holders(&snapshot.uuid, targets)));
-    held.filter(|(_, holders)| !holders.is_empty()).collect()
+    let marks = source.snapshots.iter().map(|snapshot| (snapshot, marks_of(snapshot, targets)));
+    marks.filter(|(snapshot, marks)| marks.len() > snapshot.exported_to.len()).collect()
+}
+
+/// The SRs that a snapshot is marked for, and those that hold a recovery point of it.
+fn marks_of(snapshot: &SourceSnapshot, targets: &[&TargetView]) -> Vec<String> {
+    let mut marks = snapshot.exported_to.clone();
+    marks.extend(holders(&snapshot.uuid, targets).into_iter().filter(|sr| !snapshot.exported_to.contains(sr)));
+    marks
 }
 
 /// The source snapshots that no target confirmed, nor holds a recovery point of. What media carry is not awaited by anybody yet.
@@ -119,9 +125,7 @@ pub(crate) fn unconfirmed<'a>(source: &'a SourceVm, targets: &[&TargetView]) -> 
 pub(crate) fn superseded(source: &SourceVm, targets: &[&TargetView], configured: &[Target]) -> Vec<SourceSnapshot> {
     let mut snapshots = source.snapshots.clone();
     for snapshot in &mut snapshots {
-        if snapshot.exported_to.is_empty() {
-            snapshot.exported_to = holders(&snapshot.uuid, targets);
-        }
+        snapshot.exported_to = marks_of(snapshot, targets);
     }
     snapshots.retain(|snapshot| !snapshot.exported_to.is_empty() || snapshot.seed.is_some());
     let srs: Vec<&[String]> = configured.iter().map(|target| target.srs.as_slice()).collect();
@@ -131,7 +135,7 @@ pub(crate) fn superseded(source: &SourceVm, targets: &[&TargetView], configured:
         point.map(|point| point.source_snapshot.clone())
     };
     let bases: Vec<String> = targets.iter().filter_map(|view| base_of(view)).collect();
-    let superfluous = snapshot::superfluous(&snapshots, &srs).into_iter();
+    let superfluous = snapshot::superfluous(&snapshots, &srs, &[]).into_iter();
     superfluous.filter(|snapshot| !bases.contains(&snapshot.uuid)).cloned().collect()
 }
 

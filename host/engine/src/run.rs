@@ -5,11 +5,13 @@ use crate::digests::{self, Digests};
 use crate::error::{RunError, chain};
 use crate::holder::Holder;
 use crate::inventory::{AttachedDisk, Inventory};
-use crate::job::{Job, Policies};
+use crate::job::{Job, Policies, Target};
+use crate::keys;
 use crate::landing;
 use crate::lane::{Lane, unopened};
 use crate::lease::{Lease, LeaseTerms};
 use crate::migration;
+use crate::objects::set_keys;
 use crate::offline;
 use crate::placement::Ledger;
 use crate::pools::Pools;
@@ -299,6 +301,10 @@ impl Work<'_> {
     /// Step 9, on each target by itself.
     async fn commit(&mut self, source: &SourceVm, taken: &Taken) -> Result<(), RunError> {
         let vtpms = &vtpm::read(self.session, &taken.record, &source.record).await;
+        // A commit may end without anybody hearing of it: until its target was looked at, the snapshot is perhaps a base.
+        let offered: Vec<&str> =
+            self.lanes.iter().filter(|lane| lane.is_live()).map(|lane| lane.sr_record.uuid.as_str()).collect();
+        set_keys(self.session, &taken.reference, &[(keys::OFFERED_TO, offered.join(" "))], &[]).await?;
         let this = Committing { job: self.run.job, identity: &self.identity, source, taken };
         let commits = self.lanes.iter_mut().filter(|lane| lane.is_live()).map(|lane| {
             let this = &this;
@@ -350,7 +356,14 @@ impl Work<'_> {
 
         let snapshots = self.source_snapshots(vm).await?;
         let targets: Vec<&[String]> = self.run.job.targets.iter().map(|target| target.srs.as_slice()).collect();
-        for old in snapshot::superfluous(&snapshots, &targets) {
+        // What a target holds was marked when it was looked at; one whose commit ended without a word was not since.
+        let is_resolved = |target: &&Target| {
+            let lane = self.lanes.iter().find(|lane| lane.target.name == target.name);
+            lane.is_some_and(|lane| lane.sees_everything() && (lane.committed.is_some() || !lane.commit_begun))
+        };
+        let unresolved = self.run.job.targets.iter().filter(|target| !is_resolved(target));
+        let unresolved: Vec<&[String]> = unresolved.map(|target| target.srs.as_slice()).collect();
+        for old in snapshot::superfluous(&snapshots, &targets, &unresolved) {
             if let Err(error) = snapshot::destroy(self.session, &old.reference).await {
                 self.warnings.push(format!("source snapshot {} could not be removed: {}", old.uuid, chain(&error)));
             }

@@ -211,6 +211,13 @@ async fn forget(run: &Run<'_>, session: &Session, vm: &Ref<Vm>) -> Result<Vec<St
     let mut holders: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for target in &run.job.targets {
         let lane = Lane::look(run, &identity, target).await?;
+        if !lane.sees_everything() {
+            let why = format!(
+                "not every SR of target {} can be seen, and one that cannot may hold the seed; try again when it is back",
+                target.name
+            );
+            return Err(RunError::Obstacles(vec![why]));
+        }
         for point in lane.view.points() {
             holders.entry(point.source_snapshot.clone()).or_default().push(point.sr.clone());
         }
@@ -510,6 +517,8 @@ impl Import<'_> {
         let Media { vm, taken, networks, .. } = self.media;
         let (run, job) = (self.run, self.run.job);
         self.plan(lane);
+        let source = SourceVm::new(&Inventory::default(), &Ref::null(), vm, &job.ids);
+        lane.settle_on_sr(run, &source)?;
         let there = lane.session.get_all_records().await?;
         lane.interfaces = replica::map_networks(&networks.interfaces, &networks.networks, &there, self.target)?;
         let vifs: Vec<Vif> = lane.session.get_all_records().await?.into_iter().map(|(_, vif)| vif).collect();
@@ -525,7 +534,6 @@ impl Import<'_> {
             lease.check().await?;
         }
         run.progress.step(&vm.name_label, "committing");
-        let source = SourceVm::new(&Inventory::default(), &Ref::null(), vm, &job.ids);
         if vtpm::has_one(&taken.record) {
             lane.warnings
                 .push("the VM's virtual TPM is a secret and not on the media; the next run brings it".to_owned());

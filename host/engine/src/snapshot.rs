@@ -194,8 +194,13 @@ pub(crate) async fn mark_exported(
 
 /// The source snapshots of a job that are nobody's base: not the newest one that some target of the job holds, on whichever of
 /// its SRs (`targets` has those of each).
-/// A target that failed or could not be reached keeps its snapshot, and so does one that media may still be on their way to.
-pub(crate) fn superfluous<'a>(snapshots: &'a [SourceSnapshot], targets: &[&[String]]) -> Vec<&'a SourceSnapshot> {
+/// A target that failed or could not be reached keeps its snapshot, and so does one that media may still be on their way to. Of those
+/// that are `unresolved` nobody knows yet whether they hold what they were last offered.
+pub(crate) fn superfluous<'a>(
+    snapshots: &'a [SourceSnapshot],
+    targets: &[&[String]],
+    unresolved: &[&[String]],
+) -> Vec<&'a SourceSnapshot> {
     let on = |snapshot: &SourceSnapshot, srs: &[String]| snapshot.exported_to.iter().any(|sr| srs.contains(sr));
     let base_of = |srs: &&[String]| {
         snapshots.iter().filter(|snapshot| on(snapshot, srs)).max_by_key(|s| s.taken_at).map(|s| &s.uuid)
@@ -205,7 +210,13 @@ pub(crate) fn superfluous<'a>(snapshots: &'a [SourceSnapshot], targets: &[&[Stri
     let on_its_way = |snapshot: &SourceSnapshot| {
         snapshot.seed.is_some() && !targets.iter().all(|srs| has_newer(srs, snapshot.taken_at))
     };
-    let superfluous = |snapshot: &&SourceSnapshot| !bases.contains(&&snapshot.uuid) && !on_its_way(snapshot);
+    let may_be_held = |snapshot: &SourceSnapshot| {
+        let offered = |srs: &[String]| snapshot.offered_to.iter().any(|sr| srs.contains(sr));
+        unresolved.iter().any(|srs| offered(srs) && !has_newer(srs, snapshot.taken_at))
+    };
+    let superfluous = |snapshot: &&SourceSnapshot| {
+        !bases.contains(&&snapshot.uuid) && !on_its_way(snapshot) && !may_be_held(snapshot)
+    };
     snapshots.iter().filter(superfluous).collect()
 }
 
@@ -271,6 +282,7 @@ mod tests {
             uuid: second.to_string(),
             taken_at: Timestamp::from_second(second).unwrap(),
             exported_to: exported_to.iter().map(|sr| (*sr).to_owned()).collect(),
+            offered_to: Vec::new(),
             seed: None,
         };
         let snapshots = [snapshot(1, &["a", "b"]), snapshot(2, &["b"]), snapshot(3, &["a"]), snapshot(4, &["gone"])];
@@ -278,7 +290,7 @@ mod tests {
             let targets: Vec<Vec<String>> =
                 targets.iter().map(|srs| srs.iter().map(|sr| (*sr).to_owned()).collect()).collect();
             let targets: Vec<&[String]> = targets.iter().map(Vec::as_slice).collect();
-            let drop: Vec<&str> = superfluous(&snapshots, &targets).iter().map(|s| s.uuid.as_str()).collect();
+            let drop: Vec<&str> = superfluous(&snapshots, &targets, &[]).iter().map(|s| s.uuid.as_str()).collect();
             snapshots.iter().map(|s| s.uuid.as_str()).filter(|uuid| !drop.contains(uuid)).collect::<Vec<_>>()
         };
         assert_eq!(kept(&[&["a"], &["b"]]), ["2", "3"]);
@@ -295,12 +307,13 @@ mod tests {
             uuid: second.to_string(),
             taken_at: Timestamp::from_second(second).unwrap(),
             exported_to: exported_to.iter().map(|sr| (*sr).to_owned()).collect(),
+            offered_to: Vec::new(),
             seed: seed.then(|| "media".to_owned()),
         };
         let dropped = |snapshots: &[SourceSnapshot], targets: &[&str]| {
             let targets: Vec<[String; 1]> = targets.iter().map(|sr| [(*sr).to_owned()]).collect();
             let targets: Vec<&[String]> = targets.iter().map(|srs| srs.as_slice()).collect();
-            superfluous(snapshots, &targets).iter().map(|s| s.uuid.clone()).collect::<Vec<_>>()
+            superfluous(snapshots, &targets, &[]).iter().map(|s| s.uuid.clone()).collect::<Vec<_>>()
         };
         let on_its_way = [snapshot(1, &["a"], false), snapshot(2, &[], true), snapshot(3, &["a"], false)];
         assert_eq!(dropped(&on_its_way, &["a", "b"]), ["1"]);

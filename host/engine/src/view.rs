@@ -72,6 +72,8 @@ pub(crate) struct SourceSnapshot {
     pub(crate) taken_at: Timestamp,
     /// uuids of the target SRs that hold a recovery point of it.
     pub(crate) exported_to: Vec<String>,
+    /// uuids of those on which one was about to be made.
+    pub(crate) offered_to: Vec<String>,
     /// Id of the media that it was exported to.
     pub(crate) seed: Option<String>,
 }
@@ -104,7 +106,8 @@ impl SourceVm {
                     .get(keys::XO_DATETIME)
                     .and_then(|text| keys::parse_datetime(text))
                     .unwrap_or(vm.snapshot_time),
-                exported_to: keys::exported_to(&vm.other_config).map(str::to_owned).collect(),
+                exported_to: keys::srs_under(&vm.other_config, keys::EXPORTED_TO).map(str::to_owned).collect(),
+                offered_to: keys::srs_under(&vm.other_config, keys::OFFERED_TO).map(str::to_owned).collect(),
                 seed: vm.other_config.get(keys::SEED).cloned(),
             })
             .collect();

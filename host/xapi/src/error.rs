@@ -271,6 +271,16 @@ impl Error {
         matches!(self, Self::Transport { source, .. } if source.is::<NotConnected>())
     }
 
+    /// The same of a question about a call that had been sent: that this one was not sent says nothing about that one.
+    pub(crate) fn after_it_was_sent(self) -> Self {
+        match self {
+            Self::Transport { address, during, source } if source.is::<NotConnected>() => {
+                Self::transport(address, during, source.to_string())
+            }
+            other => other,
+        }
+    }
+
     pub(crate) fn malformed(during: &str, malformed: Malformed) -> Self {
         let Malformed { reason, position, snippet } = malformed;
         Self::Malformed { during: during.to_owned(), reason, position, snippet }

@@ -30,6 +30,9 @@ const API_VERSION: &str = "1.0";
 /// between.
 const MAX_HOSTS: usize = 3;
 
+/// How often a call is made at most, whatever masters a pool names.
+const MOST_ATTEMPTS: usize = 10;
+
 /// How long a host may take to say whether it is the master. A real one takes five seconds to refuse a password.
 const PROBE: Duration = Duration::from_secs(20);
 
@@ -261,16 +264,21 @@ impl Session {
                 Error::Transport { .. } if error.was_not_sent() || is_idempotent(method) => {
                     attempt += 1;
                     let gave_up = &self.inner.gave_up;
-                    let Some(pause) = pause_before(attempt).filter(|_| !gave_up.load(Relaxed)) else {
-                        gave_up.store(true, Relaxed);
-                        return Err(error);
-                    };
-                    tracing::debug!(method, attempt, %error, "the connection failed, the call is repeated");
-                    tokio::time::sleep(pause).await;
+                    let pause = pause_before(attempt).filter(|_| !gave_up.load(Relaxed));
+                    match pause {
+                        Some(pause) => tokio::time::sleep(pause).await,
+                        None => gave_up.store(true, Relaxed),
+                    }
+                    let lost = login;
+                    // A pool may need longer for another master than anybody waits, so each call looks for one.
                     login = match error.was_not_sent() {
-                        true => self.follow_master(&login, method).await?,
+                        true => self.follow_master(&lost, method).await?,
                         false => self.current(method)?,
                     };
+                    if pause.is_none() && (attempt > MOST_ATTEMPTS || Arc::ptr_eq(&login, &lost)) {
+                        return Err(error);
+                    }
+                    tracing::debug!(method, attempt, %error, "the connection failed, the call is repeated");
                 }
                 error => return Err(error),
             }
@@ -319,7 +327,10 @@ impl Session {
             let _ = self.call_once(&fresh, "session.logout", &[]).await;
             return Err(Error::LoggedOut { method: method.to_owned() });
         }
+        self.inner.gave_up.store(false, Relaxed);
         if old.master != fresh.master {
+            // It tells where streams go for the master that was.
+            *self.inner.route.lock().await = None;
             tracing::info!(pool = %self.inner.endpoint, master = %fresh.master, "the pool has another master");
             // Where sessions outlive a change of master, the old one would stay for a day.
             let old = Login { master: fresh.master.clone(), reference: old.reference.clone() };

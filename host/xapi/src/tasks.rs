@@ -46,7 +46,7 @@ impl Session {
             match (outcome, pause_while_full(attempt)) {
                 // The task found no place in a queue, so its work was not begun.
                 (Err(Error::Api(ApiError::TooManyPendingTasks)), Some(pause)) => tokio::time::sleep(pause).await,
-                (outcome, _) => break outcome?,
+                (outcome, _) => break outcome.map_err(Error::after_it_was_sent)?,
             }
         };
         decode::from_value(&value).map_err(|e| Error::decode(method, e))

@@ -55,7 +55,10 @@ fn a_run_at_work_ends_a_failover_with_code_5_and_force_ends_the_run() {
     let stage = Stage::new();
     let first = stage.json(&["run", "erp"], 0);
     let content = stage.target.content(point_of(&first));
-    stage.source.write(&stage.source.disks(&stage.vm)[0], 8 * MIB, &[9; 12 << 20]);
+    // Whichever disk is first.
+    for disk in stage.source.disks(&stage.vm) {
+        stage.source.write(&disk, 8 * MIB, &[9; 12 << 20]);
+    }
     stage.target.admin("POST", "/fault", &json!({ "at": "import", "kind": { "stall_after": 5 * MIB } }));
     let run = stage.command(&["run", "erp"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     stage.target.admin("POST", "/wait-stalled", &Value::Null);

@@ -5,6 +5,7 @@ use vmferry_engine::Target;
 use vmferry_model::plan::{FullReason, Kind};
 use vmferry_model::report::{DiskReport, Outcome, RunReport, TargetReport};
 use vmferry_scenarios::{MIB, World, destroy_vm, disks, only_target, point_of};
+use xapi_sim::{Fault, FaultKind, FaultPoint};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -81,6 +82,37 @@ async fn a_target_that_was_away_for_a_week_goes_on_with_a_delta_from_its_own_bas
     assert_eq!(world.target_content(&point(&report)), world.source_content());
     assert_ne!(world.target_content(&point(&before)), world.source_content());
     assert_eq!(source_snapshots(&world).len(), 1, "both have the same base again");
+}
+
+#[tokio::test]
+async fn a_point_that_was_made_without_a_word_keeps_its_base_while_its_target_is_away() {
+    let world = with_local_target().await;
+    world.run().await;
+    touch(&world, 1);
+    let at = FaultPoint::Call("VM.get_uuid".to_owned());
+    world.target.inject(Fault { at, nth: 1, kind: FaultKind::StallAfter(0) });
+    let goes_away = async {
+        world.target.wait_until_stalled().await;
+        world.target.go_down();
+        world.target.clear_faults();
+    };
+    let (second, ()) = tokio::join!(world.run(), goes_away);
+    assert_eq!(second.outcome, Outcome::Partial, "{second:#?}");
+    let unheard = source_snapshots(&world);
+    touch(&world, 2);
+    let third = world.run().await;
+    assert_eq!(third.outcome, Outcome::Partial, "{third:#?}");
+    assert!(unheard.iter().all(|snapshot| source_snapshots(&world).contains(snapshot)), "{third:#?}");
+
+    world.target.come_back();
+    touch(&world, 3);
+    let fourth = world.run().await;
+    assert_eq!(fourth.outcome, Outcome::Succeeded, "{fourth:#?}");
+    assert_kind(target(&fourth, "dr"), Kind::Delta);
+    assert!(target(&fourth, "dr").disks[0].reason.contains("the newest recovery point"), "{fourth:#?}");
+    let point = target(&fourth, "dr").recovery_point.clone().unwrap();
+    assert_eq!(world.target_content(&point), world.source_content());
+    assert_eq!(source_snapshots(&world).len(), 1, "and nothing is kept for longer");
 }
 
 fn base_of(disk: &DiskReport) -> Option<String> {

@@ -77,7 +77,7 @@ const LINES: [Line; 27] = [
     line("9 commit, after `VM.snapshot`", Target, Call("VM.get_uuid"), 1),
     line("9 commit, keys off the replica", Target, Call("VM.set_other_config"), 4),
     line("10 advance, a disk marked", Source, Call("VDI.set_other_config"), 3),
-    line("10 advance, the snapshot marked", Source, Call("VM.set_other_config"), 2),
+    line("10 advance, the snapshot marked", Source, Call("VM.set_other_config"), 3),
     line("10 advance, old snapshot being destroyed", Source, Call("VM.destroy"), 1),
     line("11 retain, a point being destroyed", Target, Call("VM.destroy"), 1),
     line("11 retain, its disks being destroyed", Target, Call("VDI.destroy"), 1),

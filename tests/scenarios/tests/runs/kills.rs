@@ -125,8 +125,9 @@ async fn a_run_may_die_in_the_middle_of_a_stream() {
         let world = World::new().await;
         let first = world.run().await;
         let content = world.source_content();
-        let source_disks = world.source.vm_disks(&world.vm);
-        world.source.write(&source_disks[0], 10 * MIB, &[9; 8 << 20]);
+        for disk in world.source.vm_disks(&world.vm) {
+            world.source.write(&disk, 10 * MIB, &[9; 8 << 20]);
+        }
         let pool = if at == FaultPoint::Export { &world.source } else { &world.target };
         pool.inject(Fault { at: at.clone(), nth: 1, kind: FaultKind::StallAfter(3 * MIB) });
         tokio::select! {
