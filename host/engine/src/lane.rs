@@ -73,7 +73,8 @@ impl<'j> Lane<'j> {
         let srs = TargetSrs::new(&inventory, &session.get_all_records().await?, target)?;
         let view = TargetView::new(&inventory, identity, &target.srs);
         let on = view.current().and_then(|replica| srs.get(replica.sr())).unwrap_or(&srs.there[0]).clone();
-        let warnings = session.stream_warnings().await?;
+        // A failover may need no stream, and must not fail for the way of one.
+        let warnings = session.stream_warnings().await.unwrap_or_else(|error| vec![chain(&error)]);
         let framing = Framing::of(&session, run.runs, &run.job.tenant).await?;
         Ok(Self {
             target,
@@ -106,6 +107,7 @@ impl<'j> Lane<'j> {
     /// the replica is as the last run left it.
     pub(crate) async fn open(run: &Run<'_>, identity: &Identity, target: &'j Target) -> Result<Self, RunError> {
         let mut lane = Self::look(run, identity, target).await?;
+        lane.session.stream_warnings().await?;
         if let Some(lost) = lane.view.current().and_then(|replica| lane.srs.lost(target, replica.sr())) {
             return Err(RunError::Obstacles(vec![lost]));
         }

@@ -3,12 +3,18 @@
 use crate::error::RunError;
 use crate::keys::Keys;
 use serde::de::DeserializeOwned;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vmferry_xapi::records::{StringMap, Vbd, Vdi};
 use vmferry_xapi::{ApiError, Error, Record, Ref, Session, Value, params};
 
 /// How long an operation of which nobody tells the end may go on before it is given up.
 const LONGEST_SETTLING: Duration = Duration::from_secs(300);
+
+/// When it is first looked for: XAPI shows an operation some moments after it took the call.
+const FIRST_LOOK: Duration = Duration::from_millis(250);
+
+/// The longest pause between two looks.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// Sets and removes keys of an object in one write. For objects that nobody else writes to: snapshots, replicas and
 /// their disks. (A source VM's keys are set one by one, since its owner may write at the same time.)
@@ -54,8 +60,11 @@ pub(crate) async fn make_from<M: DeserializeOwned, T: Record>(
 ) -> Result<M, Error> {
     let made = session.call_async(&format!("{}.{name}", T::CLASS), arguments).await;
     if made.as_ref().is_err_and(Error::leaves_outcome_open) {
-        let mut pause = Duration::from_millis(50);
-        while pause < LONGEST_SETTLING / 2 {
+        let begun = Instant::now();
+        let mut pause = FIRST_LOOK;
+        while begun.elapsed() < LONGEST_SETTLING {
+            tokio::time::sleep(pause).await;
+            pause = (2 * pause).min(LONGEST_PAUSE);
             let operations: Result<StringMap, Error> =
                 session.call(&format!("{}.get_current_operations", T::CLASS), params![object]).await;
             match operations {
@@ -64,8 +73,6 @@ pub(crate) async fn make_from<M: DeserializeOwned, T: Record>(
                 Ok(_) | Err(Error::Transport { .. } | Error::Timeout { .. }) => break,
                 Err(_) => {}
             }
-            tokio::time::sleep(pause).await;
-            pause *= 2;
         }
     }
     made
