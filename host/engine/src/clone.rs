@@ -8,6 +8,7 @@ use crate::interfaces::{NetworkChoice, Wiring};
 use crate::inventory::AttachedDisk;
 use crate::job::Job;
 use crate::keys::{self, Keys};
+use crate::memory;
 use crate::objects::{destroy_disk, replace_keys};
 use crate::points::{Wanted, assert_undamaged};
 use crate::replica::{self, MappedInterface, put_autostart_aside};
@@ -159,8 +160,11 @@ impl Clone<'_> {
         let (session, vm) = (self.session, self.vm);
         let record: Vm = session.get_record(vm).await?;
         replace_keys(session, vm, &self.keys(&record.other_config)).await?;
+        for image in memory::detach(session, vm).await? {
+            destroy_disk(session, &image).await?;
+        }
         let mut disks = Vec::new();
-        for disk in disks_of(session, &record).await? {
+        for disk in disks_of(session, &session.get_record(vm).await?).await? {
             replace_keys(session, &disk.vdi, &keys::inheritable(&disk.record.other_config)).await?;
             disks.push(disk.record.uuid);
         }
@@ -206,7 +210,8 @@ impl Clone<'_> {
     }
 }
 
-async fn disks_of(session: &Session, vm: &Vm) -> Result<Vec<AttachedDisk>, RunError> {
+/// The disks of a VM as they are now, in the order of their device numbers.
+pub(crate) async fn disks_of(session: &Session, vm: &Vm) -> Result<Vec<AttachedDisk>, RunError> {
     let mut disks = Vec::new();
     for reference in &vm.vbds {
         let vbd: Vbd = session.get_record(reference).await?;

@@ -79,6 +79,9 @@ pub(crate) const SOURCE_HA_RESTART_PRIORITY: &str = "vmferry:source-ha-restart-p
 /// On a source VM that a run shut down for its snapshot, until it is started again.
 pub(crate) const STOPPED: &str = "vmferry:stopped";
 
+/// On a target disk that holds the memory of the source VM. It is no disk of the guest: nothing boots with it attached.
+pub(crate) const MEMORY: &str = "vmferry:memory";
+
 /// XAPI starts a VM with this key when its host boots.
 pub(crate) const AUTO_POWERON: &str = "auto_poweron";
 

@@ -27,6 +27,7 @@ mod keys;
 mod landing;
 mod lane;
 mod lease;
+mod memory;
 mod migration;
 mod moving;
 mod objects;

@@ -10,6 +10,7 @@ use crate::inventory::{AttachedDisk, Inventory};
 use crate::job::{Job, Target};
 use crate::keys::{self, Keys};
 use crate::lane::Lane;
+use crate::memory;
 use crate::objects::{destroy_disk, make_from, replace_keys, set_keys};
 use crate::replica::{StartBlock, attach_disks, block_start};
 use crate::snapshot;
@@ -303,6 +304,9 @@ pub(crate) async fn clone_disk(
     own.insert(keys::CONTENT.to_owned(), held.content_key.clone());
     if let Some(disk) = &held.source_disk {
         own.insert(keys::DISK.to_owned(), disk.clone());
+    }
+    if memory::is_image(&held.attached.record) {
+        own.insert(keys::MEMORY.to_owned(), "true".to_owned());
     }
     replace_keys(session, &clone, &own).await?;
     set_keys(session, original, &[], &[keys::CLONING]).await?;

@@ -314,17 +314,19 @@ pub(crate) async fn attach_disks(
     Ok(detached)
 }
 
+/// What the attachment of a disk takes over from its source.
+const OF_AN_ATTACHMENT: [&str; 7] =
+    ["userdevice", "bootable", "mode", "other_config", "qos_algorithm_type", "qos_algorithm_params", "unpluggable"];
+
 fn vbd_record(vm: &Ref<Vm>, vdi: &Ref<Vdi>, source: &Vbd) -> Value {
     let field = |name: &str| source.raw.get(name).cloned();
     let mut record = BTreeMap::from([
         ("VM".to_owned(), vm.clone().into_value()),
         ("VDI".to_owned(), vdi.clone().into_value()),
         ("empty".to_owned(), false.into_value()),
-        ("mode".to_owned(), "RW".into_value()),
         ("type".to_owned(), "Disk".into_value()),
     ]);
-    for name in ["userdevice", "bootable", "other_config", "qos_algorithm_type", "qos_algorithm_params", "unpluggable"]
-    {
+    for name in OF_AN_ATTACHMENT {
         if let Some(value) = field(name) {
             record.insert(name.to_owned(), value);
         }

@@ -15,6 +15,7 @@ mod kills;
 mod large_disks;
 mod leases;
 mod main_job;
+mod memory;
 mod methods;
 mod offline;
 mod policies;
