@@ -249,8 +249,6 @@ pub(crate) fn live_disk_keys(job: &Job, identity: &Identity, sr: &str, disk: &Ta
     keys.extend(live_keys(job, identity, sr, uuid));
     keys.insert(keys::DISK.to_owned(), disk.of.record.uuid.clone());
     keys.insert(keys::CONTENT.to_owned(), disk.uuid.clone());
-    if memory::is_image(&disk.of.record) {
-        keys.insert(keys::MEMORY.to_owned(), "true".to_owned());
-    }
+    keys.extend(memory::key_of(&disk.of.record));
     keys
 }

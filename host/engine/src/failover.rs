@@ -30,8 +30,8 @@ use std::time::Duration;
 use vmferry_xapi::params;
 use vmferry_xapi::records::PowerState;
 
-/// How long an operation that is under way on a replica may take until nobody waits for its end.
-const OPERATION_LIMIT: Duration = Duration::from_secs(120);
+/// How long an operation that is under way on a VM that is to start may take until nobody waits for its end.
+pub(crate) const OPERATION_LIMIT: Duration = Duration::from_secs(120);
 
 /// What to start, and how it is connected.
 #[derive(Clone, Debug)]

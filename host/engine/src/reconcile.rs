@@ -305,9 +305,7 @@ pub(crate) async fn clone_disk(
     if let Some(disk) = &held.source_disk {
         own.insert(keys::DISK.to_owned(), disk.clone());
     }
-    if memory::is_image(&held.attached.record) {
-        own.insert(keys::MEMORY.to_owned(), "true".to_owned());
-    }
+    own.extend(memory::key_of(&held.attached.record));
     replace_keys(session, &clone, &own).await?;
     set_keys(session, original, &[], &[keys::CLONING]).await?;
     Ok(clone)

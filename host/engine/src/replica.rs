@@ -334,6 +334,27 @@ fn vbd_record(vm: &Ref<Vm>, vdi: &Ref<Vdi>, source: &Vbd) -> Value {
     Value::Struct(record)
 }
 
+/// The record of a disk's attachment to a suspended VM, plugged as it was; `device` is its name in the guest.
+pub(crate) fn plugged_disk(vm: &Ref<Vm>, disk: &AttachedDisk, device: &str) -> Value {
+    plugged(vbd_record(vm, &disk.vdi, &disk.vbd_record), [("device", device.into_value())])
+}
+
+/// The same for an interface.
+pub(crate) fn plugged_interface(vm: &Ref<Vm>, vif: &Vif) -> Value {
+    plugged(vif_record(vm, &vif.network, vif), [])
+}
+
+fn plugged<const N: usize>(record: Value, more: [(&str, Value); N]) -> Value {
+    match record {
+        Value::Struct(mut fields) => {
+            let attached = [("currently_attached", true.into_value())].into_iter().chain(more);
+            fields.extend(attached.map(|(name, value)| (name.to_owned(), value)));
+            Value::Struct(fields)
+        }
+        other => other,
+    }
+}
+
 /// One interface of the source and the target network it maps to; `None` for an interface that is left out.
 pub(crate) type MappedInterface = (Vif, Option<Ref<Network>>);
 

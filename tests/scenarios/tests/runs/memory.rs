@@ -182,6 +182,71 @@ async fn a_clone_boots_without_the_image() {
     assert_point(&world, &point_of(&report), &world.source_content(), &source_image(&world), "the point");
 }
 
+fn resumed_clone(world: &World) -> CloneRequest {
+    CloneRequest { resume: true, ..CloneRequest::newest(&world.vm) }
+}
+
+#[tokio::test]
+async fn a_clone_may_go_on_from_the_memory() {
+    let world = world().await;
+    let report = world.run().await;
+    let replica = report.vms[0].targets[0].replica.clone().unwrap();
+    world.target.clear_calls();
+    let engine = world.engine();
+    let clone = engine.clone_point(&world.job, &resumed_clone(&world)).await.unwrap();
+    engine.close().await;
+    assert_eq!((clone.started, clone.disks.len(), clone.warnings), (true, 2, Vec::new()));
+    let calls = world.target.calls();
+    assert!(calls.iter().any(|call| call == "Async.VM.resume") && calls.iter().all(|call| call != "Async.VM.start"));
+    let vm = world.target.record("VM", &clone.vm).unwrap();
+    assert_eq!((&vm["power_state"], &vm["is_a_template"]), (&json!("Running"), &json!(false)));
+    assert!(vm["other_config"].as_object().unwrap().keys().all(|key| !key.starts_with("vmferry:")), "{vm:#}");
+    assert_eq!(world.target_content(&clone.vm), world.source_content());
+    let devices = |class, field: &str| -> Vec<Value> {
+        let plugged = world.target.records(class).into_iter().filter(|one| one["currently_attached"] == true);
+        let mut found: Vec<Value> = plugged.map(|one| one[field].clone()).collect();
+        found.sort_by_key(Value::to_string);
+        found
+    };
+    assert_eq!(devices("VBD", "device"), ["xvda", "xvdb"]);
+    let mac = world.source.records("VIF")[0]["MAC"].clone();
+    assert_eq!(devices("VIF", "MAC"), [mac]);
+    let vms = world.target.records("VM").into_iter().filter(|vm| vm["is_control_domain"] == false).count();
+    assert_eq!((vms, world.target.object_counts()["VDI"]), (3, 3 + 3 + 2), "the halted clone and the image are gone");
+    assert_point(&world, &point_of(&report), &world.source_content(), &source_image(&world), "the point");
+    assert_eq!(told_apart(&world, &replica).1.len(), 1, "the replica is as before");
+    assert_eq!(world.run().await.outcome, Outcome::Succeeded);
+}
+
+#[tokio::test]
+async fn a_clone_that_the_pool_does_not_resume_is_left_halted_and_told() {
+    for method in ["VM.create", "VM.resume"] {
+        let world = world().await;
+        world.run().await;
+        let kind = FaultKind::ApiError("VM_INCOMPATIBLE_WITH_THIS_HOST".to_owned(), vec![world.vm.clone()]);
+        world.target.inject(Fault { at: FaultPoint::Call(method.to_owned()), nth: 1, kind });
+        let engine = world.engine();
+        let clone = engine.clone_point(&world.job, &resumed_clone(&world)).await.unwrap();
+        engine.close().await;
+        assert!(!clone.started && clone.warnings[0].contains("VM_INCOMPATIBLE_WITH_THIS_HOST"), "{clone:#?}");
+        assert_eq!(world.target.record("VM", &clone.vm).unwrap()["power_state"], "Halted");
+        assert_eq!(world.target_content(&clone.vm), world.source_content());
+        let vms = world.target.records("VM").into_iter().filter(|vm| vm["is_control_domain"] == false).count();
+        assert_eq!((vms, world.target.object_counts()["VDI"]), (3, 3 + 3 + 2), "{method}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_resumed_where_there_is_no_memory() {
+    let world = World::new().await;
+    world.run().await;
+    let engine = world.engine();
+    let error = engine.clone_point(&world.job, &resumed_clone(&world)).await.unwrap_err().to_string();
+    engine.close().await;
+    assert!(error.contains("does not hold the memory") && error.contains("--resume"), "{error}");
+    world.assert_only_objects(1);
+}
+
 fn start_request(world: &World) -> StartRequest {
     StartRequest {
         vm: world.vm.clone(),

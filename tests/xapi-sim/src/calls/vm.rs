@@ -423,6 +423,13 @@ pub(crate) fn start(state: &mut State, vm: &str, operation: &str, host: Option<&
     let domid = 1 + state.db.table("VM").map(|(_, row)| row.int("domid")).max().unwrap_or(0);
     let metrics = state.db.get("VM", vm)?.string("metrics");
     state.db.set("VM_metrics", &metrics, "start_time", now)?;
+    state.db.set("VM", vm, "last_booted_record", format!("('struct' ('uuid' '{vm}'))"))?;
+    state.db.set(
+        "VM",
+        vm,
+        "last_boot_CPU_flags",
+        Value::map([("vendor", "GenuineIntel"), ("features", "1fcbfbff-80bae3ff")]),
+    )?;
     state.db.set("VM", vm, "resident_on", host)?;
     state.db.set("VM", vm, "domid", domid)?;
     state.db.set("VM", vm, "power_state", "Running")?;
@@ -504,6 +511,11 @@ fn resume(state: &mut State, vm: &str) -> ApiResult<()> {
     state.db.set("VM", vm, "suspend_VDI", NULL_REF)?;
     state.db.set("VM", vm, "resident_on", state.master.clone())?;
     state.db.set("VM", vm, "power_state", "Running")?;
+    // The guest goes on with the devices that it had; its agent with what it told.
+    let guest_metrics = state.db.get("VM", vm)?.string("guest_metrics");
+    if guest_metrics == NULL_REF && !state.hold_guests {
+        bring_up_guest(state, vm)?;
+    }
     update_allowed_operations(state, vm)
 }
 
