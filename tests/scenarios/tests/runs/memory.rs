@@ -6,7 +6,7 @@ use vmferry_engine::{CloneRequest, NetworkChoice, SnapshotMode, StartRequest};
 use vmferry_model::plan::Kind;
 use vmferry_model::report::Outcome;
 use vmferry_scenarios::{MIB, World, disks, point_of};
-use vmferry_xapi::records::Vm;
+use vmferry_xapi::records::{Vdi, Vm};
 use vmferry_xapi::{Ref, params};
 use xapi_sim::{Fault, FaultKind, FaultPoint, Sim};
 
@@ -159,6 +159,20 @@ async fn a_vm_that_went_off_just_now_has_none_either() {
 }
 
 #[tokio::test]
+async fn a_disk_that_is_not_replicated_is_not_sent_and_its_snapshot_goes_with_the_checkpoint() {
+    let world = world().await;
+    let session = world.at_source().await;
+    let scratch: Ref<Vdi> = session.by_uuid(&world.source.vm_disks(&world.vm)[1]).await.unwrap();
+    let () = session.call("VDI.set_name_label", params![&scratch, "scratch [NOBAK]"]).await.unwrap();
+    session.logout().await.unwrap();
+    world.run().await;
+    let (disks, memory) = told_apart(&world, &point_of(&world.run().await));
+    assert_eq!((disks.len(), memory.len()), (1, 1));
+    assert_eq!(world.source.object_counts()["VDI"], 2 + 3, "the VM's, and those of one checkpoint");
+    assert_eq!(world.gc(false).await.findings, Vec::new());
+}
+
+#[tokio::test]
 async fn a_vm_that_cannot_be_suspended_is_told_what_to_do() {
     let world = world().await;
     let kind = FaultKind::ApiError("VM_NO_SUSPEND_SR".to_owned(), vec![world.vm.clone()]);
@@ -284,6 +298,37 @@ async fn a_replica_that_could_not_be_started_is_whole_again_after_the_next_run()
     assert!(disks(&report)[..2].iter().all(|disk| disk.kind == Kind::Delta), "{report:#?}");
     assert_point(&world, &point_of(&report), &world.source_content(), &source_image(&world), "the point");
     assert_only_objects(&world, 2, "after the next run");
+}
+
+/// Kills a failover after its `nth` call on the target; another one boots the point without the image.
+async fn check_start(nth: u32) -> bool {
+    let world = world().await;
+    let name = format!("failover killed after call {nth}");
+    let point = point_of(&world.run().await);
+    world.target.inject(Fault { at: FaultPoint::Call("*".to_owned()), nth, kind: FaultKind::StallAfter(0) });
+    let (engine, request) = (world.engine(), start_request(&world));
+    let died = tokio::select! {
+        started = engine.start_replica(&world.job, &request) => { started.expect("started"); false }
+        () = world.target.wait_until_stalled() => true,
+    };
+    world.target.clear_faults();
+    let engine = world.engine();
+    let started = engine.start_replica(&world.job, &request).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+    engine.close().await;
+    assert_eq!(world.target_content(&started.vm), world.source_content(), "{name}");
+    assert_eq!(world.target.record("VM", &started.vm).unwrap()["power_state"], "Running", "{name}");
+    assert_point(&world, &point, &world.source_content(), &source_image(&world), &name);
+    assert_eq!(world.target.object_counts()["VDI"], 2 + 3, "{name}");
+    died
+}
+
+#[tokio::test]
+async fn a_failover_may_die_after_any_call() {
+    let mut nth = 1;
+    while check_start(nth).await {
+        nth += 1;
+    }
+    assert!(nth > 25, "a failover has more calls than {nth}");
 }
 
 /// Kills a memory run after its `nth` call on one pool and checks what the next run makes of it.
