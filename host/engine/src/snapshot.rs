@@ -87,7 +87,7 @@ async fn checkpoint(session: &Session, source: &SourceVm) -> Result<Option<Ref<V
     match make_from(session, &source.reference, "checkpoint", arguments).await {
         Ok(checkpoint) => Ok(Some(checkpoint)),
         Err(Error::Api(ApiError::VmBadPowerState { .. })) => Ok(None),
-        Err(error @ Error::Api(_)) => Err(RunError::Obstacles(vec![format!(
+        Err(error @ Error::Api(_)) if !error.leaves_outcome_open() => Err(RunError::Obstacles(vec![format!(
             "the VM's memory could not be kept: {}; see that its guest can be suspended (`xe vm-suspend`) and that the pool has a suspend \
              SR with room for its memory, or take snapshots of its disks alone (`snapshot = \"disks\"`, no tag `xo-memory-backup`)",
             chain(&error)
@@ -247,8 +247,11 @@ pub(crate) async fn destroy(session: &Session, snapshot: &Ref<Vm>) -> Result<(),
         }
     }
     if !record.suspend_vdi.is_null() {
-        let image: Vdi = session.get_record(&record.suspend_vdi).await?;
-        disks.push((record.suspend_vdi.clone(), image.uuid));
+        match session.get_record::<Vdi>(&record.suspend_vdi).await {
+            // Somebody destroyed the image, which no snapshot keeps from it.
+            Err(Error::Api(ApiError::HandleInvalid { .. })) => {}
+            image => disks.push((record.suspend_vdi.clone(), image?.uuid)),
+        }
     }
     let mark = |uuid: &str| [(keys::STATE, State::Pruning { object: uuid.to_owned() }.to_string())];
     set_keys(session, snapshot, &mark(&record.uuid), &[]).await?;

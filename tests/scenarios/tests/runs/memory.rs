@@ -173,6 +173,21 @@ async fn a_disk_that_is_not_replicated_is_not_sent_and_its_snapshot_goes_with_th
 }
 
 #[tokio::test]
+async fn a_checkpoint_whose_image_somebody_destroyed_is_a_base_and_goes_like_any_other() {
+    let world = world().await;
+    world.run().await;
+    let image = world.source.records("VDI").into_iter().find(|vdi| vdi["type"] == "suspend").unwrap();
+    let session = world.at_source().await;
+    let image: Ref<Vdi> = session.by_uuid(image["uuid"].as_str().unwrap()).await.unwrap();
+    let () = session.call_async("VDI.destroy", params![&image]).await.unwrap();
+    session.logout().await.unwrap();
+    let report = world.run().await;
+    assert_eq!((report.outcome, report.vms[0].warnings.len()), (Outcome::Succeeded, 0), "{report:#?}");
+    assert!(disks(&report)[..2].iter().all(|disk| disk.kind == Kind::Delta), "{report:#?}");
+    assert_only_objects(&world, 2, "after the next run");
+}
+
+#[tokio::test]
 async fn a_vm_that_cannot_be_suspended_is_told_what_to_do() {
     let world = world().await;
     let kind = FaultKind::ApiError("VM_NO_SUSPEND_SR".to_owned(), vec![world.vm.clone()]);
