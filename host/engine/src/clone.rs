@@ -8,6 +8,7 @@ use crate::interfaces::{NetworkChoice, Wiring};
 use crate::inventory::AttachedDisk;
 use crate::job::Job;
 use crate::keys::{self, Keys};
+use crate::memory;
 use crate::objects::{destroy_disk, replace_keys};
 use crate::points::{Wanted, assert_undamaged};
 use crate::replica::{self, MappedInterface, put_autostart_aside};
@@ -37,6 +38,8 @@ pub struct CloneRequest {
     pub auto_start: bool,
     /// Whether the clone is started.
     pub start: bool,
+    /// Whether a clone that is started goes on from the memory that the recovery point holds, instead of booting.
+    pub resume: bool,
     /// Whether its guest is waited for, if it is started.
     pub guest: Option<GuestWait>,
     /// Whether the clone is removed at the end, whatever became of its guest.
@@ -56,6 +59,7 @@ impl CloneRequest {
             new_macs: false,
             auto_start: false,
             start: true,
+            resume: false,
             guest: None,
             remove_after: false,
             name: None,
@@ -98,6 +102,13 @@ impl Engine {
         if request.start {
             assert_undamaged(&point, survivor.view(job, vm).points())?;
         }
+        if request.resume && !point.has_memory() {
+            return Err(EngineError::Refused(format!(
+                "recovery point {} does not hold the memory of its VM, so there is nothing to resume; `points list {}` tells which do, and \
+                 without --resume the clone boots",
+                point.uuid, job.name
+            )));
+        }
         let (session, inventory) = (&survivor.session, &survivor.inventory);
         let origin = &inventory.vms[&point.reference];
         let wiring = Wiring { choice: &request.network, new_macs: request.new_macs, starts: request.start };
@@ -106,7 +117,7 @@ impl Engine {
         let clone: Ref<Vm> =
             session.call_async("VM.clone", params![&point.reference, name.as_str()]).await.map_err(RunError::from)?;
         let made = Clone { session, vm: &clone, request };
-        let (vm, disks) = match made.make_ordinary(&interfaces, &mut warnings).await {
+        let (vm, disks, started) = match made.make_ordinary(&interfaces, &mut warnings).await {
             Ok(made) => made,
             Err(error) => {
                 if let Err(left) = made.remove().await {
@@ -115,8 +126,10 @@ impl Engine {
                 return Err(error.into());
             }
         };
+        let made = Clone { session, vm: &vm, request };
+        let vm: String = session.call("VM.get_uuid", params![&vm]).await.map_err(RunError::from)?;
         let guest = match &request.guest {
-            Some(wait) if request.start => Some(guest::wait(session, &clone, wait).await),
+            Some(wait) if started => Some(guest::wait(session, made.vm, wait).await),
             _ => None,
         };
         let mut removed = false;
@@ -132,7 +145,7 @@ impl Engine {
             target: survivor.target.name.clone(),
             point: point.uuid,
             taken_at: point.taken_at,
-            started: request.start,
+            started,
             guest,
             removed,
             disks,
@@ -155,26 +168,63 @@ impl Clone<'_> {
         &self,
         interfaces: &[MappedInterface],
         warnings: &mut Vec<String>,
-    ) -> Result<(String, Vec<String>), RunError> {
+    ) -> Result<(Ref<Vm>, Vec<String>, bool), RunError> {
         let (session, vm) = (self.session, self.vm);
         let record: Vm = session.get_record(vm).await?;
         replace_keys(session, vm, &self.keys(&record.other_config)).await?;
         let mut disks = Vec::new();
         for disk in disks_of(session, &record).await? {
-            replace_keys(session, &disk.vdi, &keys::inheritable(&disk.record.other_config)).await?;
-            disks.push(disk.record.uuid);
+            let mut own = keys::inheritable(&disk.record.other_config);
+            match memory::key_of(&disk.record) {
+                Some(memory) => own.extend([memory]),
+                None => disks.push(disk.record.uuid),
+            }
+            replace_keys(session, &disk.vdi, &own).await?;
         }
+        let image = memory::detach(session, vm).await?;
         replica::sync_interfaces(session, vm, &record, interfaces).await?;
         let () = session.call("VM.set_blocked_operations", params![vm, Keys::new()]).await?;
         let () = session.call("VM.set_is_a_template", params![vm, false]).await?;
-        if self.request.start {
-            let () = session.call_async("VM.start", params![vm, false, false]).await?;
-        }
+        let (vm, started) = match image {
+            Some(image) => self.start_beside(&image, warnings).await?,
+            None => (vm.clone(), self.start().await?),
+        };
         if self.request.auto_start {
             let priority = record.other_config.get(keys::SOURCE_HA_RESTART_PRIORITY);
-            warnings.extend(replica::set_ha_priority(session, vm, priority).await);
+            warnings.extend(replica::set_ha_priority(session, &vm, priority).await);
         }
-        Ok((record.uuid, disks))
+        Ok((vm, disks, started))
+    }
+
+    async fn start(&self) -> Result<bool, RunError> {
+        if self.request.start {
+            let () = self.session.call_async("VM.start", params![self.vm, false, false]).await?;
+        }
+        Ok(self.request.start)
+    }
+
+    /// Resumes from an image that came off, where that is asked for; else starts without it, and destroys it. Tells the VM, which
+    /// is another one once it is resumed, and whether it runs.
+    async fn start_beside(
+        &self,
+        image: &AttachedDisk,
+        warnings: &mut Vec<String>,
+    ) -> Result<(Ref<Vm>, bool), RunError> {
+        let resume = self.request.start && self.request.resume;
+        if resume {
+            match memory::resume(self.session, self.vm, image, warnings).await {
+                // XAPI destroys the image of a VM that goes on.
+                Ok(resumed) => return Ok((resumed, true)),
+                Err(error) => warnings.push(format!(
+                    "the clone was not resumed from the memory of its recovery point: {}; it is left halted, and `xe vm-start` boots it \
+                     from its disks",
+                    chain(&error)
+                )),
+            }
+        }
+        destroy_disk(self.session, &image.vdi).await?;
+        let started = !resume && self.start().await?;
+        Ok((self.vm.clone(), started))
     }
 
     /// The clone's keys: those of the source, what starts it by itself only on request.
@@ -206,7 +256,8 @@ impl Clone<'_> {
     }
 }
 
-async fn disks_of(session: &Session, vm: &Vm) -> Result<Vec<AttachedDisk>, RunError> {
+/// The disks of a VM as they are now, in the order of their device numbers.
+pub(crate) async fn disks_of(session: &Session, vm: &Vm) -> Result<Vec<AttachedDisk>, RunError> {
     let mut disks = Vec::new();
     for reference in &vm.vbds {
         let vbd: Vbd = session.get_record(reference).await?;

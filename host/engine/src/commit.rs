@@ -8,6 +8,7 @@ use crate::interfaces;
 use crate::job::Job;
 use crate::keys::{self, Keys, State};
 use crate::lane::Lane;
+use crate::memory;
 use crate::objects::{destroy_disk, make_from, replace_keys, set_keys};
 use crate::reconcile::importing_keys;
 use crate::replica::{self, StartBlock};
@@ -248,5 +249,6 @@ pub(crate) fn live_disk_keys(job: &Job, identity: &Identity, sr: &str, disk: &Ta
     keys.extend(live_keys(job, identity, sr, uuid));
     keys.insert(keys::DISK.to_owned(), disk.of.record.uuid.clone());
     keys.insert(keys::CONTENT.to_owned(), disk.uuid.clone());
+    keys.extend(memory::key_of(&disk.of.record));
     keys
 }

@@ -15,6 +15,7 @@ use crate::job::{Job, Policies};
 use crate::keys::{self, Keys, State};
 use crate::lane::{self, Asking, Lane};
 use crate::lease::{Lease, LeaseTerms};
+use crate::memory;
 use crate::objects::destroy_disk;
 use crate::points::{Wanted, assert_undamaged};
 use crate::progress::{Progress, Silent};
@@ -29,8 +30,8 @@ use std::time::Duration;
 use vmferry_xapi::params;
 use vmferry_xapi::records::PowerState;
 
-/// How long an operation that is under way on a replica may take until nobody waits for its end.
-const OPERATION_LIMIT: Duration = Duration::from_secs(120);
+/// How long an operation that is under way on a VM that is to start may take until nobody waits for its end.
+pub(crate) const OPERATION_LIMIT: Duration = Duration::from_secs(120);
 
 /// What to start, and how it is connected.
 #[derive(Clone, Debug)]
@@ -305,6 +306,7 @@ impl Failover<'_> {
         if let Some(lease) = &self.lane.lease {
             lease.check().await?;
         }
+        memory::detach(&session, vm).await?;
         for operation in ["start", "start_on"] {
             let () = session.call("VM.remove_from_blocked_operations", params![vm, operation]).await?;
         }
@@ -331,8 +333,8 @@ impl Failover<'_> {
     }
 
     async fn take_back(&self, replica: &Replica, point: &Point) -> Result<(), RunError> {
-        if point.uuid != replica.newest().uuid {
-            // Its live disks are not those of the newest point any more.
+        if point.uuid != replica.newest().uuid || point.has_memory() {
+            // Its live disks are not those of the newest point any more, or lack the image that came off.
             return reconcile::mark_half_written(&self.lane, self.job, &self.identity, replica, replica.newest()).await;
         }
         block_start(&self.lane.session, &replica.reference, StartBlock::Standby { job: &self.job.name }).await?;

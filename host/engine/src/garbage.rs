@@ -404,6 +404,7 @@ impl Found {
         for disk in pool.inventory.disks_of(vm) {
             self.know(pool, disk.vdi.as_str());
         }
+        self.know(pool, vm.suspend_vdi.as_str());
     }
 
     fn vm(&mut self, pool: &PoolState, vm: &Vm, about: Option<&str>, kind: FindingKind, act: GcAct, why: String) {
@@ -819,6 +820,11 @@ impl<'a> OneVm<'a> {
                 let why = format!("it goes with snapshot {}", vm.uuid);
                 found.disk(pool, &disk.record, self.about(), kind, act, why);
             }
+        }
+        if let Some(image) = pool.inventory.vdis.get(&vm.suspend_vdi) {
+            self.content(found, image);
+            let why = format!("it goes with snapshot {}", vm.uuid);
+            found.disk(pool, image, self.about(), kind, act, why);
         }
     }
 

@@ -66,11 +66,22 @@ impl Inventory {
         disks
     }
 
+    /// The disks of a VM, and its memory where that is on a disk as well.
+    pub(crate) fn content_of<'a>(&'a self, vm: &Vm) -> impl Iterator<Item = &'a Vdi> {
+        let disks = self.disks_of(vm).into_iter().map(|disk| disk.vdi).chain([vm.suspend_vdi.clone()]);
+        disks.filter_map(|disk| self.vdis.get(&disk))
+    }
+
     /// Whether a disk hangs on a VM, the control domain left out: XAPI attaches disks there while it streams them. An
     /// attachment that was made after the attachments were read counts.
     pub(crate) fn is_used(&self, vdi: &Vdi) -> bool {
         let is_control_domain = |vbd| Some(self.vms.get(&self.vbds.get(vbd)?.vm)?.is_control_domain);
         vdi.vbds.iter().any(|vbd| is_control_domain(vbd) != Some(true))
+    }
+
+    /// Whether a disk holds the memory of a suspended VM, or of a snapshot of a running one.
+    pub(crate) fn is_suspend_image(&self, vdi: &Ref<Vdi>) -> bool {
+        self.vms.values().any(|vm| vm.suspend_vdi == *vdi)
     }
 
     /// Links of the chain that ends in this disk, itself first: `sm_config:vhd-parent` names the next one.

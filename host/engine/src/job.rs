@@ -7,6 +7,13 @@ use uuid::Uuid;
 use vmferry_disk::nbd::Pace;
 use vmferry_disk::transfer::Throttle;
 use vmferry_model::plugin::{Notifier, Retention, Scheduler};
+use vmferry_xapi::records::Vm;
+
+/// Xen Orchestra's tag for a VM that is to be off for its snapshot, whatever its job says.
+const OFFLINE_TAG: &str = "xo-offline-backup";
+
+/// Xen Orchestra's tag for a VM whose memory is to be kept as well.
+const MEMORY_TAG: &str = "xo-memory-backup";
 
 /// A configured intent: these VMs, to those targets.
 #[derive(Clone, Debug)]
@@ -92,7 +99,8 @@ impl Default for Reading {
     }
 }
 
-/// What the snapshot of a VM holds. A VM may ask for `Offline` itself, by Xen Orchestra's tag `xo-offline-backup`.
+/// What the snapshot of a VM holds. A VM may ask for more than its job by Xen Orchestra's tags: for `Offline` by
+/// `xo-offline-backup`, for `Memory` by `xo-memory-backup`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SnapshotMode {
     /// Its disks at one moment, as after a power failure.
@@ -100,6 +108,20 @@ pub enum SnapshotMode {
     Disks,
     /// Its disks after a clean shutdown: a VM that runs is shut down for its snapshot, and started again at once.
     Offline,
+    /// Its disks and, where it runs, its memory at one moment: XAPI suspends it for that and resumes it.
+    Memory,
+}
+
+impl SnapshotMode {
+    /// What the snapshot of this VM is to hold.
+    pub(crate) fn of(job: &Job, vm: &Vm) -> Self {
+        let tagged = |tag: &str| vm.tags.iter().any(|found| found == tag);
+        match job.snapshot {
+            _ if tagged(OFFLINE_TAG) => Self::Offline,
+            _ if tagged(MEMORY_TAG) => Self::Memory,
+            asked => asked,
+        }
+    }
 }
 
 /// When disks are read by NBD. Disks beyond VHD's 2 TiB always are.

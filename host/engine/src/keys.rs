@@ -87,6 +87,9 @@ pub(crate) const STOPPED: &str = "vmferry:stopped";
 /// On the doctor's scratch disks: see `doctor::scratch`.
 pub(crate) const DOCTOR: &str = "vmferry:doctor";
 
+/// On a target disk that holds the memory of the source VM. It is no disk of the guest: nothing boots with it attached.
+pub(crate) const MEMORY: &str = "vmferry:memory";
+
 /// XAPI starts a VM with this key when its host boots.
 pub(crate) const AUTO_POWERON: &str = "auto_poweron";
 

@@ -9,6 +9,7 @@ use crate::inventory::{AttachedDisk, Inventory};
 use crate::job::{Integrity, Job, Target};
 use crate::keys::Keys;
 use crate::lease::Lease;
+use crate::memory;
 use crate::objects::{replace_keys, wait_until_detached};
 use crate::placement::TargetSrs;
 use crate::plan;
@@ -212,7 +213,10 @@ impl<'j> Lane<'j> {
             Chunked::Untried => run.job.integrity == Integrity::Digest,
             Chunked::Unusable(_) => false,
         };
-        if framing && (damaged || transfers.iter().any(|transfer| transfer.kind() == Kind::Full)) {
+        let is_full = |(disk, transfer): (&AttachedDisk, &Transfer)| {
+            transfer.kind() == Kind::Full && !memory::is_image(&disk.record)
+        };
+        if framing && (damaged || source.disks.iter().zip(&transfers).any(is_full)) {
             transfers = plan(&run.digests.comparable(&self.view).await);
         }
         self.transfers = transfers;

@@ -29,6 +29,7 @@ mod landing;
 mod lane;
 mod lease;
 mod media;
+mod memory;
 mod migration;
 mod moving;
 mod objects;

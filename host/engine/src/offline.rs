@@ -4,24 +4,15 @@
 //! was us who stopped it, also after a crash. A VM that was off before never gets the key, and stays off.
 
 use crate::error::{RunError, chain};
-use crate::job::{Job, SnapshotMode};
 use crate::keys;
 use crate::lease::Lease;
 use std::time::Duration;
 use vmferry_xapi::records::{PowerState, Vm};
 use vmferry_xapi::{ApiError, Error, Ref, Session, params};
 
-/// Xen Orchestra's tag for a VM that is to be off for its snapshot, whatever its job says.
-const OFFLINE_TAG: &str = "xo-offline-backup";
-
 /// Operations that change whether a VM runs.
 const CHANGES: [&str; 8] =
     ["start", "start_on", "clean_shutdown", "hard_shutdown", "shutdown", "clean_reboot", "hard_reboot", "suspend"];
-
-/// Whether the VM is to be off for its snapshot.
-pub(crate) fn is_wanted(job: &Job, vm: &Vm) -> bool {
-    job.snapshot == SnapshotMode::Offline || vm.tags.iter().any(|tag| tag == OFFLINE_TAG)
-}
 
 /// Whether a run shut this VM down and did not get to say that it runs again.
 pub(crate) fn is_stopped_by_us(vm: &Vm) -> bool {

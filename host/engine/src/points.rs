@@ -82,8 +82,10 @@ pub struct PointSummary {
     pub damaged: bool,
     /// Who made it: `vmferry` or `xen-orchestra`.
     pub origin: String,
-    /// Its disks.
+    /// Its disks, the image of the VM's memory left out.
     pub disks: usize,
+    /// Whether the VM's memory is kept in it.
+    pub memory: bool,
 }
 
 /// A target as a disaster leaves it: reached without asking the source anything.
@@ -131,6 +133,8 @@ impl Engine {
                             .points
                             .into_iter()
                             .map(|point| PointSummary {
+                                disks: point.disks.len() - usize::from(point.has_memory()),
+                                memory: point.has_memory(),
                                 damaged: point.is_damaged(),
                                 id: point.uuid,
                                 taken_at: point.taken_at,
@@ -140,7 +144,6 @@ impl Engine {
                                     Origin::Vmferry => "vmferry".to_owned(),
                                     Origin::XenOrchestra => "xen-orchestra".to_owned(),
                                 },
-                                disks: point.disks.len(),
                             })
                             .collect(),
                     }

@@ -10,6 +10,7 @@ use crate::inventory::{AttachedDisk, Inventory};
 use crate::job::{Job, Target};
 use crate::keys::{self, Keys};
 use crate::lane::Lane;
+use crate::memory;
 use crate::objects::{destroy_disk, make_from, replace_keys, set_keys};
 use crate::replica::{StartBlock, attach_disks, block_start};
 use crate::snapshot;
@@ -309,6 +310,7 @@ pub(crate) async fn clone_disk(
     if let Some(disk) = &held.source_disk {
         own.insert(keys::DISK.to_owned(), disk.clone());
     }
+    own.extend(memory::key_of(&held.attached.record));
     replace_keys(session, &clone, &own).await?;
     set_keys(session, original, &[], &[keys::CLONING]).await?;
     Ok(clone)

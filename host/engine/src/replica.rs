@@ -317,22 +317,45 @@ pub(crate) async fn attach_disks(
     Ok(detached)
 }
 
+/// What the attachment of a disk takes over from its source.
+const OF_AN_ATTACHMENT: [&str; 7] =
+    ["userdevice", "bootable", "mode", "other_config", "qos_algorithm_type", "qos_algorithm_params", "unpluggable"];
+
 fn vbd_record(vm: &Ref<Vm>, vdi: &Ref<Vdi>, source: &Vbd) -> Value {
     let field = |name: &str| source.raw.get(name).cloned();
     let mut record = BTreeMap::from([
         ("VM".to_owned(), vm.clone().into_value()),
         ("VDI".to_owned(), vdi.clone().into_value()),
         ("empty".to_owned(), false.into_value()),
-        ("mode".to_owned(), "RW".into_value()),
         ("type".to_owned(), "Disk".into_value()),
     ]);
-    for name in ["userdevice", "bootable", "other_config", "qos_algorithm_type", "qos_algorithm_params", "unpluggable"]
-    {
+    for name in OF_AN_ATTACHMENT {
         if let Some(value) = field(name) {
             record.insert(name.to_owned(), value);
         }
     }
     Value::Struct(record)
+}
+
+/// The record of a disk's attachment to a suspended VM, plugged as it was; `device` is its name in the guest.
+pub(crate) fn plugged_disk(vm: &Ref<Vm>, disk: &AttachedDisk, device: &str) -> Value {
+    plugged(vbd_record(vm, &disk.vdi, &disk.vbd_record), [("device", device.into_value())])
+}
+
+/// The same for an interface.
+pub(crate) fn plugged_interface(vm: &Ref<Vm>, vif: &Vif) -> Value {
+    plugged(vif_record(vm, &vif.network, vif), [])
+}
+
+fn plugged<const N: usize>(record: Value, more: [(&str, Value); N]) -> Value {
+    match record {
+        Value::Struct(mut fields) => {
+            let attached = [("currently_attached", true.into_value())].into_iter().chain(more);
+            fields.extend(attached.map(|(name, value)| (name.to_owned(), value)));
+            Value::Struct(fields)
+        }
+        other => other,
+    }
 }
 
 /// One interface of the source and the target network it maps to; `None` for an interface that is left out.

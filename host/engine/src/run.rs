@@ -5,7 +5,7 @@ use crate::digests::{self, Digests};
 use crate::error::{RunError, chain};
 use crate::holder::Holder;
 use crate::inventory::{AttachedDisk, Inventory};
-use crate::job::{Job, Policies, Target};
+use crate::job::{Job, Policies, SnapshotMode, Target};
 use crate::keys;
 use crate::landing;
 use crate::lane::{Lane, unopened};
@@ -39,9 +39,6 @@ use vmferry_xapi::{ApiError, Error, Ref, Session};
 
 /// How often somebody who waits for a lease asks again.
 const LEASE_POLL: Duration = Duration::from_secs(5);
-
-/// Xen Orchestra's tag for a VM whose memory is to be kept as well.
-const MEMORY_TAG: &str = "xo-memory-backup";
 
 /// What all VMs of a run share.
 pub(crate) struct Run<'a> {
@@ -114,13 +111,8 @@ impl Work<'_> {
     /// The run itself. The undo is one line: without a commit the new source snapshot is nobody's base, so it goes.
     async fn under_lease(&mut self, lease: &Lease, vm: &Ref<Vm>) -> Result<(), RunError> {
         let record = migration::block(self.session, vm, &self.run.job.name).await?;
-        let offline = offline::is_wanted(self.run.job, &record);
-        if record.tags.iter().any(|tag| tag == MEMORY_TAG) {
-            self.warnings.push(format!(
-                "the VM has Xen Orchestra's tag `{MEMORY_TAG}`, and its recovery points hold its disks and not its memory; remove the tag, \
-                 or use `xo-offline-backup` for disks that were shut down cleanly"
-            ));
-        }
+        let mode = SnapshotMode::of(self.run.job, &record);
+        let offline = mode == SnapshotMode::Offline;
         if !offline {
             self.start_again(lease, vm).await;
         }
@@ -143,7 +135,7 @@ impl Work<'_> {
             offline::stop(lease, self.session, vm).await?;
         }
         self.step("taking a snapshot");
-        let taken = snapshot::take(self.session, &source, self.run.job, self.newest(&source)).await;
+        let taken = snapshot::take(self.session, &source, self.run.job, mode, self.newest(&source)).await;
         if offline {
             self.start_again(lease, vm).await;
         }
@@ -157,7 +149,8 @@ impl Work<'_> {
     }
 
     async fn after_snapshot(&mut self, lease: &Lease, vm: &Ref<Vm>, taken: &Taken) -> Result<(), RunError> {
-        let (inventory, source) = self.observe_source(vm).await?;
+        let (inventory, mut source) = self.observe_source(vm).await?;
+        source.disks.extend(taken.memory().map(|image| image.of.clone()));
         self.plan_again(&inventory, &source).await?;
         let chain_lengths = self.chain_lengths(&inventory);
         self.prepare_landings(taken).await?;
@@ -214,8 +207,8 @@ impl Work<'_> {
             // Nobody holds the content of these, so nobody will ask for its digests.
             let unconfirmed = reconcile::unconfirmed(&source, &targets).into_iter();
             let records = unconfirmed.filter_map(|snapshot| inventory.vms.get(&snapshot.reference));
-            let disks = records.flat_map(|record| inventory.disks_of(record));
-            let tables = disks.map(|disk| digests::content_table(&disk.record.uuid)).collect();
+            let disks = records.flat_map(|record| inventory.content_of(record));
+            let tables = disks.map(|disk| digests::content_table(&disk.uuid)).collect();
             self.run.digests.drop_unused(&tables, &BTreeSet::new());
         }
         let done = reconcile::source(self.session, &inventory, &source, &targets, everybody).await?;
@@ -348,7 +341,9 @@ impl Work<'_> {
     ) -> Result<(), RunError> {
         let committed: Vec<&Lane<'_>> = self.lanes.iter().filter(|lane| lane.committed.is_some()).collect();
         let srs: Vec<String> = committed.iter().map(|lane| lane.sr_record.uuid.clone()).collect();
-        let bases = committed.iter().flat_map(|lane| lane.transfers.iter().map(Transfer::base));
+        // A memory image has no deltas.
+        let disks = taken.disks.len() - taken.memory().count();
+        let bases = committed.iter().flat_map(|lane| lane.transfers.iter().take(disks).map(Transfer::base));
         let chain_length = bases.map(|base| base.and_then(|base| chain_lengths.get(base)).map_or(0, |n| n + 1));
         let chain_length = chain_length.min().unwrap_or(0);
         let disks: Vec<Ref<Vdi>> = taken.disks.iter().map(|disk| disk.vdi.clone()).collect();

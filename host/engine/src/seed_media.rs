@@ -14,7 +14,7 @@ use crate::digests::{content_table, table_size};
 use crate::engine::{Engine, RunOptions};
 use crate::error::{EngineError, RunError, chain};
 use crate::inventory::{AttachedDisk, Inventory};
-use crate::job::{Integrity, Job, Policies, Target};
+use crate::job::{Integrity, Job, Policies, SnapshotMode, Target};
 use crate::keys;
 use crate::landing;
 use crate::lane::Lane;
@@ -345,7 +345,7 @@ impl Export<'_> {
         let Some(uuid) = &self.request.snapshot else {
             self.run.progress.step(&source.record.name_label, "taking a snapshot");
             let newest = source.snapshots.iter().map(|snapshot| snapshot.taken_at).chain(source.newest_date).max();
-            return Ok((snapshot::take(self.session, source, job, newest).await?, Origin::Taken));
+            return Ok((snapshot::take(self.session, source, job, SnapshotMode::Disks, newest).await?, Origin::Taken));
         };
         let remedy = "give the uuid of a snapshot of this VM (`xe snapshot-list`), or leave it out to have one taken";
         let found = inventory.vm_by_uuid(uuid).filter(|(_, vm)| vm.is_a_snapshot && vm.snapshot_of == source.reference);

@@ -1,15 +1,16 @@
 //! Snapshots, on either side: taken on the source, and destroyed so that a crash in between leaves nothing unowned.
 
-use crate::error::RunError;
+use crate::error::{RunError, chain};
 use crate::inventory::{AttachedDisk, Inventory};
-use crate::job::Job;
+use crate::job::{Job, SnapshotMode};
 use crate::keys::{self, Keys, State};
+use crate::memory;
 use crate::objects::{destroy_disk, make_from, replace_keys, set_keys};
 use crate::view::{SourceSnapshot, SourceVm, TEMPORARY_SNAPSHOT};
 use jiff::Timestamp;
 use std::time::Duration;
 use uuid::Uuid;
-use vmferry_xapi::records::{Vbd, Vdi, Vm};
+use vmferry_xapi::records::{PowerState, Vbd, Vdi, Vm};
 use vmferry_xapi::{ApiError, Error, IntoValue, Ref, Session, Value, params};
 
 const ONE_SECOND: Duration = Duration::from_secs(1);
@@ -20,8 +21,15 @@ pub(crate) struct Taken {
     pub(crate) reference: Ref<Vm>,
     pub(crate) record: Vm,
     pub(crate) taken_at: Timestamp,
-    /// One per replicated disk, in the order of the source's disks.
+    /// One per replicated disk, in the order of the source's disks; the VM's memory last, where it was kept.
     pub(crate) disks: Vec<TakenDisk>,
+}
+
+impl Taken {
+    /// The image of the VM's memory, if it was kept.
+    pub(crate) fn memory(&self) -> impl Iterator<Item = &TakenDisk> {
+        self.disks.iter().filter(|disk| memory::is_image(&disk.of.record))
+    }
 }
 
 /// A disk of the snapshot that this run took.
@@ -53,14 +61,22 @@ pub(crate) async fn take(
     session: &Session,
     source: &SourceVm,
     job: &Job,
+    mode: SnapshotMode,
     newest: Option<Timestamp>,
 ) -> Result<Taken, RunError> {
-    let ignored: Vec<Value> = source.ignored.iter().map(|disk| disk.vdi.clone().into_value()).collect();
-    let mut arguments = params![&source.reference, TEMPORARY_SNAPSHOT];
-    if !ignored.is_empty() {
-        arguments.push(Value::Array(ignored));
-    }
-    let reference: Ref<Vm> = make_from(session, &source.reference, "snapshot", arguments).await?;
+    let runs = source.record.power_state == PowerState::Running;
+    let checkpoint = if mode == SnapshotMode::Memory && runs { checkpoint(session, source).await? } else { None };
+    let reference = match checkpoint {
+        Some(checkpoint) => checkpoint,
+        None => {
+            let ignored: Vec<Value> = source.ignored.iter().map(|disk| disk.vdi.clone().into_value()).collect();
+            let mut arguments = params![&source.reference, TEMPORARY_SNAPSHOT];
+            if !ignored.is_empty() {
+                arguments.push(Value::Array(ignored));
+            }
+            make_from(session, &source.reference, "snapshot", arguments).await?
+        }
+    };
     match tag(session, source, job, newest, &reference).await {
         Ok(taken) => Ok(taken),
         Err(error) => {
@@ -72,6 +88,22 @@ pub(crate) async fn take(
     }
 }
 
+/// A snapshot with the VM's memory; `None` if the VM does not run any more, so that it has none. XAPI snapshots the disks that are
+/// not replicated as well: they go with the snapshot.
+async fn checkpoint(session: &Session, source: &SourceVm) -> Result<Option<Ref<Vm>>, RunError> {
+    let arguments = params![&source.reference, TEMPORARY_SNAPSHOT];
+    match make_from(session, &source.reference, "checkpoint", arguments).await {
+        Ok(checkpoint) => Ok(Some(checkpoint)),
+        Err(Error::Api(ApiError::VmBadPowerState { .. })) => Ok(None),
+        Err(error @ Error::Api(_)) if !error.leaves_outcome_open() => Err(RunError::Obstacles(vec![format!(
+            "the VM's memory could not be kept: {}; see that its guest can be suspended (`xe vm-suspend`) and that the pool has a suspend \
+             SR with room for its memory, or take snapshots of its disks alone (`snapshot = \"disks\"`, no tag `xo-memory-backup`)",
+            chain(&error)
+        )])),
+        Err(error) => Err(error.into()),
+    }
+}
+
 async fn tag(
     session: &Session,
     source: &SourceVm,
@@ -80,6 +112,10 @@ async fn tag(
     reference: &Ref<Vm>,
 ) -> Result<Taken, RunError> {
     let mut taken = read(session, source, reference).await?;
+    if let Some((of, inherited)) = memory::image(session, &taken.record, source).await? {
+        let (vdi, uuid) = (of.vdi.clone(), of.record.uuid.clone());
+        taken.disks.push(TakenDisk { of, vdi, uuid, cbt_enabled: false, inherited });
+    }
     taken.taken_at = newest.map_or(taken.taken_at, |newest| taken.taken_at.max(newest + ONE_SECOND));
     put_keys(session, source, job, &taken, None).await?;
     Ok(taken)
@@ -239,6 +275,13 @@ pub(crate) async fn destroy(session: &Session, snapshot: &Ref<Vm>) -> Result<(),
         let disk: Vdi = session.get_record(&vbd.vdi).await?;
         if disk.is_a_snapshot && !hangs_elsewhere(session, &disk, snapshot).await? {
             disks.push((vbd.vdi.clone(), disk.uuid));
+        }
+    }
+    if !record.suspend_vdi.is_null() {
+        match session.get_record::<Vdi>(&record.suspend_vdi).await {
+            // Somebody destroyed the image, which no snapshot keeps from it.
+            Err(Error::Api(ApiError::HandleInvalid { .. })) => {}
+            image => disks.push((record.suspend_vdi.clone(), image?.uuid)),
         }
     }
     let mark = |uuid: &str| [(keys::STATE, State::Pruning { object: uuid.to_owned() }.to_string())];

@@ -7,6 +7,7 @@
 use crate::inventory::{AttachedDisk, Inventory};
 use crate::job::JobIds;
 use crate::keys::{self, Keys, State};
+use crate::memory;
 use crate::xen_orchestra::{self, Unproven};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
@@ -186,8 +187,9 @@ impl Pruning {
         let disks = inventory
             .vdis
             .iter()
-            .filter(|(_, vdi)| vdi.is_a_snapshot && vdi.managed && marked(&vdi.other_config, &vdi.uuid))
-            .filter(|(_, vdi)| !inventory.is_used(vdi));
+            .filter(|(_, vdi)| vdi.is_a_snapshot || vdi.kind == VdiType::Suspend)
+            .filter(|(_, vdi)| vdi.managed && marked(&vdi.other_config, &vdi.uuid))
+            .filter(|(reference, vdi)| !inventory.is_used(vdi) && !inventory.is_suspend_image(reference));
         Self {
             snapshots: snapshots.map(|(reference, _)| reference.clone()).collect(),
             disks: disks.map(|(reference, _)| reference.clone()).collect(),
@@ -250,6 +252,11 @@ pub(crate) struct Point {
 }
 
 impl Point {
+    /// Whether the memory of the source is among its disks.
+    pub(crate) fn has_memory(&self) -> bool {
+        self.disks.iter().any(|disk| memory::is_image(&disk.attached.record))
+    }
+
     /// Whether `verify` found one of its disks damaged. It is not offered for failover and does not count as kept.
     pub(crate) fn is_damaged(&self) -> bool {
         self.disks.iter().any(|disk| disk.damaged.is_some())

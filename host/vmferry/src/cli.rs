@@ -181,6 +181,9 @@ pub struct CloneArgs {
     /// Leave the clone halted
     #[arg(long)]
     pub no_start: bool,
+    /// Go on from the memory that the recovery point holds, instead of booting
+    #[arg(long, conflicts_with_all = ["no_start", "new_macs"])]
+    pub resume: bool,
     /// Let the pool make up hardware addresses, instead of keeping those of the source
     #[arg(long)]
     pub new_macs: bool,

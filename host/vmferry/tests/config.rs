@@ -625,13 +625,14 @@ fn limits_on_chains_have_their_range() {
 }
 
 #[test]
-fn a_snapshot_is_of_the_disks_unless_it_is_to_be_offline() {
+fn a_snapshot_is_of_the_disks_unless_it_is_to_be_offline_or_to_hold_the_memory() {
     let snapshot = |line: &str| {
         let folder = Folder::with(&GOOD.replace("[job.erp]", &format!("[job.erp]\n{line}")));
         folder.load().map(|config| config.jobs["erp"].snapshot).map_err(|problems| folder.text(&problems))
     };
     assert_eq!(snapshot(""), Ok(SnapshotMode::Disks));
     assert_eq!(snapshot("snapshot = \"offline\""), Ok(SnapshotMode::Offline));
-    let refused = snapshot("snapshot = \"memory\"").unwrap_err();
+    assert_eq!(snapshot("snapshot = \"memory\""), Ok(SnapshotMode::Memory));
+    let refused = snapshot("snapshot = \"ram\"").unwrap_err();
     assert!(refused.contains("memory") && refused.contains("offline"), "{refused}");
 }

@@ -96,7 +96,10 @@ pub(super) fn read(mut section: Section<'_>, references: &mut References) -> Opt
     let (targets, links) = read_targets(&mut section, references);
     let digests = section.word("integrity", &[("digest", true), ("structure", false)]);
     let reading = section.section("read").map_or_else(Reading::default, read_reading);
-    let snapshot = section.word("snapshot", &[("disks", SnapshotMode::Disks), ("offline", SnapshotMode::Offline)]);
+    let snapshot = section.word(
+        "snapshot",
+        &[("disks", SnapshotMode::Disks), ("offline", SnapshotMode::Offline), ("memory", SnapshotMode::Memory)],
+    );
     let chains = section.section("chain").map_or_else(ChainLimits::default, read_chains);
     let limit = limit::read(&mut section);
     let schedule = section.section("schedule").and_then(|schedule| read_plugin(schedule, references));

@@ -160,6 +160,7 @@ fn described_job(name: &str, job: &Job) -> Value {
         "snapshot": match job.snapshot {
             SnapshotMode::Disks => "disks",
             SnapshotMode::Offline => "offline",
+            SnapshotMode::Memory => "memory",
         },
         "read": {
             "nbd": match job.reading.nbd {

@@ -26,6 +26,7 @@ pub(super) async fn clone(at: &Workplace, arguments: &CloneArgs, screen: &Screen
         new_macs: arguments.new_macs,
         auto_start: what.auto_start,
         start: !arguments.no_start,
+        resume: arguments.resume,
         guest: arguments.wait_guest.map(wait),
         remove_after: arguments.remove_after,
         name: None,
@@ -38,7 +39,7 @@ pub(super) async fn clone(at: &Workplace, arguments: &CloneArgs, screen: &Screen
         screen.line(Problem::new(error.as_str()).at(format!("clone {} of recovery point {}", clone.vm, clone.point)));
     }
     print(at.form, &clone, clone_text)?;
-    let done = failed.is_none() && clone.removed == request.remove_after;
+    let done = failed.is_none() && clone.removed == request.remove_after && clone.started == request.start;
     Ok(if done { Exit::Done } else { Exit::Failed })
 }
 

@@ -6,7 +6,7 @@ use crate::output::report::short;
 use crate::output::table::{Align, Table};
 use crate::problem::Failure;
 use serde::Serialize;
-use vmferry_engine::ReplicaPoints;
+use vmferry_engine::{PointSummary, ReplicaPoints};
 
 /// What `points list --json` prints.
 #[derive(Serialize)]
@@ -66,11 +66,7 @@ fn table(listing: &Listing) -> String {
                     point.taken_at.to_string(),
                     point.disks.to_string(),
                     point.origin.clone(),
-                    match (point.damaged, point.held) {
-                        (true, _) => "damaged".to_owned(),
-                        (false, true) => "held".to_owned(),
-                        (false, false) => String::new(),
-                    },
+                    remarks(point),
                 ]);
             }
         }
@@ -78,11 +74,18 @@ fn table(listing: &Listing) -> String {
     if table.is_empty() { "no recovery points\n".to_owned() } else { table.to_string() }
 }
 
+/// What else there is to know of a point.
+fn remarks(point: &PointSummary) -> String {
+    let memory = point.memory.then_some("memory");
+    let fate = if point.damaged { Some("damaged") } else { point.held.then_some("held") };
+    memory.into_iter().chain(fate).collect::<Vec<_>>().join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use expect_test::expect;
-    use vmferry_engine::{PointSummary, ReplicaState};
+    use vmferry_engine::ReplicaState;
 
     #[test]
     fn a_listing_is_a_row_per_point() {
@@ -94,6 +97,7 @@ mod tests {
             damaged: false,
             origin: "vmferry".to_owned(),
             disks: 2,
+            memory: held,
         };
         let replica = ReplicaPoints {
             vm: "99999999-0000-4000-8000-000000000000".to_owned(),
@@ -107,7 +111,7 @@ mod tests {
         expect![[r#"
             job  VM        replica        target  state        point                                 taken at              disks  by
             erp  99999999  web (replica)  dr      failed over  22222222-0000-4000-8000-000000000000  1970-01-01T02:00:00Z      2  vmferry
-            erp  99999999  web (replica)  dr      failed over  11111111-0000-4000-8000-000000000000  1970-01-01T01:00:00Z      2  vmferry  held
+            erp  99999999  web (replica)  dr      failed over  11111111-0000-4000-8000-000000000000  1970-01-01T01:00:00Z      2  vmferry  memory, held
         "#]].assert_eq(&table(&listing));
         assert_eq!(table(&Listing { jobs: Vec::new() }), "no recovery points\n");
     }

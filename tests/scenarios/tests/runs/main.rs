@@ -16,6 +16,7 @@ mod kills;
 mod large_disks;
 mod leases;
 mod main_job;
+mod memory;
 mod methods;
 mod offline;
 mod policies;

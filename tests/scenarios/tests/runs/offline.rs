@@ -68,18 +68,6 @@ async fn a_vm_may_ask_for_it_by_xen_orchestras_tag() {
 }
 
 #[tokio::test]
-async fn a_vm_whose_memory_should_be_kept_is_told_that_it_is_not() {
-    let world = World::new().await;
-    let session = world.at_source().await;
-    let vm: Ref<Vm> = session.by_uuid(&world.vm).await.unwrap();
-    let () = session.call("VM.add_tags", params![&vm, "xo-memory-backup"]).await.unwrap();
-    session.logout().await.unwrap();
-    let report = world.run().await;
-    assert_eq!(report.outcome, Outcome::Succeeded, "{report:#?}");
-    assert!(report.vms[0].warnings[0].contains("its disks and not its memory"), "{report:#?}");
-}
-
-#[tokio::test]
 async fn a_vm_that_was_off_before_stays_off() {
     let world = world().await;
     let session = world.at_source().await;

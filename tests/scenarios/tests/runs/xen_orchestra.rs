@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use objects::{CLONE_IT, Transfer, Until, Xo};
 use serde_json::Value;
 use std::sync::Arc;
+use vmferry_engine::SnapshotMode;
 use vmferry_model::plan::{FullReason, Kind};
 use vmferry_model::report::{Outcome, RunReport};
 use vmferry_scenarios::{Keep, MIB, World, disks, only_target, point_of};
@@ -325,6 +326,23 @@ async fn xen_orchestra_finds_a_delta_the_replicas_and_the_way_back_in_our_chain(
         let keys = pool.record("VM", vm).unwrap()["other_config"].clone();
         assert_eq!(keys.get("xo:backup:job"), None, "a snapshot that a user takes must not look like one of the job's");
     }
+}
+
+#[tokio::test]
+async fn xen_orchestra_finds_a_delta_in_our_chain_whose_points_hold_memory() {
+    let mut world = World::new().await;
+    world.job.snapshot = SnapshotMode::Memory;
+    let points = [point_of(&world.run().await), point_of(&world.run().await)];
+    let (job, sr) = (world.job.ids.job.to_string(), world.target.default_sr());
+    let snapshot = world.source.records("VM").into_iter().find(|vm| vm["is_a_snapshot"] == true).unwrap();
+    let at_source = world.source.vm_disks(snapshot["uuid"].as_str().unwrap());
+    // The image hangs behind the disks.
+    let at_target = world.target.vm_disks(&points[1]);
+    let pairs = at_source.into_iter().zip(at_target.iter().cloned());
+    let expected: rules::Bases = world.source.vm_disks(&world.vm).into_iter().zip(pairs).collect();
+    assert_eq!(rules::bases(&world.source, &world.target, &world.vm, &job, &sr), expected);
+    assert!(at_target.iter().all(|disk| rules::continues_in_place(&world.target, disk)));
+    assert_eq!(rules::replicas(&world.target, &job, &sr, &world.vm), points);
 }
 
 #[tokio::test]

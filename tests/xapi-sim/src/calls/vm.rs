@@ -24,6 +24,7 @@ pub(super) fn run(state: &mut State, message: &str, args: &Args) -> Option<ApiRe
         }
         "destroy" => void(destroy(state, this)),
         "snapshot" => Some(snapshot(state, this, args.text(1), &args.list(2)).map(Value::String)),
+        "checkpoint" => Some(checkpoint(state, this, args.text(1)).map(Value::String)),
         "clone" => Some(clone(state, this, args.text(1)).map(Value::String)),
         "copy" => Some(copy(state, this, args.text(1), args.text(2)).map(Value::String)),
         "revert" => void(revert(state, this)),
@@ -272,6 +273,31 @@ fn generation_id() -> String {
 
 pub(crate) fn snapshot(state: &mut State, vm: &str, name: &str, ignored: &[String]) -> ApiResult<String> {
     assert_operation(state, vm, "snapshot")?;
+    freeze(state, vm, name, ignored)
+}
+
+/// A snapshot of all disks and of the memory, which is on a disk only while the VM is suspended for it. The snapshot is suspended, and
+/// its image is no disk of it.
+fn checkpoint(state: &mut State, vm: &str, name: &str) -> ApiResult<String> {
+    assert_operation(state, vm, "checkpoint")?;
+    let image = suspend_image(state, vm)?;
+    let kept = vdi::fork(state, &image, Fork::Snapshot)?;
+    vdi::remove(state, &image)?;
+    state.db.set("VDI", &kept, "snapshot_of", NULL_REF)?;
+    let checkpoint = match freeze(state, vm, name, &[]) {
+        Ok(checkpoint) => checkpoint,
+        Err(error) => {
+            vdi::remove(state, &kept)?;
+            return Err(error);
+        }
+    };
+    state.db.set("VM", &checkpoint, "suspend_VDI", kept)?;
+    state.db.set("VM", &checkpoint, "power_state", "Suspended")?;
+    update_allowed_operations(state, &checkpoint)?;
+    Ok(checkpoint)
+}
+
+fn freeze(state: &mut State, vm: &str, name: &str, ignored: &[String]) -> ApiResult<String> {
     let mut disks = disks(state, vm)?;
     disks.retain(|disk| !ignored.contains(disk));
     let mut fields = inherited(state, vm, name)?;
@@ -397,6 +423,13 @@ pub(crate) fn start(state: &mut State, vm: &str, operation: &str, host: Option<&
     let domid = 1 + state.db.table("VM").map(|(_, row)| row.int("domid")).max().unwrap_or(0);
     let metrics = state.db.get("VM", vm)?.string("metrics");
     state.db.set("VM_metrics", &metrics, "start_time", now)?;
+    state.db.set("VM", vm, "last_booted_record", format!("('struct' ('uuid' '{vm}'))"))?;
+    state.db.set(
+        "VM",
+        vm,
+        "last_boot_CPU_flags",
+        Value::map([("vendor", "GenuineIntel"), ("features", "1fcbfbff-80bae3ff")]),
+    )?;
     state.db.set("VM", vm, "resident_on", host)?;
     state.db.set("VM", vm, "domid", domid)?;
     state.db.set("VM", vm, "power_state", "Running")?;
@@ -447,15 +480,24 @@ fn shutdown(state: &mut State, vm: &str, operation: &str) -> ApiResult<()> {
     update_allowed_operations(state, vm)
 }
 
-/// The memory goes to a disk of its own.
-fn suspend(state: &mut State, vm: &str) -> ApiResult<()> {
-    assert_operation(state, vm, "suspend")?;
+/// A new disk with the memory of a VM: who it is, and a page that is never the same.
+fn suspend_image(state: &mut State, vm: &str) -> ApiResult<String> {
     let row = state.db.get("VM", vm)?;
+    let owner = row.string("uuid");
     let fields = fields! {
         "name_label" => "Suspend image", "SR" => state.default_sr.as_str(), "virtual_size" => row.int("memory_static_max"),
         "type" => "suspend",
     };
     let image = vdi::create(state, fields)?;
+    vdi::put(state, &image, 0, format!("memory of {owner}").as_bytes())?;
+    vdi::put(state, &image, 4096, uuid::Uuid::new_v4().as_bytes())?;
+    Ok(image)
+}
+
+/// The memory goes to a disk of its own.
+fn suspend(state: &mut State, vm: &str) -> ApiResult<()> {
+    assert_operation(state, vm, "suspend")?;
+    let image = suspend_image(state, vm)?;
     state.db.set("VM", vm, "suspend_VDI", image)?;
     state.db.set("VM", vm, "resident_on", NULL_REF)?;
     state.db.set("VM", vm, "power_state", "Suspended")?;
@@ -469,6 +511,11 @@ fn resume(state: &mut State, vm: &str) -> ApiResult<()> {
     state.db.set("VM", vm, "suspend_VDI", NULL_REF)?;
     state.db.set("VM", vm, "resident_on", state.master.clone())?;
     state.db.set("VM", vm, "power_state", "Running")?;
+    // The guest goes on with the devices that it had; its agent with what it told.
+    let guest_metrics = state.db.get("VM", vm)?.string("guest_metrics");
+    if guest_metrics == NULL_REF && !state.hold_guests {
+        bring_up_guest(state, vm)?;
+    }
     update_allowed_operations(state, vm)
 }
 
