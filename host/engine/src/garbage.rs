@@ -223,6 +223,9 @@ impl Scene<'_> {
             vms.extend(pool.inventory.vms.values().filter_map(|vm| named(&vm.other_config)));
             vms.extend(pool.inventory.vdis.values().filter_map(|vdi| named(&vdi.other_config)));
         }
+        // A run that was killed early has left no object of the job's, and yet the block of migrations and what goes with it.
+        let live = self.source.inventory.vms.values().filter(|vm| !vm.is_a_snapshot);
+        vms.extend(live.filter(|vm| migration::is_blocked_by(vm, &self.job.name)).map(|vm| vm.uuid.clone()));
         vms.retain(|vm| self.only.is_none_or(|only| only == vm));
         vms
     }

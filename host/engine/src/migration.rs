@@ -35,6 +35,12 @@ pub(crate) fn is_blocked_by_us(vm: &Vm) -> bool {
     !blocked_by_us(&vm.blocked_operations).is_empty()
 }
 
+/// Whether a run of this job did.
+pub(crate) fn is_blocked_by(vm: &Vm, job: &str) -> bool {
+    let text = text(job);
+    OPERATIONS.iter().any(|operation| vm.blocked_operations.get(*operation) == Some(&text))
+}
+
 /// Which migration of this VM is under way.
 pub(crate) fn under_way(vm: &Vm) -> Option<&str> {
     vm.current_operations.values().map(String::as_str).find(|operation| OPERATIONS.contains(operation))

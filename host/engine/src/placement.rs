@@ -62,6 +62,11 @@ impl TargetSrs {
         self.there.iter().find(|sr| sr.record.uuid == uuid)
     }
 
+    /// Whether this is an SR of the target that no host is connected to.
+    pub(crate) fn is_out_of_reach(&self, sr: &Ref<Sr>) -> bool {
+        self.there.iter().any(|known| known.reference == *sr && !known.is_plugged)
+    }
+
     /// Why what is on this SR of the target cannot be reached; `None` if it can, or if the target does not name it.
     pub(crate) fn lost(&self, target: &Target, uuid: &str) -> Option<String> {
         let give_up = match target.srs.len() {

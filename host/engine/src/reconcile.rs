@@ -27,7 +27,10 @@ pub(crate) async fn target(lane: &Lane<'_>, job: &Job, identity: &Identity) -> R
     let session = &lane.session;
     let mut done = finish_pruning(session, &lane.inventory, &lane.view.pruning).await?;
     let mut removed = Vec::new();
-    for orphan in &lane.view.orphans {
+    // Of an SR that is out of reach nothing can be destroyed, and a replica on another one need not wait for that.
+    let out_of_reach =
+        |disk: &Ref<Vdi>| lane.inventory.vdis.get(disk).is_some_and(|vdi| lane.srs.is_out_of_reach(&vdi.sr));
+    for orphan in lane.view.orphans.iter().filter(|orphan| !out_of_reach(orphan)) {
         if destroy_leftover(session, &lane.inventory, orphan).await? {
             removed.push(orphan.clone());
         }
@@ -44,7 +47,8 @@ pub(crate) async fn target(lane: &Lane<'_>, job: &Job, identity: &Identity) -> R
         done.push(format!("took the mark of an interrupted clone off a recovery point's {}", named(lane, marked)));
     }
     for unborn in lane.view.unborn.iter().filter(|unborn| is_unused(&unborn.record) || unborn.disks.is_empty()) {
-        if !is_as_seen(session, &unborn.reference, Some(&unborn.record.other_config)).await?
+        if unborn.disks.iter().any(|disk| out_of_reach(&disk.vdi))
+            || !is_as_seen(session, &unborn.reference, Some(&unborn.record.other_config)).await?
             || is_unused(&unborn.record) && !is_still_unused(session, &unborn.reference).await?
         {
             continue;

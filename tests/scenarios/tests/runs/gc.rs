@@ -262,6 +262,27 @@ async fn a_vm_that_is_not_selected_any_more_keeps_its_replica_and_loses_what_is_
 }
 
 #[tokio::test]
+async fn a_vm_that_left_the_job_after_a_kill_may_be_migrated_again() {
+    let mut world = World::new().await;
+    let at = FaultPoint::Call("network.get_all_records".to_owned());
+    world.source.inject(Fault { at, nth: 1, kind: FaultKind::StallAfter(0) });
+    tokio::select! {
+        report = world.run() => panic!("the run did not stall: {report:#?}"),
+        () = world.source.wait_until_stalled() => {}
+    }
+    world.source.clear_faults();
+    let vm = || world.source.record("VM", &world.vm).unwrap();
+    assert!(vm()["blocked_operations"].get("migrate_send").is_some());
+    let left = world.vm.clone();
+    world.job.select.vms = vec![bystander(&world.source)];
+    let applied = world.gc(true).await;
+    assert_eq!((to_do(&applied), &applied.problems), (Vec::new(), &Vec::new()), "{applied:#?}");
+    let vm = world.source.record("VM", &left).unwrap();
+    assert_eq!(vm["blocked_operations"], serde_json::json!({}));
+    assert!(vm["other_config"].get("vmferry:lease").is_none());
+}
+
+#[tokio::test]
 async fn of_a_vm_that_is_gone_everything_that_could_restore_it_is_kept() {
     let world = World::new().await;
     let report = world.run().await;

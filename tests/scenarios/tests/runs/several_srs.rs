@@ -222,6 +222,30 @@ async fn a_forgotten_sr_costs_no_full_copy_until_it_is_taken_out() {
 }
 
 #[tokio::test]
+async fn what_a_dead_run_left_on_an_sr_out_of_reach_waits_for_it_and_holds_nobody_up() {
+    let (world, [a, b]) = two_srs().await;
+    world.target.inject(Fault { at: FaultPoint::Import, nth: 1, kind: FaultKind::StallAfter(MIB) });
+    tokio::select! {
+        report = world.run() => panic!("the run did not stall: {report:#?}"),
+        () = world.target.wait_until_stalled() => {}
+    }
+    world.target.clear_faults();
+    let left = || {
+        let on = |sr: &str| world.target.record("SR", sr).unwrap()["VDIs"].as_array().unwrap().len();
+        on(&b)
+    };
+    assert_eq!(left(), 2);
+    set_plugged(&world, &b, false).await;
+    let report = world.run().await;
+    succeeded(&world, &report, &a, Kind::Full);
+    assert_eq!(left(), 2);
+    set_plugged(&world, &b, true).await;
+    let report = world.run().await;
+    succeeded(&world, &report, &a, Kind::Delta);
+    assert_eq!(left(), 0);
+}
+
+#[tokio::test]
 async fn what_is_on_any_of_the_srs_is_cloned_adopted_and_put_right() {
     let (mut world, [a, b]) = two_srs().await;
     world.run().await;
