@@ -17,6 +17,7 @@ use crate::snapshot;
 use crate::view::{
     Condition, Identity, Point, PointDisk, Pruning, Replica, SourceSnapshot, SourceVm, TargetView, Unborn, is_unused,
 };
+use crate::vtpm;
 use std::collections::BTreeSet;
 use uuid::Uuid;
 use vmferry_xapi::records::{Vdi, Vm};
@@ -259,7 +260,22 @@ pub(crate) async fn swap_in(
         clones.push(clone_disk(lane, job, identity, held).await?);
     }
     let wanted: Vec<(&AttachedDisk, &Ref<Vdi>)> = point.disks.iter().map(|held| &held.attached).zip(&clones).collect();
-    Ok(attach_disks(&lane.session, &replica.reference, &replica.disks, &wanted).await?)
+    let detached = attach_disks(&lane.session, &replica.reference, &replica.disks, &wanted).await?;
+    if let Err(error) = give_back_secrets(&lane.session, replica, point).await {
+        tracing::warn!(replica = replica.record.uuid, %error, "its virtual TPM or NVRAM is not that of the recovery point");
+    }
+    Ok(detached)
+}
+
+/// What a guest's disks may be sealed with goes with them: a commit that failed may have brought newer ones. Where the point has no
+/// virtual TPM of its own, because its host does not copy them to snapshots, the replica's stays.
+async fn give_back_secrets(session: &Session, replica: &Replica, point: &Point) -> Result<(), Error> {
+    let record: Vm = session.get_record(&point.reference).await?;
+    if let Some(nvram) = record.raw.get("NVRAM").filter(|nvram| replica.record.raw.get("NVRAM") != Some(nvram)) {
+        let () = session.call("VM.set_NVRAM", params![&replica.reference, nvram.clone()]).await?;
+    }
+    let vtpms = vtpm::read(session, &record, &replica.record).await?;
+    vtpm::sync(session, &replica.reference, &replica.record, &vtpms).await
 }
 
 /// From here on the replica refuses to start and names the recovery point to clone instead, and whoever finds it rolls it

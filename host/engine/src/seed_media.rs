@@ -20,6 +20,7 @@ use crate::landing;
 use crate::lane::Lane;
 use crate::lease::Lease;
 use crate::media::{self, Folder, Media, MediaFile, Written};
+use crate::migration;
 use crate::moving::disk_report;
 use crate::objects::set_keys;
 use crate::preflight;
@@ -138,9 +139,13 @@ impl Engine {
         let folder = Folder::prepare(&request.to).map_err(|error| EngineError::Usage(error.to_string()))?;
         let lease = run.lease(&session, vm, &record.uuid).await?;
         let export = Export { run: &run, session: &session, vm, request, folder };
-        let done = export.under_lease(&lease).await;
+        let done = match migration::block(&session, vm, &job.name).await {
+            Ok(_) => export.under_lease(&lease).await,
+            Err(error) => Err(error),
+        };
+        let allowed = migration::allow(&lease, &session, vm).await;
         let released = lease.release().await;
-        Ok(done.and_then(|report| released.map(|()| report))?)
+        Ok(done.and_then(|report| allowed.and(released).map(|()| report))?)
     }
 
     /// Makes a folder that [`Engine::export_seed`] wrote the first recovery point of its VM on a target. Needs that target alone:

@@ -370,6 +370,32 @@ async fn a_virtual_tpm_follows_its_source_and_each_point_keeps_its_own() {
 }
 
 #[tokio::test]
+async fn a_commit_that_failed_leaves_the_secrets_of_the_point_with_its_disks() {
+    let world = World::new().await;
+    let (session, vm) = source_vm(&world).await;
+    let there = world.at_target().await;
+    stop(&session, &vm).await;
+    let tpm: Ref<()> = session.call("VTPM.create", params![&vm, false]).await.unwrap();
+    let seal = async |keys: &str| {
+        let () = session.call("VTPM.set_contents", params![&tpm, keys]).await.unwrap();
+        let nvram = BTreeMap::from([("EFI-variables".to_owned(), keys.to_owned())]);
+        let () = session.call("VM.set_NVRAM", params![&vm, nvram]).await.unwrap();
+    };
+    seal("sealed keys").await;
+    let replica = only_target(&world.run().await).replica.clone().unwrap();
+    seal("other keys").await;
+    let kind = FaultKind::ApiError("SR_BACKEND_FAILURE_109".to_owned(), vec!["too long".to_owned()]);
+    world.target.inject(Fault { at: FaultPoint::Call("VM.snapshot".into()), nth: 1, kind });
+    let failed = world.run().await;
+    assert_eq!(failed.outcome, Outcome::Failed, "{failed:#?}");
+    assert_eq!(vtpm(&there, &replica).await.as_deref(), Some("sealed keys"));
+    let record = world.target.record("VM", &replica).unwrap();
+    assert_eq!(record["NVRAM"]["EFI-variables"], "sealed keys");
+    session.logout().await.unwrap();
+    there.logout().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_virtual_tpm_that_the_target_does_not_take_costs_a_warning_and_no_point() {
     let world = World::new().await;
     let (session, vm) = source_vm(&world).await;
