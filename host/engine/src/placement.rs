@@ -127,14 +127,11 @@ pub(crate) fn place<'a>(candidates: &[Candidate<'a>], needed: u64, target: &Targ
                 let (name, uuid) = (&sr.record.name_label, &sr.record.uuid);
                 match sr.is_plugged {
                     true => format!("SR {name} ({uuid}) has {} left", bytes(*left)),
-                    false => format!(
-                        "no host is connected to SR {name} ({uuid}): connect one with `xe pbd-plug`, or take it out of `srs`"
-                    ),
+                    false => format!("no host is connected to SR {name} ({uuid}): connect one with `xe pbd-plug`"),
                 }
             });
             Err(format!(
-                "no SR of target {} has room for the new replica, which needs about {}: {}; free space on one of them or add another \
-                 to `srs`",
+                "no SR of target {} can take the new replica, which needs about {}: {}; connect a host to one, free space there, or name another one in `sr` or `srs`",
                 target.name,
                 bytes(needed),
                 each.collect::<Vec<_>>().join(", ")
