@@ -66,6 +66,7 @@ async fn both_sides_carry_the_keys_by_which_xen_orchestra_and_we_go_on() {
 
     let mut expected = of_a_source_snapshot.to_vec();
     expected.push(("vmferry:exported-to", &sr));
+    expected.push(("vmferry:offered-to", &sr));
     expected.push(("vmferry:self", &source_snapshot_uuid));
     assert_keys(&source_snapshot["other_config"], &expected);
     let source_disks = world.source.vm_disks(&source_snapshot_uuid);
