@@ -15,7 +15,7 @@ async fn chains_may_be_folded_at_any_moment_of_a_run() {
     let world = &scene.world;
     let (mut folded, disk) = (0, world.source.vm_disks(&world.vm)[0].clone());
     for round in 0..8 {
-        world.source.write(&disk, (10 + round) * MIB, &[round as u8 + 1; 3 << 20]);
+        world.source.write(&disk, (10 + round) * MIB, &vec![round as u8 + 1; 3 << 20]);
         let folding = async {
             loop {
                 folded += usize::from(world.source.collect_garbage_once());
