@@ -70,7 +70,8 @@ pub(crate) async fn start_again(lease: &Lease, session: &Session, vm: &Ref<Vm>) 
     Ok(session.remove_from_other_config(vm, keys::STOPPED).await?)
 }
 
-/// The VM once nothing changes whether it runs. After about a minute somebody has to look.
+/// The VM once nothing changes whether it runs. After about 40 seconds somebody has to look. (Events would begin with the
+/// records of the whole pool, for what is nearly always told by the first look.)
 async fn settled(session: &Session, vm: &Ref<Vm>) -> Result<Vm, RunError> {
     let mut pause = Duration::from_millis(20);
     loop {
@@ -80,7 +81,8 @@ async fn settled(session: &Session, vm: &Ref<Vm>) -> Result<Vm, RunError> {
             return Ok(record);
         };
         if pause > Duration::from_secs(30) {
-            let obstacle = format!("the VM is in the middle of `{change}`, for a minute already; see what keeps it");
+            let obstacle =
+                format!("the VM is in the middle of `{change}`, for half a minute already; see what keeps it");
             return Err(RunError::Obstacles(vec![obstacle]));
         }
         tokio::time::sleep(pause).await;

@@ -120,12 +120,6 @@ impl Work<'_> {
         self.open_lanes().await;
         let (inventory, source) = self.observe_source(vm).await?;
         let (inventory, source) = self.reconcile_source(inventory, source, vm).await?;
-        if source.record.power_state == PowerState::Suspended {
-            self.warnings.push(
-                "the VM is suspended: its recovery point holds its disks and not its memory, so what the guest had not written yet is not in it"
-                    .to_owned(),
-            );
-        }
         self.preflight(&inventory, &source).await?;
         self.approve(&source).await?;
 
@@ -140,6 +134,12 @@ impl Work<'_> {
             self.start_again(lease, vm).await;
         }
         let taken = taken?;
+        if source.record.power_state == PowerState::Suspended && taken.memory().next().is_none() {
+            self.warnings.push(
+                "the VM is suspended: its recovery point holds its disks and not its memory, so what the guest had not written yet is not in it"
+                    .to_owned(),
+            );
+        }
         drop(inventory);
         let outcome = self.after_snapshot(lease, vm, &taken).await;
         if !self.lanes.iter().any(|lane| lane.commit_begun) {

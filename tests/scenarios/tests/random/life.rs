@@ -152,13 +152,7 @@ impl Life {
 
     /// The process is gone in the middle of everything: its sockets close, and nothing of it goes on.
     async fn run_that_dies(&mut self) -> Done {
-        let (side, pool) = self.side();
-        let at = self.place(side);
-        let nth = match at {
-            FaultPoint::Call(_) => 1 + self.dice.below(CALLS_OF_A_RUN) as u32,
-            _ => 1,
-        };
-        let fault = Fault { at, nth, kind: FaultKind::StallAfter(self.dice.below(4 * MIB)) };
+        let (side, pool, fault) = self.standstill();
         let before = self.before().await;
         pool.inject(fault.clone());
         let report = tokio::select! {
@@ -174,18 +168,12 @@ impl Life {
             }
         }
         let end = if report.is_none() { "dies" } else { "ends before" };
-        Some(format!("a run {end} at {:?} number {nth} on the {side}", fault.at))
+        Some(format!("a run {end} at {:?} number {} on the {side}", fault.at, fault.nth))
     }
 
     /// A toolstack ends in the middle of everything and starts again: sessions, tasks and what it was at are gone.
     async fn run_with_a_toolstack_restarted(&mut self) -> Done {
-        let (side, pool) = self.side();
-        let at = self.place(side);
-        let nth = match at {
-            FaultPoint::Call(_) => 1 + self.dice.below(CALLS_OF_A_RUN) as u32,
-            _ => 1,
-        };
-        let fault = Fault { at, nth, kind: FaultKind::StallAfter(self.dice.below(4 * MIB)) };
+        let (side, pool, fault) = self.standstill();
         let (restarts, restarted) = self.side();
         let before = self.before().await;
         pool.inject(fault.clone());
@@ -202,13 +190,28 @@ impl Life {
         };
         pool.clear_faults();
         self.judge(&report, &before).await;
-        Some(format!("the {restarts} restarts at {:?} number {nth} on the {side}: {:?}", fault.at, report.outcome))
+        Some(format!(
+            "the {restarts} restarts at {:?} number {} on the {side}: {:?}",
+            fault.at, fault.nth, report.outcome
+        ))
     }
 
     async fn judge(&mut self, report: &RunReport, before: &Before) {
         self.learn();
         self.assert_report(report, &self.known);
         self.assert_bases(before).await;
+    }
+
+    /// Somewhere in a run, on either side.
+    fn standstill(&mut self) -> (&'static str, Sim, Fault) {
+        let (side, pool) = self.side();
+        let at = self.place(side);
+        let nth = match at {
+            FaultPoint::Call(_) => 1 + self.dice.below(CALLS_OF_A_RUN) as u32,
+            _ => 1,
+        };
+        let fault = Fault { at, nth, kind: FaultKind::StallAfter(self.dice.below(4 * MIB)) };
+        (side, pool, fault)
     }
 
     fn side(&mut self) -> (&'static str, Sim) {

@@ -1,5 +1,6 @@
 //! A replica itself is started: only proven content boots, and no run overwrites it afterwards.
 
+use crate::kills::check_each;
 use vmferry_engine::{CloneRequest, EngineError, NetworkChoice, ReplicaState, StartReport, StartRequest};
 use vmferry_model::plan::Kind;
 use vmferry_model::report::Outcome;
@@ -378,11 +379,7 @@ async fn check(nth: u32, case: Case) -> bool {
 }
 
 async fn at_every_call(case: Case) {
-    let mut nth = 1;
-    while check(nth, case).await {
-        nth += 1;
-    }
-    assert!(nth > 20, "a failover has more calls than {nth}");
+    check_each(20, async |nth| check(nth, case).await).await;
 }
 
 #[tokio::test]

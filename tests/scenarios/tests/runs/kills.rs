@@ -42,22 +42,37 @@ async fn check(on_target: bool, nth: u32, first_run_done: bool) -> bool {
         world.source.write(&source_disks[0], 10 * MIB, &[9; 1 << 20]);
     }
     let died = die_after_call(&world, if on_target { &world.target } else { &world.source }, nth).await;
-    if let Some((point, content)) = &last {
+    assert_healed(&world, &name, last.as_ref()).await;
+    died
+}
+
+/// After whatever happened the last point is intact (uuid and contents of its disks), and the next run, started at once, puts
+/// everything right: by a delta, where there was a point.
+pub(crate) async fn assert_healed(world: &World, name: &str, last: Option<&(String, Vec<String>)>) {
+    if let Some((point, content)) = last {
         assert_eq!(&world.target_content(point), content, "{name}: the last point is intact");
     }
-    let points_before = points(&world);
+    let points_before = points(world);
     let healed = world.run().await;
     assert_eq!(healed.outcome, Outcome::Succeeded, "{name}: {healed:#?}");
-    if first_run_done {
+    if last.is_some() {
         assert!(disks(&healed).iter().all(|disk| disk.kind == Kind::Delta), "{name}: {healed:#?}");
     }
     assert_eq!(world.target_content(&point_of(&healed)), world.source_content(), "{name}");
-    if let Some((point, content)) = &last {
+    if let Some((point, content)) = last {
         assert_eq!(&world.target_content(point), content, "{name}: the older point is intact");
     }
     // Tasks and sessions of the dead run are XAPI's to collect; objects are ours.
-    assert_objects(&world, &name, points_before);
-    died
+    assert_objects(world, name, points_before);
+}
+
+/// Checks each call, change or task of something, one at a time, until there are no more of them.
+pub(crate) async fn check_each(more_than: u32, mut check: impl AsyncFnMut(u32) -> bool) {
+    let mut nth = 1;
+    while check(nth).await {
+        nth += 1;
+    }
+    assert!(nth > more_than, "there are more than {nth}");
 }
 
 /// Recovery points, committed and whole.
@@ -92,11 +107,7 @@ pub(crate) fn assert_objects(world: &World, name: &str, points_before: usize) {
 
 /// Tries every call of a run.
 async fn at_every_call(on_target: bool, first_run_done: bool) {
-    let mut nth = 1;
-    while check(on_target, nth, first_run_done).await {
-        nth += 1;
-    }
-    assert!(nth > 20, "a run has more calls than {nth}");
+    check_each(20, async |nth| check(on_target, nth, first_run_done).await).await;
 }
 
 #[tokio::test]

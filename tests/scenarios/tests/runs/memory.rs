@@ -1,6 +1,6 @@
 //! Memory images: what a VM had in its memory travels with its disks, is committed with them, and never boots as one of them.
 
-use crate::kills::{die_after_call, points};
+use crate::kills::{check_each, die_after_call, points};
 use serde_json::{Value, json};
 use vmferry_engine::{CloneRequest, NetworkChoice, SnapshotMode, StartRequest};
 use vmferry_model::plan::Kind;
@@ -339,11 +339,7 @@ async fn check_start(nth: u32) -> bool {
 
 #[tokio::test]
 async fn a_failover_may_die_after_any_call() {
-    let mut nth = 1;
-    while check_start(nth).await {
-        nth += 1;
-    }
-    assert!(nth > 25, "a failover has more calls than {nth}");
+    check_each(25, check_start).await;
 }
 
 /// Kills a memory run after its `nth` call on one pool and checks what the next run makes of it.
@@ -369,18 +365,10 @@ async fn check(on_target: bool, nth: u32) -> bool {
 
 #[tokio::test]
 async fn a_run_may_die_after_any_call_on_the_source() {
-    let mut nth = 1;
-    while check(false, nth).await {
-        nth += 1;
-    }
-    assert!(nth > 25, "a run has more calls than {nth}");
+    check_each(25, async |nth| check(false, nth).await).await;
 }
 
 #[tokio::test]
 async fn a_run_may_die_after_any_call_on_the_target() {
-    let mut nth = 1;
-    while check(true, nth).await {
-        nth += 1;
-    }
-    assert!(nth > 40, "a run has more calls than {nth}");
+    check_each(40, async |nth| check(true, nth).await).await;
 }

@@ -11,6 +11,7 @@ mod refused_for_now;
 mod sessions;
 mod tasks;
 
+use crate::kills::{assert_objects, points};
 use vmferry_model::plan::Kind;
 use vmferry_model::report::{Outcome, RunReport};
 use vmferry_scenarios::{MIB, World, disks, point_of};
@@ -37,6 +38,37 @@ impl Scene {
 
     fn pool(&self, on_target: bool) -> &Sim {
         if on_target { &self.world.target } else { &self.world.source }
+    }
+
+    /// Lets a run stand still at the `nth` of these on one pool, and something `strike` there. False when the run has fewer of them;
+    /// else what it told is there, and the next run is a delta and leaves nothing.
+    async fn struck(
+        &self,
+        on_target: bool,
+        at: FaultPoint,
+        nth: u32,
+        name: &str,
+        strike: impl AsyncFnOnce(&Sim),
+    ) -> bool {
+        let pool = self.pool(on_target);
+        pool.inject(Fault { at, nth, kind: FaultKind::StallAfter(0) });
+        let mut run = Box::pin(self.world.run());
+        let struck = tokio::select! {
+            report = &mut run => {
+                assert_eq!(report.outcome, Outcome::Succeeded, "{report:#?}");
+                return false;
+            }
+            () = pool.wait_until_stalled() => {
+                strike(pool).await;
+                run.await
+            }
+        };
+        let name = format!("{name} {nth} of the {}", if on_target { "target" } else { "source" });
+        self.assert_honest(&name, &struck);
+        let points_before = points(&self.world);
+        self.assert_succeeded(&name, &self.world.run().await);
+        assert_objects(&self.world, &name, points_before);
+        true
     }
 
     /// Lets the next stream of a pool stand still in its middle.

@@ -1,9 +1,8 @@
 //! A call that was done and whose reply got lost: the run goes on or fails, and the next one finds everything in order.
 
-use crate::kills::{assert_objects, points};
-use vmferry_model::plan::Kind;
+use crate::kills::{assert_healed, check_each};
 use vmferry_model::report::Outcome;
-use vmferry_scenarios::{MIB, World, disks, point_of};
+use vmferry_scenarios::{MIB, World, point_of};
 use xapi_sim::{Fault, FaultKind, FaultPoint};
 
 /// Loses the reply to a run's `nth` change of one pool, and checks that run and what the next one makes of it. False when
@@ -30,30 +29,13 @@ async fn check(on_target: bool, nth: u32, first_run_done: bool) -> bool {
             "{name}: what is reported is there"
         );
     }
-    if let Some((point, content)) = &last {
-        assert_eq!(&world.target_content(point), content, "{name}: the last point is intact");
-    }
-    let points_before = points(&world);
-    let healed = world.run().await;
-    assert_eq!(healed.outcome, Outcome::Succeeded, "{name}: {healed:#?}");
-    if first_run_done {
-        assert!(disks(&healed).iter().all(|disk| disk.kind == Kind::Delta), "{name}: {healed:#?}");
-    }
-    assert_eq!(world.target_content(&point_of(&healed)), world.source_content(), "{name}");
-    if let Some((point, content)) = &last {
-        assert_eq!(&world.target_content(point), content, "{name}: the older point is intact");
-    }
-    assert_objects(&world, &name, points_before);
+    assert_healed(&world, &name, last.as_ref()).await;
     true
 }
 
 /// Loses the reply to every change that a run makes, one at a time.
 async fn at_every_change(on_target: bool, first_run_done: bool) {
-    let mut nth = 1;
-    while check(on_target, nth, first_run_done).await {
-        nth += 1;
-    }
-    assert!(nth > 10, "a run changes more than {nth} times");
+    check_each(10, async |nth| check(on_target, nth, first_run_done).await).await;
 }
 
 #[tokio::test]

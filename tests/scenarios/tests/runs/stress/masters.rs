@@ -1,12 +1,12 @@
 //! The master of a pool dies, or hands its role over, while a run is at work.
 
 use super::Scene;
-use crate::kills::{assert_objects, points};
+use crate::kills::check_each;
 use std::sync::Arc;
 use vmferry_engine::{Policies, RunOptions, Silent};
 use vmferry_model::report::Outcome;
 use vmferry_scenarios::only_target;
-use xapi_sim::{Fault, FaultKind, FaultPoint, Sim, SimConfig};
+use xapi_sim::{FaultPoint, Sim, SimConfig};
 
 fn two_hosts() -> SimConfig {
     SimConfig { hosts: 2, ..SimConfig::default() }
@@ -25,36 +25,12 @@ async fn fail_over(pool: &Sim) {
     pool.clear_faults();
 }
 
-/// The master dies when it has done a delta run's `nth` change, before it answers. False when the run needs fewer.
-async fn check(on_target: bool, nth: u32) -> bool {
-    let scene = scene().await;
-    let pool = scene.pool(on_target);
-    pool.inject(Fault { at: FaultPoint::Write, nth, kind: FaultKind::StallAfter(0) });
-    let mut run = Box::pin(scene.world.run());
-    let struck = tokio::select! {
-        report = &mut run => {
-            assert_eq!(report.outcome, Outcome::Succeeded, "{report:#?}");
-            return false;
-        }
-        () = pool.wait_until_stalled() => {
-            fail_over(pool).await;
-            run.await
-        }
-    };
-    let name = format!("the master of the {} dies in change {nth}", if on_target { "target" } else { "source" });
-    scene.assert_honest(&name, &struck);
-    let points_before = points(&scene.world);
-    scene.assert_succeeded(&name, &scene.world.run().await);
-    assert_objects(&scene.world, &name, points_before);
-    true
-}
-
+/// The master dies when it has done any one of a delta run's changes, before it answers.
 async fn at_every_change(on_target: bool) {
-    let mut nth = 1;
-    while check(on_target, nth).await {
-        nth += 1;
-    }
-    assert!(nth > 10, "a run changes more than {nth} times");
+    check_each(10, async |nth| {
+        scene().await.struck(on_target, FaultPoint::Write, nth, "the master dies in change", fail_over).await
+    })
+    .await;
 }
 
 #[tokio::test]

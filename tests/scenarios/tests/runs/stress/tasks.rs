@@ -1,45 +1,24 @@
 //! Tasks that vanish, and events that do not come.
 
 use super::Scene;
-use crate::kills::{assert_objects, points};
+use crate::kills::check_each;
 use vmferry_model::report::{Outcome, RunReport};
 use vmferry_scenarios::only_target;
 use xapi_sim::{Fault, FaultKind, FaultPoint, Sim};
 
-/// The task of a pool's `nth` asynchronous call of a delta run vanishes; its work is done all the same. False when the run
-/// has fewer of them.
-async fn check(on_target: bool, nth: u32) -> bool {
-    let scene = Scene::new().await;
-    let pool = scene.pool(on_target);
-    pool.inject(Fault { at: FaultPoint::Call("Async.*".to_owned()), nth, kind: FaultKind::StallAfter(0) });
-    let mut run = Box::pin(scene.world.run());
-    let struck = tokio::select! {
-        report = &mut run => {
-            assert_eq!(report.outcome, Outcome::Succeeded, "{report:#?}");
-            return false;
-        }
-        () = pool.wait_until_stalled() => {
-            pool.lose_tasks();
-            pool.clear_faults();
-            run.await
-        }
-    };
-    let name = format!("task {nth} of the {} vanished", if on_target { "target" } else { "source" });
-    scene.assert_honest(&name, &struck);
-    let points_before = points(&scene.world);
-    scene.assert_succeeded(&name, &scene.world.run().await);
-    assert_objects(&scene.world, &name, points_before);
-    true
-}
-
 #[tokio::test]
 async fn the_task_of_any_call_may_vanish() {
     for on_target in [false, true] {
-        let mut nth = 1;
-        while check(on_target, nth).await {
-            nth += 1;
-        }
-        assert!(nth > 1, "a run has asynchronous calls");
+        // Its work is done all the same.
+        check_each(1, async |nth| {
+            let at = FaultPoint::Call("Async.*".to_owned());
+            let vanish = async |pool: &Sim| {
+                pool.lose_tasks();
+                pool.clear_faults();
+            };
+            Scene::new().await.struck(on_target, at, nth, "the task vanishes of call", vanish).await
+        })
+        .await;
     }
 }
 
