@@ -7,6 +7,7 @@
 //! - [`report`]: what a run did; the shape of `vmferry run --json`.
 //! - [`event`]: what notifiers hear.
 //! - [`plugin`]: what the host asks of a scheduler, a retention rule and a notifier.
+//! - [`target`]: what it asks of whoever keeps recovery points elsewhere than on a pool.
 //! - [`store`]: what the host keeps: run history and small values.
 
 pub mod event;
@@ -14,3 +15,4 @@ pub mod plan;
 pub mod plugin;
 pub mod report;
 pub mod store;
+pub mod target;
