@@ -13,10 +13,10 @@ use serde::{Deserialize, Serialize};
 /// is none, and [`abort`](Self::abort) may come instead at any time. Nothing is kept in memory between calls.
 #[async_trait]
 pub trait PointStore: Send + Sync {
-    /// Size of its chunks in bytes: a power of two from 64 KiB to 2 MiB. Asked once, when the store was set up.
-    fn chunk_size(&self) -> u32;
+    /// How it wants its data. Asked once, when the store was set up.
+    fn shape(&self) -> Shape;
 
-    /// Committed points of one VM, oldest first; of all VMs when none is named.
+    /// Committed points of one VM, of whichever job, oldest first; of all VMs when none is named.
     async fn points(&self, vm: Option<&str>) -> Result<Vec<StoredPoint>, PluginError>;
 
     /// What the draft of a point said of its VM.
@@ -57,6 +57,15 @@ pub trait PointStore: Send + Sync {
     async fn collect(&self, drafts: &[String], apply: bool) -> Result<Vec<StoredGarbage>, PluginError>;
 }
 
+/// How a store wants its data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Size of a chunk in bytes: a power of two from 64 KiB to 2 MiB.
+    pub chunk_size: u32,
+    /// Whether a delta can add to the newest point alone.
+    pub only_newest: bool,
+}
+
 /// The data of one disk on its way to a store.
 #[async_trait]
 pub trait Chunks: Send {
@@ -88,8 +97,10 @@ pub trait Restored: Send {
 /// A recovery point in the making.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Draft {
-    /// Its identity, never used twice.
+    /// Its identity, never used twice: uuid of the source's snapshot.
     pub id: String,
+    /// Identity of the job whose point it will be.
+    pub job: String,
     /// uuid of the source VM.
     pub vm: String,
     /// Its name.
@@ -133,6 +144,8 @@ pub struct DiskReceipt {
 pub struct StoredPoint {
     /// Its identity: the `id` of its draft.
     pub id: String,
+    /// Identity of the job whose it is.
+    pub job: String,
     /// uuid of the source VM.
     pub vm: String,
     /// Its name.
