@@ -8,6 +8,7 @@
 //!   target holds.
 //! - [`nbd`]: a client that reads ranges over several connections, and streams made of them.
 //! - [`digest`]: BLAKE3 leaves of 64 KiB, the table that keeps them, and its root.
+//! - [`encoding`]: how a store has pieces of a disk written down.
 //! - [`transfer`]: one source, many sinks, bytes checked on the way.
 //!
 //! `vhd`, `qcow2`, `chunked::Scan` and the hashing in `digest` do no I/O; only [`vhd::Head::read`], [`qcow2::Head::read`], the digest tables,
@@ -16,6 +17,7 @@
 pub mod cbt;
 pub mod chunked;
 pub mod digest;
+pub mod encoding;
 pub mod extent;
 pub mod nbd;
 pub mod qcow2;

@@ -1,0 +1,3 @@
+//! Facts about what passes between a disk's streams and a store that keeps its pieces.
+
+mod encodings;
