@@ -6,6 +6,7 @@
 //! - [`extent`]: ranges of a disk; [`cbt`]: those that changed, by a bitmap of changed blocks.
 //! - [`chunked`]: XAPI's raw framing for any ranges, its check, and [`chunked::Resync`], which leaves out what a
 //!   target holds.
+//! - [`chunks`]: the chunks of a disk that a store gets.
 //! - [`nbd`]: a client that reads ranges over several connections, and streams made of them.
 //! - [`digest`]: BLAKE3 leaves of 64 KiB, the table that keeps them, and its root.
 //! - [`encoding`]: how a store has pieces of a disk written down.
@@ -16,6 +17,7 @@
 
 pub mod cbt;
 pub mod chunked;
+pub mod chunks;
 pub mod digest;
 pub mod encoding;
 pub mod extent;
