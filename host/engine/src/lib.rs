@@ -9,6 +9,7 @@
 mod allocation;
 mod clone;
 mod commit;
+mod description;
 mod digests;
 mod doctor;
 mod engine;
@@ -50,6 +51,8 @@ mod seed_media;
 mod select;
 mod snapshot;
 mod source;
+mod store_lane;
+mod storing;
 mod tell;
 mod transfer;
 mod tried;
@@ -68,7 +71,8 @@ pub use gc::{GcOptions, GcProblem, GcReport};
 pub use guest::{GuestCheck, GuestReport, GuestWait};
 pub use interfaces::NetworkChoice;
 pub use job::{
-    ChainLimits, Integrity, Job, JobIds, Nbd, Policies, Reading, Selection, SnapshotMode, Subscription, Target, Tuning,
+    ChainLimits, Integrity, Job, JobIds, Nbd, Policies, Reading, Selection, SnapshotMode, StoreTarget, Subscription,
+    Target, Tuning,
 };
 pub use points::{PointSummary, ReplicaPoints, ReplicaState};
 pub use progress::{DiskLabel, Progress, Silent};

@@ -3,12 +3,12 @@
 use crate::engine::Engine;
 use crate::error::{EngineError, RunError, chain};
 use crate::inventory::Inventory;
-use crate::job::{Job, Target};
+use crate::job::{Job, StoreTarget, Target};
 use crate::keys;
 use crate::view::{Condition, Identity, Origin, Point, Replica, TargetView};
 use jiff::Timestamp;
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use vmferry_xapi::Session;
 use vmferry_xapi::records::PowerState;
 
@@ -21,8 +21,8 @@ pub struct ReplicaPoints {
     pub name: String,
     /// The target's name in the job.
     pub target: String,
-    /// uuid of the replica VM.
-    pub replica: String,
+    /// uuid of the replica VM; none where a store keeps the points.
+    pub replica: Option<String>,
     /// What became of the replica.
     pub state: ReplicaState,
     /// Newest first.
@@ -41,6 +41,8 @@ pub enum ReplicaState {
     Used,
     /// It was failed over to: it stays as it is.
     FailedOver,
+    /// There is none: a store keeps the points, and `vmferry restore` makes VMs of them.
+    Stored,
 }
 
 impl std::fmt::Display for ReplicaState {
@@ -50,6 +52,7 @@ impl std::fmt::Display for ReplicaState {
             Self::HalfWritten => "half written",
             Self::Used => "used",
             Self::FailedOver => "failed over",
+            Self::Stored => "stored",
         })
     }
 }
@@ -70,7 +73,7 @@ impl ReplicaState {
 /// One recovery point.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PointSummary {
-    /// uuid of the snapshot VM.
+    /// uuid of the snapshot VM, of a store's point that of the source's snapshot.
     pub id: String,
     /// The moment of the source that it shows.
     pub taken_at: Timestamp,
@@ -128,7 +131,7 @@ impl Engine {
                         vm: vm.clone(),
                         name: replica.record.name_label,
                         target: target.name.clone(),
-                        replica: replica.record.uuid,
+                        replica: Some(replica.record.uuid),
                         points: replica
                             .points
                             .into_iter()
@@ -150,6 +153,9 @@ impl Engine {
                 }));
             }
         }
+        for target in &job.stores {
+            found.extend(stored(job, target, only).await?);
+        }
         if let (Some(vm), true) = (only, found.is_empty()) {
             return Err(EngineError::Usage(format!(
                 "job {} has no recovery point of VM {vm} on any of its targets; `points list {}` names those it has",
@@ -158,6 +164,36 @@ impl Engine {
         }
         Ok(found)
     }
+}
+
+/// What a store keeps for a job, by VM.
+async fn stored(job: &Job, target: &StoreTarget, only: Option<&str>) -> Result<Vec<ReplicaPoints>, RunError> {
+    let mut points = target.store.points(only).await.map_err(RunError::Store)?;
+    points.retain(|point| point.job == job.ids.job.to_string());
+    points.sort_by_key(|point| std::cmp::Reverse(point.taken_at));
+    let mut by_vm: BTreeMap<String, ReplicaPoints> = BTreeMap::new();
+    for point in points {
+        // The newest comes first, so the name is the one that the VM had last.
+        let of_vm = by_vm.entry(point.vm.clone()).or_insert_with(|| ReplicaPoints {
+            vm: point.vm.clone(),
+            name: point.name.clone(),
+            target: target.name.clone(),
+            replica: None,
+            state: ReplicaState::Stored,
+            points: Vec::new(),
+        });
+        of_vm.points.push(PointSummary {
+            source_snapshot: point.id.clone(),
+            id: point.id,
+            taken_at: point.taken_at,
+            held: point.held,
+            damaged: point.damaged.is_some(),
+            origin: "vmferry".to_owned(),
+            disks: point.disks.len(),
+            memory: false,
+        });
+    }
+    Ok(by_vm.into_values().collect())
 }
 
 /// Which recovery point an operator means.
@@ -197,19 +233,28 @@ pub(crate) struct Found<'j> {
     pub(crate) warnings: Vec<String>,
 }
 
+/// Why there is no pool to start from.
+fn no_pool(job: &Job, wanted: Option<&str>) -> EngineError {
+    let name = &job.name;
+    EngineError::Usage(match wanted {
+        Some(target) if !job.target_names().any(|known| known == target) => {
+            let names: Vec<&str> = job.target_names().collect();
+            format!("job {name} has no target {target}; it has {}", names.join(", "))
+        }
+        Some(target) => {
+            format!("target {target} of job {name} is a store; `vmferry restore {name}` makes a VM of its points")
+        }
+        None => format!("job {name} has stores alone; `vmferry restore {name}` makes a VM of their points"),
+    })
+}
+
 impl Engine {
     /// Looks a recovery point up on the targets that can be reached.
     pub(crate) async fn find_point<'j>(&self, job: &'j Job, wanted: Wanted<'_>) -> Result<Found<'j>, EngineError> {
         let named = |name: &str| wanted.target.is_none_or(|target| target == name);
         let targets: Vec<_> = job.targets.iter().filter(|target| named(&target.name)).collect();
         if targets.is_empty() {
-            let names: Vec<&str> = job.targets.iter().map(|target| target.name.as_str()).collect();
-            return Err(EngineError::Usage(format!(
-                "job {} has no target {}; it has {}",
-                job.name,
-                wanted.target.unwrap_or_default(),
-                names.join(", ")
-            )));
+            return Err(no_pool(job, wanted.target));
         }
         let mut best: Option<(Survivor<'j>, Point)> = None;
         let mut warnings = Vec::new();

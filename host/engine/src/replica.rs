@@ -250,7 +250,7 @@ async fn refresh_vcpus(session: &Session, vm: &Ref<Vm>, replica: &Vm, source: &V
 }
 
 /// XAPI sends integers as untagged text.
-fn as_number(value: &Value) -> Option<i64> {
+pub(crate) fn as_number(value: &Value) -> Option<i64> {
     match value {
         Value::Int(number) => Some(*number),
         other => other.as_str()?.parse().ok(),

@@ -102,6 +102,8 @@ pub(crate) struct Opening<'a> {
     pub(crate) disk: &'a TakenDisk,
     pub(crate) from: &'a From,
     pub(crate) chunked: Chunked,
+    /// The least that is read in one piece, in bytes: as large as the chunks of the stores that take part.
+    pub(crate) grain: u64,
     /// What the pool shows as the name of an export's task.
     pub(crate) label: &'a str,
 }
@@ -297,6 +299,7 @@ impl Opening<'_> {
         framing: bool,
     ) -> Result<(Reader, Shape), SourceFailed> {
         let (size, pace) = (self.size(), self.run.job.reading.pace);
+        let extents = extents.widened(self.grain, size);
         let vhd = vhd_bytes(size, &extents);
         if framing && vhd.is_none_or(|vhd| chunked_bytes(&extents) <= vhd) {
             let plan = Plan::new(size, extents, Coverage::Whole)?;
@@ -306,7 +309,8 @@ impl Opening<'_> {
                 From::Nothing => Box::new(|_| Some(Leaf::ZERO)),
                 From::Copy(table) => held_by(table)?,
             };
-            let reader = Resync::of_chunked(source, &plan, held).throttled(&self.run.job.throttles);
+            let reader = Resync::of_chunked(source, &plan, held).in_grains(self.grain);
+            let reader = reader.throttled(&self.run.job.throttles);
             let plan = reader.plan().clone();
             return Ok((Reader::Compared(reader), Shape::Chunked(plan)));
         }
@@ -323,7 +327,7 @@ impl Opening<'_> {
     /// The whole disk, compared with what `table` says.
     async fn compared(&self, table: &Path) -> Result<(Reader, Shape), SourceFailed> {
         let (export, head) = self.export(None).await.map_err(|failed| SourceFailed(failed.into_message()))?;
-        let reader = Resync::of_vhd(Plain::Export(export), &head, held_by(table)?)?;
+        let reader = Resync::of_vhd(Plain::Export(export), &head, held_by(table)?)?.in_grains(self.grain);
         let reader = reader.throttled(&self.run.job.throttles);
         let plan = reader.plan().clone();
         Ok((Reader::Compared(reader), Shape::Chunked(plan)))

@@ -140,7 +140,7 @@ impl Life {
         let foreign: BTreeSet<&String> = foreign.iter().map(|foreign| &foreign.vm).collect();
         let points: Vec<_> = replicas.iter().flat_map(|replica| &replica.points).collect();
         let bases: BTreeSet<&String> = points.iter().map(|point| &point.source_snapshot).collect();
-        let mut ours: BTreeSet<&String> = replicas.iter().map(|replica| &replica.replica).collect();
+        let mut ours: BTreeSet<&String> = replicas.iter().filter_map(|replica| replica.replica.as_ref()).collect();
         ours.extend(points.iter().map(|point| &point.id));
         ours.insert(&world.vm);
         for (side, pool) in [("source", &world.source), ("target", &world.target)] {

@@ -365,7 +365,7 @@ impl Life {
     async fn meddle(&mut self, session: &Session) -> Done {
         let replicas = self.world.points().await;
         let replica = self.dice.pick(&replicas)?;
-        let (live, points) = (replica.replica.clone(), &replica.points);
+        let (live, points) = (replica.replica.clone()?, &replica.points);
         let point = self.dice.pick(points).map(|point| point.id.clone())?;
         let target = self.world.target.clone();
         let vm: Ref<Vm> = session.by_uuid(&live).await.unwrap();

@@ -28,6 +28,7 @@ mod seed_media;
 mod seed_pair;
 mod several_srs;
 mod source_changes;
+mod stores;
 mod stories;
 mod stress;
 mod volumes;
