@@ -97,6 +97,16 @@ impl Shelf {
         self.edit(point, |point| point.damaged = Some("a chunk is gone".to_owned()));
     }
 
+    /// Turns over a byte of the chunk that holds this byte of a disk.
+    pub fn corrupt(&self, point: &str, disk: &str, offset: u64) {
+        let mut inner = self.lock();
+        let content = inner.disks.get_mut(&(point.to_owned(), disk.to_owned())).expect("the disk");
+        let (_, chunk) = content.range_mut(..=offset).next_back().expect("a chunk");
+        let mut bytes = chunk.to_vec();
+        bytes[0] ^= 0xff;
+        *chunk = bytes.into();
+    }
+
     /// Loses a point and keeps its disks.
     pub fn forget_point(&self, point: &str) {
         self.lock().points.retain(|(known, _)| known.id != point);
