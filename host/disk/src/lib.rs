@@ -2,11 +2,12 @@
 //!
 //! - [`vhd`]: the stream format. [`vhd::Head`] tells length and blocks from the first bytes,
 //!   [`vhd::Scan`] checks the rest as it passes, [`vhd::Writer`] lays out new streams.
-//! - [`qcow2`]: the head of qcow2 streams alone, which tells where disks beyond VHD have data.
+//! - [`qcow2`]: the head of qcow2 streams, which tells where disks beyond VHD have data, and a writer of files; [`image`]: raw files.
 //! - [`extent`]: ranges of a disk; [`cbt`]: those that changed, by a bitmap of changed blocks.
 //! - [`chunked`]: XAPI's raw framing for any ranges, its check, and [`chunked::Resync`], which leaves out what a
 //!   target holds.
 //! - [`chunks`]: the chunks of a disk that a store gets.
+//! - [`restored`]: what a store gives back, as a stream.
 //! - [`nbd`]: a client that reads ranges over several connections, and streams made of them.
 //! - [`digest`]: BLAKE3 leaves of 64 KiB, the table that keeps them, and its root.
 //! - [`encoding`]: how a store has pieces of a disk written down.
@@ -21,7 +22,10 @@ pub mod chunks;
 pub mod digest;
 pub mod encoding;
 pub mod extent;
+mod framing;
+pub mod image;
 pub mod nbd;
 pub mod qcow2;
+pub mod restored;
 pub mod transfer;
 pub mod vhd;
