@@ -4,8 +4,9 @@
 //! repository                                what it is, JSON
 //! packs/<draft>/<pack>                      chunks and pages
 //! packs/<draft>/<pack>~<table>              what is left of a pack that was shrunk
-//! drafts/<draft>/open                       somebody writes, or wrote, for this draft
+//! drafts/<draft>/open-<disk>-<seconds>      somebody writes, or wrote, this disk of the draft
 //! drafts/<draft>/<disk>-<content>           one disk of it, complete
+//! drafts/<draft>/closing                    the draft is being removed
 //! points/<vm>/<draft>                       a recovery point; `.held` and `.damaged` beside it are said of it
 //! condemned/<content>, sentenced/<content>  packs that nobody may refer to any more
 //! index/<content>                           where known chunks are
@@ -66,10 +67,13 @@ impl Names {
         hex(&prefix::<8>(&self.keyed("vm", id)))
     }
 
+    pub(crate) fn disk(&self, id: &str) -> String {
+        hex(&prefix::<8>(&self.keyed("disk", id)))
+    }
+
     /// The object of one disk of a draft.
     pub(crate) fn draft_disk(&self, tag: Tag, disk: &str, content: &[u8]) -> String {
-        let disk = hex(&prefix::<8>(&self.keyed("disk", disk)));
-        format!("{}{disk}-{}", tag.draft(), content_name(content))
+        format!("{}{}-{}", tag.draft(), self.disk(disk), content_name(content))
     }
 
     /// A point and the VM that it is of.
@@ -91,6 +95,14 @@ impl Tag {
 
     pub(crate) fn parse(hex: &str) -> Option<Self> {
         unhex(hex).map(Self)
+    }
+
+    pub(crate) fn from_bytes(bytes: [u8; 10]) -> Self {
+        Self(bytes)
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8; 10] {
+        &self.0
     }
 }
 

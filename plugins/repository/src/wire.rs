@@ -4,11 +4,11 @@ use std::fmt;
 
 /// Why bytes are not what they should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Malformed {
+pub(crate) struct Malformed {
     /// What was found wrong.
-    pub what: &'static str,
+    pub(crate) what: &'static str,
     /// Where, in bytes from the beginning.
-    pub at: usize,
+    pub(crate) at: usize,
 }
 
 impl fmt::Display for Malformed {
