@@ -13,6 +13,8 @@ pub mod host {
                 import vmferry:plugin/log@0.1.0;
                 import vmferry:plugin/store@0.1.0;
                 import vmferry:plugin/sign@0.1.0;
+                import vmferry:plugin/seal@0.1.0;
+                import vmferry:plugin/lock@0.1.0;
             }
         "#,
         generate_all,
@@ -72,6 +74,31 @@ pub mod notifier {
             "vmferry:plugin/log@0.1.0": super::host::vmferry::plugin::log,
             "vmferry:plugin/store@0.1.0": super::host::vmferry::plugin::store,
             "vmferry:plugin/sign@0.1.0": super::host::vmferry::plugin::sign,
+            "wasi:io/poll@0.2.12": super::http::wasi::io::poll,
+            "wasi:io/error@0.2.12": super::http::wasi::io::error,
+            "wasi:io/streams@0.2.12": super::http::wasi::io::streams,
+            "wasi:clocks/monotonic-clock@0.2.12": super::http::wasi::clocks::monotonic_clock,
+            "wasi:http/types@0.2.12": super::http::wasi::http::types,
+            "wasi:http/outgoing-handler@0.2.12": super::http::wasi::http::outgoing_handler,
+        },
+        generate_all,
+        additional_derives: [PartialEq],
+        pub_export_macro: true,
+        export_macro_name: "export_component",
+    });
+}
+
+pub mod target {
+    wit_bindgen::generate!({
+        path: "../wit",
+        world: "vmferry:plugin/target",
+        with: {
+            "vmferry:plugin/types@0.1.0": super::host::vmferry::plugin::types,
+            "vmferry:plugin/log@0.1.0": super::host::vmferry::plugin::log,
+            "vmferry:plugin/store@0.1.0": super::host::vmferry::plugin::store,
+            "vmferry:plugin/sign@0.1.0": super::host::vmferry::plugin::sign,
+            "vmferry:plugin/seal@0.1.0": super::host::vmferry::plugin::seal,
+            "vmferry:plugin/lock@0.1.0": super::host::vmferry::plugin::lock,
             "wasi:io/poll@0.2.12": super::http::wasi::io::poll,
             "wasi:io/error@0.2.12": super::http::wasi::io::error,
             "wasi:io/streams@0.2.12": super::http::wasi::io::streams,

@@ -32,7 +32,7 @@
 //!
 //! Built with `cargo build --target wasm32-wasip2 --release` from a crate of type `cdylib`, this is a component. Natively
 //! the macro expands to nothing, so `cargo test` runs the plugin's tests without any WebAssembly, and the host's functions
-//! ([`log`], [`store`], [`sign`], [`http`]) are replaced by doubles that a test fills and inspects.
+//! ([`log`], [`store`], [`sign`], [`seal`], [`lock`], [`http`], [`files`], [`delta`]) are replaced by doubles that a test fills and inspects.
 //!
 //! The world's documentation, with what each field means, stands in the WIT files this crate is generated from.
 
@@ -51,15 +51,21 @@ pub mod bindings;
 
 pub mod calendar;
 mod config;
+pub mod delta;
 mod error;
+pub mod files;
 pub mod http;
+pub mod lock;
 pub mod log;
 pub mod notifier;
 pub mod retention;
 pub mod scheduler;
+pub mod seal;
 pub mod sign;
 mod span;
 pub mod store;
+pub mod stream;
+pub mod target;
 
 pub use bindings::host::vmferry::plugin::types::{Description, Error, ErrorCode, Timestamp};
 

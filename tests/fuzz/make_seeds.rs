@@ -5,13 +5,16 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use flate2::read::GzDecoder;
+use vmferry_disk::encoding::{Encoding, SealKey, encode};
 use vmferry_disk::vhd::{Footer, Head, HeadParser, Header, MIN_BLOCK_SIZE, Parsed, Scan};
 
 fn main() -> Result<(), Box<dyn Error>> {
     vhd_scan()?;
     cbt_bitmap()?;
     chunked_scan()?;
+    encoding()?;
     qcow2_head()?;
     nbd_client()
 }
@@ -21,6 +24,28 @@ fn seeds(target: &str) -> Result<PathBuf, Box<dyn Error>> {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds").join(target);
     fs::create_dir_all(&seeds)?;
     Ok(seeds)
+}
+
+/// A frame with its length and one without, frames that hold too much, and what they are sealed in.
+fn encoding() -> Result<(), Box<dyn Error>> {
+    let seeds = seeds("encoding")?;
+    let key = SealKey::new([7; 32]);
+    let plain = Bytes::from(b"ab".repeat(400));
+    let encodings = [
+        ("identity", Encoding::Identity),
+        ("zstd", Encoding::Zstd),
+        ("sealed", Encoding::Sealed),
+        ("zstd-sealed", Encoding::ZstdSealed),
+    ];
+    for (mode, (name, encoding)) in encodings.into_iter().enumerate() {
+        let encoded = encode(encoding, &plain, Some(&key))?;
+        for (suffix, most) in [("", 13), ("-short", 12)] {
+            fs::write(seeds.join(format!("{name}{suffix}")), [&[mode as u8, most, 1], &encoded[..]].concat())?;
+        }
+    }
+    let without_length = b"\x28\xb5\x2f\xfd\x00\x00\x4d\x00\x00\x18\x61\x62\x61\x01\x00\x1a\xea\x86";
+    fs::write(seeds.join("zstd-without-length"), [&[1, 2, 0], &without_length[..]].concat())?;
+    Ok(())
 }
 
 /// Sparse, full and empty bitmaps, for disks that end anywhere in the last byte.

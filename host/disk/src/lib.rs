@@ -6,8 +6,10 @@
 //! - [`extent`]: ranges of a disk; [`cbt`]: those that changed, by a bitmap of changed blocks.
 //! - [`chunked`]: XAPI's raw framing for any ranges, its check, and [`chunked::Resync`], which leaves out what a
 //!   target holds.
+//! - [`chunks`]: the chunks of a disk that a store gets.
 //! - [`nbd`]: a client that reads ranges over several connections, and streams made of them.
 //! - [`digest`]: BLAKE3 leaves of 64 KiB, the table that keeps them, and its root.
+//! - [`encoding`]: how a store has pieces of a disk written down.
 //! - [`transfer`]: one source, many sinks, bytes checked on the way.
 //!
 //! `vhd`, `qcow2`, `chunked::Scan` and the hashing in `digest` do no I/O; only [`vhd::Head::read`], [`qcow2::Head::read`], the digest tables,
@@ -15,7 +17,9 @@
 
 pub mod cbt;
 pub mod chunked;
+pub mod chunks;
 pub mod digest;
+pub mod encoding;
 pub mod extent;
 pub mod nbd;
 pub mod qcow2;

@@ -46,6 +46,9 @@ pub enum EngineName {
     Lockstep,
     /// The kernel moves the payload from socket to socket; only metadata is looked at. Linux alone has it.
     Splice,
+    /// Buffers that are filled ahead of a sink that takes them on a thread of its own: [`chunks`](crate::chunks). What fills them
+    /// is one of the others, so no transfer names it; it is that of one sink.
+    Pooled,
 }
 
 impl fmt::Display for EngineName {
@@ -53,6 +56,7 @@ impl fmt::Display for EngineName {
         f.write_str(match self {
             Self::Lockstep => "lockstep",
             Self::Splice => "splice",
+            Self::Pooled => "pooled",
         })
     }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, ReadBuf};
 use uuid::Uuid;
+use vmferry_disk::chunks::{Cut, Gaps, handover};
 use vmferry_disk::digest::Leaf;
 use vmferry_disk::transfer::{EngineName, Options, lockstep, relay};
 use vmferry_disk::vhd::{BLOCK_SIZE, Head, NewDisk, Writer};
@@ -147,6 +148,38 @@ fn the_peak_does_not_grow_with_the_stream_and_with_the_disk_only_by_its_bat() {
     // While the head comes, its memory doubles as it fills up.
     assert!(sparse <= short + 2 * bat + 65536, "{sparse} bytes for 1 TiB, {short} for 1 GiB");
     assert!(short < 1 << 20, "{short} bytes");
+}
+
+/// Allocations of a transfer to a store that has chunks of `size` bytes and drops each before it takes the next.
+fn pooled_costs(blocks: u32, size: u32) -> u64 {
+    let mut source = Stream::new(1 << 30, blocks);
+    let (chunks, allocations, _) = counted(async {
+        let head = Head::read(&mut source).await.expect("a good head");
+        let cut = Cut { chunk_size: size, disk_size: 1 << 30, gaps: Gaps::Refused };
+        let (mut sink, mut receiver) = handover(&head, cut, 3).expect("a good cut");
+        let moving = lockstep(&mut source, &head, std::slice::from_mut(&mut sink), options(None));
+        let taking = async {
+            let mut chunks = 0;
+            while receiver.next().await.expect("a good stream").is_some() {
+                chunks += 1;
+            }
+            chunks
+        };
+        let (moved, chunks) = tokio::join!(moving, taking);
+        moved.expect("a good stream");
+        chunks
+    });
+    assert_eq!(chunks, blocks * (BLOCK_SIZE / size));
+    allocations
+}
+
+#[test]
+fn a_store_costs_no_allocation_for_each_chunk() {
+    for size in [64 << 10, 1 << 20] {
+        let (few, many) = (pooled_costs(16, size), pooled_costs(200, size));
+        let per_mib = many.saturating_sub(few) as f64 / (2.0 * (200.0 - 16.0));
+        assert!(per_mib <= 0.02, "{per_mib} allocations per MiB: {few} and {many}, chunks of {size} bytes");
+    }
 }
 
 #[cfg(target_os = "linux")]

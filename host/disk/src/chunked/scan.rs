@@ -64,6 +64,15 @@ impl Scan {
         matches!(self.place, Place::End)
     }
 
+    /// How many bytes of one kind follow, and where on the disk the first of them belongs if they are a frame's data.
+    pub(crate) fn ahead(&self) -> (u64, Option<u64>) {
+        match self.place {
+            Place::Header { filled, .. } => ((FRAME_HEADER - filled) as u64, None),
+            Place::Data { left } => (left, Some(self.next)),
+            Place::End => (0, None),
+        }
+    }
+
     /// Takes the next bytes of the stream and hands the disk's bytes in them to `sink`.
     pub fn feed(&mut self, mut bytes: &[u8], sink: &mut impl FnMut(Piece<'_>)) -> Result<(), ChunkedError> {
         while !bytes.is_empty() {

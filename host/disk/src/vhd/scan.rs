@@ -105,6 +105,15 @@ impl Scan {
         }
     }
 
+    /// How many bytes of one kind follow, and where on the disk the first of them belongs if they are a block's data.
+    pub(crate) fn ahead(&self) -> (u64, Option<u64>) {
+        let place = match self.place {
+            Place::Data { block, .. } => Some(self.disk_offset(block) + (self.at - self.data_start(block))),
+            Place::Gap { .. } | Place::Bitmap { .. } | Place::Footer | Place::End => None,
+        };
+        (self.place_end() - self.at, place)
+    }
+
     /// Where on the disk the first sector starts that a bitmap seen so far leaves out of its block. XAPI's
     /// exports leave out none.
     pub fn hole(&self) -> Option<u64> {

@@ -68,6 +68,7 @@ async fn run<W: SocketWriter>(engine: EngineName, mut source: TcpStream, sinks: 
     let outcome = match engine {
         EngineName::Lockstep => lockstep(&mut source, &head, sinks, options).await,
         EngineName::Splice => relay(&mut source, &head, sinks, options).await,
+        EngineName::Pooled => unreachable!("it is that of a sink"),
     };
     match outcome {
         Err(error) => Fate::Failed(error),
