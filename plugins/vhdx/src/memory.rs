@@ -51,6 +51,9 @@ impl Storage for MemoryFile {
         let end = end.ok_or(io::ErrorKind::FileTooLarge)?;
         let mut pages = self.pages.borrow_mut();
         for (page, start, range) in Self::parts(offset, bytes.len()) {
+            if !pages.contains_key(&page) && bytes[range.clone()].iter().all(|byte| *byte == 0) {
+                continue;
+            }
             let page = pages.entry(page).or_insert_with(|| Box::new([0; PAGE as usize]));
             page[start..start + range.len()].copy_from_slice(&bytes[range]);
         }
