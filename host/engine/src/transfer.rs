@@ -7,7 +7,7 @@ use crate::progress::{DiskLabel, Progress};
 use crate::run::Run;
 use crate::snapshot::TakenDisk;
 use crate::source::{self, Chunked, Opening, Reader, Shape};
-use crate::storing::Storing;
+use crate::storing::{ImageFormat, Storing};
 use crate::tried;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
@@ -44,6 +44,8 @@ pub(crate) enum Place {
     Disk { session: Session, vdi: Ref<Vdi> },
     /// A file on media, made new; it takes VHD alone.
     File(PathBuf),
+    /// A new image file of a disk.
+    Image { path: PathBuf, format: ImageFormat, size: u64 },
     /// A disk of a store's draft.
     Store { store: Arc<dyn PointStore>, draft: Draft, info: DeltaInfo },
 }
@@ -313,6 +315,9 @@ impl Place {
             (Self::File(path), _) => {
                 let file = File::create(path).await.map_err(|error| file_failed(path, &error))?;
                 Sink::File(path.clone(), file)
+            }
+            (Self::Image { path, format, size }, _) => {
+                Sink::Store(Storing::into_file(path, *format, &path.display().to_string(), *size, shape)?)
             }
             (Self::Store { store, draft, info }, _) => Sink::Store(Storing::begin(store, draft, info, shape)?),
         })

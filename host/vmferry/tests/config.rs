@@ -33,6 +33,7 @@ notify = [{ plugin = "notify-webhook", on = ["failed"], with = { url = "https://
 [plugin.notify-webhook]
 grants = { http = ["https://ops.example.org"], sign = ["hook"] }
 limits = { timeout = "5s", memory = "16MiB" }
+credentials = [{ server = "https://ops.example.org", bearer_env = "HOOK_KEY" }]
 
 [key.hook]
 secret_env = "HOOK_KEY"
