@@ -66,7 +66,8 @@ impl Repository<'_> {
         let (_, head, body) = self.committed(point)?;
         let root = body.root(&head, disk)?;
         let size = u64::from(self.chunk_size);
-        let mut reader = Reader { repository: self, restore, batch: Vec::new(), pack: None, on_damage: &mut |_, error| Err(error) };
+        let mut reader =
+            Reader { repository: self, restore, batch: Vec::new(), pack: None, on_damage: &mut |_, error| Err(error) };
         let mut next = 0;
         for extent in extents {
             // In chunks. Two extents may share one, which is put once.
@@ -109,7 +110,13 @@ impl Repository<'_> {
         Ok(damages)
     }
 
-    fn verify_disk(&self, root: &Root, check: &dyn Restore, seen: &mut Marks, found: &mut Damages) -> Result<(), Error> {
+    fn verify_disk(
+        &self,
+        root: &Root,
+        check: &dyn Restore,
+        seen: &mut Marks,
+        found: &mut Damages,
+    ) -> Result<(), Error> {
         let size = u64::from(self.chunk_size);
         for number in (0..root.pages.len()).filter(|number| root.pages[*number].is_some()) {
             let from = number as u64 * PAGE_CHUNKS as u64;
@@ -277,7 +284,8 @@ impl Reader<'_, '_> {
         for part in batch {
             let moved = repository.pack(&part.place.pack).and_then(|pack| {
                 let moved = part_of(&repository.settings.key, &pack, part.offset, part.place)?;
-                let input = repository.storage.open(&pack.object, pack.offset(part.place.entry), u64::from(moved.stored))?;
+                let input =
+                    repository.storage.open(&pack.object, pack.offset(part.place.entry), u64::from(moved.stored))?;
                 Ok((moved, input.ok_or_else(|| Error::damaged(format!("{} is missing", part.place.pack.name())))?))
             });
             match moved {
@@ -296,7 +304,8 @@ impl Reader<'_, '_> {
             match self.restore.put_from(*offset, encoding, Some(digest), input, u64::from(*stored)) {
                 Ok(()) => {}
                 Err(error) if error.is_damaged() => {
-                    let message = format!("entry {} of {} is damaged: {}", place.entry, place.pack.name(), error.message);
+                    let message =
+                        format!("entry {} of {} is damaged: {}", place.entry, place.pack.name(), error.message);
                     (self.on_damage)(part, Error { message, ..error })?;
                 }
                 Err(error) => return Err(error),

@@ -9,13 +9,16 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
-use target_s3::{Addressing, Bucket, Lock, Mode, Object, Piece, Storage, Store};
+use target_s3::{Addressing, Bucket, Lock, Mode, Store};
 use vmferry_peers::{Peer, script};
 use vmferry_plugin_api::delta::double::Delta;
+use vmferry_plugin_api::delta::double::Restore;
 use vmferry_plugin_api::delta::{Chunk, Delta as _, Encoding, Info, Kind, Payload};
 use vmferry_plugin_api::http::{Reply, Request, double};
 use vmferry_plugin_api::stream::Input;
+use vmferry_plugin_api::target::{DiskReceipt, Draft};
 use vmferry_plugin_api::{Error, ErrorCode, log};
+use vmferry_repository::{Object, Piece, Repository, Settings, Storage};
 
 const MIB: usize = 1 << 20;
 
@@ -59,7 +62,7 @@ impl Moto {
             bucket: "backup".to_owned(),
             prefix: "site-a".to_owned(),
             addressing: Addressing::Path,
-            part_mib: 5,
+            part_size: 5 << 20,
             lock: None,
         }
     }
@@ -113,20 +116,24 @@ fn ask(request: &Request) -> Result<Reply, Error> {
     Ok(Reply { status, headers, body: Input::double(answer, &request.url) })
 }
 
-/// Chunks of these sizes in MiB, each of another byte.
-fn payloads(sizes: &[usize]) -> (Vec<Box<dyn Payload>>, Vec<u8>) {
-    let info = Info {
+/// A full copy, or what is added to a point.
+fn info(base: Option<&str>) -> Info {
+    Info {
         disk: "disk".to_owned(),
         content: "content".to_owned(),
-        size: 1 << 40,
-        kind: Kind::Full,
+        size: 64 << 20,
+        kind: base.map_or(Kind::Full, |base| Kind::Delta(base.to_owned())),
         expected_bytes: 0,
         extensions: Vec::new(),
-    };
+    }
+}
+
+/// Chunks of these sizes in MiB, each of another byte.
+fn payloads(sizes: &[usize]) -> (Vec<Box<dyn Payload>>, Vec<u8>) {
     let chunk = |(at, size): (usize, &usize)| (at as u64 * 64 * MIB as u64, vec![at as u8 + 1; size * MIB]);
     let chunks: Vec<(u64, Vec<u8>)> = sizes.iter().enumerate().map(chunk).collect();
     let all = chunks.iter().flat_map(|(_, bytes)| bytes.clone()).collect();
-    let delta = Delta::new(info, chunks);
+    let delta = Delta::new(info(None), chunks);
     let payload = |chunk: Box<dyn Chunk>| chunk.encode(&Encoding::Identity).unwrap();
     (std::iter::from_fn(|| delta.next().unwrap()).map(payload).collect(), all)
 }
@@ -388,5 +395,56 @@ fn a_refusal_says_what_to_do() -> anyhow::Result<()> {
         let error = moto.store().list("").unwrap_err();
         assert!(error.message.contains(code) && error.message.contains(advice), "{}", error.message);
     }
+    Ok(())
+}
+
+#[test]
+fn recovery_points_come_back_from_a_store_that_stumbles() -> anyhow::Result<()> {
+    let Some(python) = Peer::python()? else { return Ok(()) };
+    let moto = Moto::start(&python);
+    let store = moto.store();
+    let stumbles = stumble();
+    let settings = Settings { chunk_size: Some(1 << 20), pack_size: 8 << 20, grace: 0, ..Settings::default() };
+    let repository = Repository::make(&store, settings, &|| 1_795_000_000, [7; 32]).unwrap();
+    let draft = |id: &str, base: Option<&str>| Draft {
+        id: id.to_owned(),
+        job: "job".to_owned(),
+        vm: "vm".to_owned(),
+        name: "erp".to_owned(),
+        taken_at: if base.is_none() { 1_794_000_000 } else { 1_794_000_600 },
+        base: base.map(str::to_owned),
+        metadata: "{\"format\":1}".to_owned(),
+        extensions: Vec::new(),
+    };
+    let mut disk = vec![0; 64 * MIB];
+    let point = |id: &str, base: Option<&str>, chunks: Vec<(usize, u8)>, disk: &mut [u8]| {
+        let bytes = |byte: u8| (0..MIB).map(|at| byte ^ (at >> 8) as u8).collect::<Vec<u8>>();
+        let chunks: Vec<_> = chunks.into_iter().map(|(at, byte)| ((at * MIB) as u64, bytes(byte))).collect();
+        for (at, bytes) in &chunks {
+            disk[*at as usize..][..MIB].copy_from_slice(bytes);
+        }
+        let draft = draft(id, base);
+        let receipt = repository.write(&draft, &Delta::new(info(base), chunks)).unwrap();
+        let receipt = DiskReceipt { disk: "disk".to_owned(), receipt, digest: None };
+        repository.commit(&draft, &[receipt]).unwrap()
+    };
+    point("one", None, (0..30).map(|at| (at * 2, at as u8)).collect(), &mut disk);
+    let first = disk.clone();
+    point("two", Some("one"), vec![(4, 200), (5, 201)], &mut disk);
+
+    for (id, expected) in [("one", &first), ("two", &disk)] {
+        let extents = repository.layout(id, "disk", None).unwrap();
+        let restore = Restore::of_size(64 * MIB);
+        repository.read(id, "disk", &extents, &restore).unwrap();
+        assert!(restore.disk() == *expected, "{id}");
+        assert_eq!(repository.verify(id, &Restore::default()).unwrap(), []);
+    }
+    repository.delete("one").unwrap();
+    assert_eq!(repository.points(None).unwrap().len(), 1);
+    repository.collect(&[], true).unwrap();
+    let restore = Restore::of_size(64 * MIB);
+    repository.read("two", "disk", &repository.layout("two", "disk", None).unwrap(), &restore).unwrap();
+    assert!(restore.disk() == disk, "without the point that it was made from");
+    assert!(stumbles.load(SeqCst) > 9);
     Ok(())
 }

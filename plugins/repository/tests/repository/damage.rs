@@ -71,7 +71,9 @@ fn a_point_that_cannot_be_read_hides_no_other() {
 #[test]
 fn no_changed_byte_anywhere_goes_unseen_or_panics() {
     let (host, _) = stored();
-    for name in host.storage.names().into_iter().filter(|name| name.starts_with("packs/") || name.starts_with("points/")) {
+    for name in
+        host.storage.names().into_iter().filter(|name| name.starts_with("packs/") || name.starts_with("points/"))
+    {
         let length = host.storage.length(&name);
         for step in 0..60 {
             // The head byte by byte, the rest here and there.
@@ -113,7 +115,8 @@ fn an_index_that_is_lost_or_damaged_costs_room_alone_and_is_made_anew() {
 fn foreign_objects_are_left_alone() {
     let host = Host::default();
     host.point("A", None, &content(A)).expect("stored");
-    let foreign = ["lost+found", "packs/readme", "packs/a/b", "drafts/x", "points/x/y", "index/x", "condemned/x", "tmp/x"];
+    let foreign =
+        ["lost+found", "packs/readme", "packs/a/b", "drafts/x", "points/x/y", "index/x", "condemned/x", "tmp/x"];
     for name in foreign {
         host.with(|_| vmferry_repository::Storage::create(&*host.storage, name, b"hello")).expect("made");
     }
