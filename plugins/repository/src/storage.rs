@@ -17,7 +17,7 @@ pub trait Storage {
     /// The same for a small object, which must not exist; false when it does.
     fn create(&self, name: &str, bytes: &[u8]) -> Result<bool, Error>;
 
-    /// The bytes of an object from `offset` on: `length` of them, or less when it ends before. `None` when it does not exist.
+    /// The bytes of an object from `offset` on, of which nobody takes more than `length`. `None` when it does not exist.
     fn open(&self, name: &str, offset: u64, length: u64) -> Result<Option<Input>, Error>;
 
     /// Objects whose names begin with `prefix`, which ends with `/` or is a whole name, in the order of their names.
