@@ -30,7 +30,12 @@ impl<'a> Plugins<'a> {
     /// A sandbox for the plugins of `config`, whose values go to `store`. Compiled code is kept under `cache`, if given.
     pub fn new(config: &'a Config, store: &Store, cache: Option<&Path>) -> Result<Self, Failure> {
         let keys = config.keys.iter().map(|(name, key)| (name.clone(), key.reveal().as_bytes().to_vec()));
-        let services = HostServices { key_value: Some(Arc::new(store.clone())), sign_keys: keys.collect() };
+        let services = HostServices {
+            key_value: Some(Arc::new(store.clone())),
+            sign_keys: keys.collect(),
+            seal_keys: config.seal_keys.clone(),
+            leases: Some(Arc::new(store.clone())),
+        };
         Ok(Self { config, sandbox: sandbox(cache)?, services, loaded: Mutex::default() })
     }
 
