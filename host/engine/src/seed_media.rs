@@ -29,6 +29,7 @@ use crate::replica;
 use crate::run::{Networks, Run};
 use crate::seed::find_target;
 use crate::select::select;
+use crate::shares::{Share, Want};
 use crate::snapshot::{self, Taken, TakenDisk};
 use crate::source::{self, Chunked};
 use crate::transfer::{self, Destination, Feed, From, Moved, Place, Sent, SourceFailed, Stream};
@@ -388,18 +389,23 @@ impl Export<'_> {
         let stream = Stream {
             source: self.session,
             disk,
-            from: From::Nothing,
-            destinations: vec![Destination {
-                lane: LaneId::Pool(0),
-                place: Place::File(self.folder.file_of(disk)),
-                throttles: Vec::new(),
+            wants: vec![Want {
+                from: From::Nothing,
+                destinations: vec![Destination {
+                    lane: LaneId::Pool(0),
+                    place: Place::File(self.folder.file_of(disk)),
+                    throttles: Vec::new(),
+                }],
+                table: Some(table),
+                chunked: Chunked::Unusable("media hold VHD"),
+                grain: LEAF_SIZE,
+                targets: vec!["media".to_owned()],
             }],
-            table: Some(table),
-            chunked: Chunked::Unusable("media hold VHD"),
-            grain: LEAF_SIZE,
             label: label(&source.record.name_label, disk, "media"),
         };
-        let (moved, sent) = only_lane(disk, transfer::carry(self.run, stream).await)?;
+        let carried = transfer::carry(self.run, stream).await.pop();
+        let nobody = || Err(SourceFailed("nobody read it".to_owned()));
+        let (moved, sent) = only_lane(disk, carried.map_or_else(nobody, |(_, moved)| moved))?;
         let digest = moved.facts.digest.ok_or_else(|| no_digest(disk))?;
         Ok(Written { length: sent.bytes, digest })
     }
@@ -597,17 +603,25 @@ impl Import<'_> {
         let table =
             Table::create(self.run.digests.of_content(&disk.uuid), table_size(size)).map_err(RunError::Digests)?;
         let place = Place::Disk { session: lane.session.clone(), vdi: lane.landed[index].clone() };
-        let feed = Feed {
-            disk: &disk.of,
+        let want = Want {
+            from: From::Nothing,
             destinations: vec![Destination { lane: LaneId::Pool(0), place, throttles: self.target.throttles.clone() }],
             table: Some(table),
+            chunked: Chunked::Unusable("media hold VHD"),
+            grain: LEAF_SIZE,
+            targets: vec![self.target.name.clone()],
+        };
+        let feed = Feed {
+            disk: &disk.of,
+            shares: vec![Share { want, own: None, notes: Vec::new() }],
             wanted: Some(file.digest),
             label: label(&self.media.vm.name_label, disk, &self.target.name),
         };
         let moved = match source::open_file(&file.path, size).await {
             Ok(source) => {
                 let moved = transfer::pour(self.run, source, feed, started).await;
-                moved.map_err(|SourceFailed(why)| {
+                let nobody = || SourceFailed("nobody took it".to_owned());
+                moved.and_then(|mut moved| moved.pop().ok_or_else(nobody)).map_err(|SourceFailed(why)| {
                     SourceFailed(format!("{}: {why}; {}", file.path.display(), media::AGAIN))
                 })
             }

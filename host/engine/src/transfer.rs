@@ -1,12 +1,13 @@
-//! Moves one disk: one read of the source for all targets that share a base, proven at both ends.
+//! Moves one disk: one read of the source for as many targets as there can be, proven at both ends.
 
 use crate::error::{RunError, chain};
 use crate::inventory::AttachedDisk;
 use crate::lane::LaneId;
 use crate::progress::{DiskLabel, Progress};
 use crate::run::Run;
+use crate::shares::{Begun, Reading, Share, Want};
 use crate::snapshot::TakenDisk;
-use crate::source::{self, Chunked, Opening, Reader, Shape};
+use crate::source::{self, Own, Reader, Shape};
 use crate::storing::Storing;
 use crate::tried;
 use futures_util::FutureExt;
@@ -21,8 +22,10 @@ use std::time::{Duration, Instant};
 use tokio::fs::File;
 use tokio::io::AsyncWrite;
 use tokio::task::JoinSet;
-use vmferry_disk::digest::{DraftTable, Leaf, Root};
+use vmferry_disk::chunks::Gaps;
+use vmferry_disk::digest::{DraftTable, LEAF_SIZE, Leaf, Root};
 use vmferry_disk::extent::Extents;
+use vmferry_disk::part::Part;
 use vmferry_disk::transfer::{
     self, EngineName, Options, SinkOutcome, SocketCall, SocketWriter, Throttle, TransferError,
 };
@@ -62,18 +65,13 @@ pub(crate) enum From {
     Copy(PathBuf),
 }
 
-/// One read of a disk, and everybody who wants it.
+/// A disk, and everybody who wants some of it.
 pub(crate) struct Stream<'a> {
     pub(crate) source: &'a Session,
     pub(crate) disk: &'a TakenDisk,
-    pub(crate) from: From,
-    pub(crate) destinations: Vec<Destination>,
-    /// The digest table to fill, when digests can be known.
-    pub(crate) table: Option<DraftTable>,
-    /// Whether all destinations take the `chunked` framing.
-    pub(crate) chunked: Chunked,
-    /// The least that is read in one piece, in bytes.
-    pub(crate) grain: u64,
+    /// By what they start from. Who lacks most comes first.
+    pub(crate) wants: Vec<Want>,
+    /// Its targets are those of the wants.
     pub(crate) label: DiskLabel,
 }
 
@@ -81,15 +79,13 @@ pub(crate) struct Stream<'a> {
 pub(crate) struct Feed<'a> {
     /// The disk that is read, or was.
     pub(crate) disk: &'a AttachedDisk,
-    pub(crate) destinations: Vec<Destination>,
-    /// The digest table to fill, when digests can be known.
-    pub(crate) table: Option<DraftTable>,
+    pub(crate) shares: Vec<Share>,
     /// What the digests have to come to, where that is known.
     pub(crate) wanted: Option<Root>,
     pub(crate) label: DiskLabel,
 }
 
-/// What became of a stream.
+/// What became of a share of a stream.
 pub(crate) struct Moved {
     pub(crate) facts: StreamFacts,
     /// By lane: what was sent, or what went wrong there.
@@ -107,6 +103,7 @@ pub(crate) struct Sent {
 }
 
 /// What the reports of all its targets share.
+#[derive(Clone)]
 pub(crate) struct StreamFacts {
     /// `export`, `nbd` or `file`.
     pub(crate) source: &'static str,
@@ -124,7 +121,7 @@ pub(crate) struct StreamFacts {
 }
 
 /// The source side failed, and nobody got anything whole: what happened, for each target that waited for it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct SourceFailed(pub(crate) String);
 
 impl<E: std::error::Error> std::convert::From<E> for SourceFailed {
@@ -133,142 +130,203 @@ impl<E: std::error::Error> std::convert::From<E> for SourceFailed {
     }
 }
 
-/// Moves the stream. A target's own failure is told in [`Moved::lanes`].
-pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Result<Moved, SourceFailed> {
-    let started = Instant::now();
-    let label = format!("vmferry {}: exporting disk {}", run.job.name, stream.label.disk);
-    let opening = Opening {
-        run,
-        source: stream.source,
-        disk: stream.disk,
-        from: &stream.from,
-        chunked: stream.chunked,
-        grain: stream.grain,
-        label: &label,
-    };
-    let source = source::open(&opening).await?;
-    let Stream { disk, destinations, table, label, .. } = stream;
-    pour(run, source, Feed { disk: &disk.of, destinations, table, wanted: None, label }, started).await
+/// Moves a disk to everybody who wants some of it, in as few reads as there can be; what became of it, by the lanes that waited for
+/// it. A target's own failure is told in [`Moved::lanes`].
+pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Vec<(Vec<LaneId>, Result<Moved, SourceFailed>)> {
+    let Stream { source, disk, wants, label } = stream;
+    let name = format!("vmferry {}: exporting disk {}", run.job.name, label.disk);
+    let reading = Reading { run, source, disk, label: &name };
+    let mut waiting: Vec<_> = wants.into_iter().map(|want| (want, Vec::new())).collect();
+    let mut carried = Vec::new();
+    while !waiting.is_empty() {
+        let started = Instant::now();
+        let others = waiting.split_off(1);
+        let Some(lead) = waiting.pop() else { break };
+        let Begun { source, shares, apart } = reading.begin(lead, others).await;
+        waiting = apart;
+        let lanes: Vec<Vec<LaneId>> =
+            shares.iter().map(|share| share.want.destinations.iter().map(|to| to.lane).collect()).collect();
+        let targets = shares.iter().flat_map(|share| share.want.targets.clone()).collect();
+        let feed = Feed { disk: &disk.of, shares, wanted: None, label: DiskLabel { targets, ..label.clone() } };
+        let moved = match source {
+            Ok(source) => pour(run, source, feed, started).await,
+            Err(failed) => Err(failed),
+        };
+        match moved {
+            Ok(moved) => carried.extend(lanes.into_iter().zip(moved.into_iter().map(Ok))),
+            Err(failed) => carried.push((lanes.concat(), Err(failed))),
+        }
+    }
+    carried
 }
 
-/// Moves what an open source gives.
+/// Moves what an open source gives; what became of each share.
 pub(crate) async fn pour(
     run: &Run<'_>,
     source: source::Source,
-    stream: Feed<'_>,
+    feed: Feed<'_>,
     started: Instant,
-) -> Result<Moved, SourceFailed> {
-    let what = &stream.label.disk_uuid;
-    let source::Source { mut reader, shape, mut notes, compared_with_base } = source;
-    let mut facts = StreamFacts {
-        source: reader.name(),
-        encoding: shape.name(),
-        notes: Vec::new(),
-        compared_with_base,
-        bytes_read: 0,
-        changed_bytes: 0,
-        digest: None,
-        extents: None,
-        elapsed: Duration::ZERO,
-    };
+) -> Result<Vec<Moved>, SourceFailed> {
+    let Feed { disk, mut shares, wanted, label } = feed;
+    let what = &label.disk_uuid;
+    let source::Source { mut reader, shape, notes, compared_with_base, gaps, .. } = source;
+    let is_divided = shares.iter().any(|share| share.own.is_some());
+    let mut moved: Vec<Moved> = shares
+        .iter_mut()
+        .map(|share| {
+            let mut told = notes.clone();
+            told.extend(share.notes.drain(..).filter(|note| !notes.contains(note)));
+            let facts = StreamFacts {
+                source: reader.name(),
+                encoding: share.own.as_ref().map_or(shape.name(), |own| own.shape().name()),
+                notes: told,
+                compared_with_base,
+                bytes_read: 0,
+                changed_bytes: 0,
+                digest: None,
+                extents: None,
+                elapsed: Duration::ZERO,
+            };
+            Moved { facts, lanes: Vec::new() }
+        })
+        .collect();
 
-    run.progress.disk_started(&stream.label, shape.expected_bytes());
-    let opened = open_sinks(run, &stream, &shape).await;
-    let (mut lanes, mut imports): (Vec<LaneId>, Vec<Sink>) = (Vec::new(), Vec::new());
-    let mut results = Vec::new();
-    for (lane, import) in opened {
-        match import {
-            Ok(import) => {
-                lanes.push(lane);
-                imports.push(import);
+    run.progress.disk_started(&label, shape.expected_bytes());
+    let mut takers: Vec<Taker> = Vec::new();
+    let mut links: Vec<Arc<Throttle>> = Vec::new();
+    for opened in open_sinks(run, &shares, &shape, gaps, &label).await {
+        match opened {
+            (_, Ok((taker, whole_links))) => {
+                takers.push(taker);
+                links.extend(whole_links);
             }
-            Err(error) => results.push((lane, Err(error))),
+            ((share, lane), Err(error)) => moved[share].lanes.push((lane, Err(error))),
         }
     }
-    if imports.is_empty() {
+    if takers.is_empty() {
         reader.abort().await;
-        run.progress.disk_finished(&stream.label, false);
-        return Ok(Moved { facts, lanes: results });
+        run.progress.disk_finished(&label, false);
+        return Ok(moved);
     }
 
     let hashing = run.job.integrity == crate::Integrity::Digest;
-    let meter = Meter::new(Arc::clone(run.progress), stream.label.clone(), imports.len(), reader.work());
-    let links = stream.destinations.iter().filter(|to| lanes.contains(&to.lane)).flat_map(|to| &to.throttles);
+    let meter = Meter::new(Arc::clone(run.progress), label.clone(), &takers, reader.work());
     // The job's limits are on what is read, those of links on what is sent.
     let job = if matches!(reader, Reader::Compared(_)) { &[][..] } else { &run.job.throttles };
-    let throttles: Vec<Arc<Throttle>> = job.iter().chain(links).cloned().collect();
+    let throttles: Vec<Arc<Throttle>> = job.iter().cloned().chain(links).collect();
     let (stall, first_byte) = (run.job.tuning.stall, run.job.tuning.first_byte);
-    let mut table = stream.table;
+    let mut tables: Vec<Leaves> = shares.iter_mut().map(|share| Leaves::of(share, gaps)).collect();
     // A task of its own: the disks of a run flow on as many cores as there are, and a wake-up stays on the thread that
     // got it.
     let flowing = async move {
-        let mut record = |leaf: u64, digest: Leaf| {
-            if let Some(table) = &mut table {
-                table.set(leaf, digest);
-            }
-        };
+        let mut record = |leaf: u64, digest: Leaf| tables.iter_mut().for_each(|table| table.set(leaf, digest));
         let leaves: Option<&mut (dyn FnMut(u64, Leaf) + Send)> = if hashing { Some(&mut record) } else { None };
         let options = Options { leaves, progress: &meter, throttles: &throttles, stall, first_byte };
-        let outcome = transfer::relay(&mut reader, shape.layout(), &mut imports, options).await;
-        (reader, shape, imports, table, outcome)
+        let outcome = transfer::relay(&mut reader, shape.layout(), &mut takers, options).await;
+        (reader, shape, takers, tables, outcome)
     };
-    let (reader, shape, imports, table, outcome) = beside(flowing).await;
+    let (reader, shape, takers, tables, outcome) = beside(flowing).await;
     let outcome = match outcome {
         Ok(outcome) => outcome,
         Err(TransferError::NoSinkLeft { sinks, .. }) => {
             reader.abort().await;
-            for ((lane, import), sink) in lanes.into_iter().zip(imports).zip(sinks) {
-                results.push((lane, conclude(import, EngineName::Lockstep, sink, what).await));
+            for (taker, sink) in takers.into_iter().zip(sinks) {
+                let (share, lane) = (taker.share, taker.lane);
+                moved[share].lanes.push((lane, conclude(taker, EngineName::Lockstep, sink, what).await));
             }
-            run.progress.disk_finished(&stream.label, false);
-            return Ok(Moved { facts, lanes: results });
+            run.progress.disk_finished(&label, false);
+            return Ok(moved);
         }
         Err(error) => {
-            join_all(imports.into_iter().map(Sink::abort)).await;
-            run.progress.disk_finished(&stream.label, false);
+            join_all(takers.into_iter().map(|taker| taker.tap.into_sink().abort())).await;
+            run.progress.disk_finished(&label, false);
             let ended = matches!(error, TransferError::Source { .. } | TransferError::Truncated { .. });
             let broke_off = ended || matches!(error, TransferError::SourceStalled { .. });
             let by_nbd = reader.name() == "nbd";
             let SourceFailed(message) = reader.explain(ended, chain(&error)).await;
             if by_nbd && broke_off {
-                tried::nbd_broke_off(run, stream.disk, &message).await;
+                tried::nbd_broke_off(run, disk, &message).await;
             }
             let how = if notes.is_empty() { String::new() } else { format!(" ({})", notes.join("; ")) };
             return Err(SourceFailed(message + &how));
         }
     };
     let engine = outcome.engine;
-    let concluded = lanes
-        .into_iter()
-        .zip(imports)
-        .zip(outcome.sinks)
-        .map(|((lane, import), sink)| async move { (lane, conclude(import, engine, sink, what).await) }.boxed());
-    results.extend(join_all(concluded).await);
+    let concluded = takers.into_iter().zip(outcome.sinks).map(|(taker, sink)| {
+        async move {
+            let (share, lane) = (taker.share, taker.lane);
+            (share, lane, conclude(taker, engine, sink, what).await)
+        }
+        .boxed()
+    });
+    for (share, lane, result) in join_all(concluded).await {
+        moved[share].lanes.push((lane, result));
+    }
     let left_out = reader.left_out();
     let finished = reader.finish().await;
-    run.progress.disk_finished(&stream.label, finished.is_ok());
+    run.progress.disk_finished(&label, finished.is_ok());
     finished?;
 
-    if let (false, Some(why)) = (hashing, &outcome.not_spliced) {
-        notes.push(format!("not spliced: {why}"));
-    }
-    facts.digest = match table {
-        Some(table) => {
-            let wanted = stream.wanted;
-            Some(blocking(move || commit_table(table, wanted)).await?)
-        }
-        None => None,
-    };
-    facts.notes = notes;
-    // What was compared and left out was read as well.
-    facts.bytes_read = outcome.bytes_read + left_out;
-    facts.changed_bytes = outcome.content.data_bytes();
-    facts.extents = match shape {
-        Shape::Chunked(plan) if left_out == 0 => Some(plan.extents().clone()),
+    let not_spliced = match (&outcome.not_spliced, hashing) {
+        (Some(_), false) if is_divided => Some("targets get different parts of what is read".to_owned()),
+        (Some(why), false) => Some(why.to_string()),
         _ => None,
     };
-    facts.elapsed = started.elapsed();
-    Ok(Moved { facts, lanes: results })
+    // Streams of the same content come to the same digest, so those that start from nothing known have it from the others.
+    let mut digests = Vec::new();
+    for Leaves { table, .. } in tables {
+        digests.push(match table {
+            Some(table) => Some(blocking(move || commit_table(table, wanted)).await?),
+            None => None,
+        });
+    }
+    let known = digests.iter().flatten().next().copied();
+    for ((Moved { facts, .. }, share), digest) in moved.iter_mut().zip(&shares).zip(digests) {
+        facts.notes.extend(not_spliced.iter().map(|why| format!("not spliced: {why}")));
+        facts.digest = digest.or(known);
+        // What was compared and left out was read as well.
+        facts.bytes_read = outcome.bytes_read + left_out;
+        facts.elapsed = started.elapsed();
+        (facts.changed_bytes, facts.extents) = match (&share.own, &shape) {
+            (Some(own), _) => {
+                let extents = own.extents();
+                (extents.total_bytes(), matches!(own, Own::Chunked(_)).then_some(extents))
+            }
+            (None, Shape::Chunked(plan)) if left_out == 0 => {
+                (outcome.content.data_bytes(), Some(plan.extents().clone()))
+            }
+            (None, _) => (outcome.content.data_bytes(), None),
+        };
+    }
+    Ok(moved)
+}
+
+/// The digest table of a share, and which leaves of the stream count for it.
+struct Leaves {
+    table: Option<DraftTable>,
+    /// What it gets of the disk; `None` for the stream as it comes. What differs from its base is then found out beside: others
+    /// may have been read more, and if that was not the same as its base, its digest is not theirs.
+    own: Option<Extents>,
+}
+
+impl Leaves {
+    /// Takes the table of a share. In a part of what leaves out zeroes, zeroes are what does not come.
+    fn of(share: &mut Share, gaps: Gaps) -> Self {
+        let own = share.own.as_ref().map(Own::extents);
+        let mut table = share.want.table.take();
+        if let (Some(table), Some(own), Gaps::Zero) = (&mut table, &own, gaps) {
+            own.leaf_numbers().for_each(|leaf| table.set(leaf, Leaf::ZERO));
+        }
+        Self { table, own }
+    }
+
+    fn set(&mut self, leaf: u64, digest: Leaf) {
+        if let Some(table) = &mut self.table
+            && self.own.as_ref().is_none_or(|own| own.holds(leaf * LEAF_SIZE))
+        {
+            table.set(leaf, digest);
+        }
+    }
 }
 
 /// Keeps a table, if it comes to what is wanted.
@@ -282,20 +340,48 @@ fn commit_table(mut table: DraftTable, wanted: Option<Root>) -> Result<Root, Sou
     Ok(table.commit()?)
 }
 
-async fn open_sinks(run: &Run<'_>, stream: &Feed<'_>, shape: &Shape) -> Vec<(LaneId, Result<Sink, RunError>)> {
-    let label = format!("vmferry {}: importing disk {}", run.job.name, stream.label.disk);
-    let open = stream.destinations.iter().map(|to| {
+/// Opens everybody's sinks, each with the limits that are on the whole of what is read for it.
+async fn open_sinks(
+    run: &Run<'_>,
+    shares: &[Share],
+    shape: &Shape,
+    gaps: Gaps,
+    disk: &DiskLabel,
+) -> Vec<((usize, LaneId), Result<(Taker, Vec<Arc<Throttle>>), RunError>)> {
+    let label = format!("vmferry {}: importing disk {}", run.job.name, disk.disk);
+    let all = shares.iter().enumerate();
+    let all = all.flat_map(|(number, share)| share.want.destinations.iter().map(move |to| (number, share, to)));
+    let open = all.map(|(number, share, to)| {
         let label = &label;
-        async move { (to.lane, to.place.open(shape, label).await) }.boxed()
+        async move {
+            let place = (number, to.lane);
+            let opened = match &share.own {
+                None => to.place.open(shape, label).await.map(|sink| (Tap::Whole(sink), to.throttles.clone())),
+                Some(own) => to.place.open(&own.shape(), label).await.map(|sink| {
+                    let part = match own {
+                        Own::Chunked(plan) => Part::chunked(sink, shape.layout(), gaps, plan),
+                        Own::Vhd(writer) => Part::vhd(sink, shape.layout(), gaps, writer),
+                    };
+                    (Tap::Part(Box::new(part.throttled(&to.throttles))), Vec::new())
+                }),
+            };
+            (place, opened.map(|(tap, links)| (Taker { share: number, lane: to.lane, tap }, links)))
+        }
+        .boxed()
     });
     join_all(open).await
 }
 
 /// Ends one import. XAPI's 200 said nothing; what counts is that it took every byte and that its task succeeded.
-async fn conclude(import: Sink, engine: EngineName, sink: SinkOutcome, disk: &str) -> Result<Sent, RunError> {
+async fn conclude(taker: Taker, engine: EngineName, sink: SinkOutcome, disk: &str) -> Result<Sent, RunError> {
+    let bytes = match &taker.tap {
+        Tap::Whole(_) => sink.bytes_written,
+        Tap::Part(part) => part.written(),
+    };
+    let import = taker.tap.into_sink();
     let engine = if matches!(import, Sink::Store(_)) { EngineName::Pooled } else { engine };
     match sink.result {
-        Ok(()) => import.finish().await.map(|receipt| Sent { bytes: sink.bytes_written, engine, receipt }),
+        Ok(()) => import.finish().await.map(|receipt| Sent { bytes, engine, receipt }),
         Err(error) => {
             let cause = import.finish().await.err().map(|cause| format!(": {}", chain(&cause))).unwrap_or_default();
             Err(RunError::Transfer { disk: disk.to_owned(), message: format!("{}{cause}", chain(&error)) })
@@ -345,6 +431,72 @@ impl Sink {
             Self::Disk(import) => import.abort().await,
             Self::File(..) => {}
             Self::Store(storing) => storing.abort().await,
+        }
+    }
+}
+
+/// Who takes a stream, or a part of it.
+struct Taker {
+    /// Which share it belongs to.
+    share: usize,
+    lane: LaneId,
+    tap: Tap,
+}
+
+/// What is written to a place.
+#[expect(clippy::large_enum_variant, reason = "there is one of it for each target of a transfer")]
+enum Tap {
+    /// The stream as it comes.
+    Whole(Sink),
+    /// A part of it.
+    Part(Box<Part<Sink>>),
+}
+
+impl Tap {
+    fn into_sink(self) -> Sink {
+        match self {
+            Self::Whole(sink) => sink,
+            Self::Part(part) => part.into_inner(),
+        }
+    }
+}
+
+impl AsyncWrite for Taker {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().tap {
+            Tap::Whole(sink) => Pin::new(sink).poll_write(cx, bytes),
+            Tap::Part(part) => Pin::new(part).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().tap {
+            Tap::Whole(sink) => Pin::new(sink).poll_flush(cx),
+            Tap::Part(part) => Pin::new(part).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().tap {
+            Tap::Whole(sink) => Pin::new(sink).poll_shutdown(cx),
+            Tap::Part(part) => Pin::new(part).poll_shutdown(cx),
+        }
+    }
+}
+
+impl SocketWriter for Taker {
+    fn lends_socket(&self) -> bool {
+        matches!(&self.tap, Tap::Whole(sink) if sink.lends_socket())
+    }
+
+    fn poll_write_call(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        call: &mut SocketCall<'_>,
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().tap {
+            Tap::Whole(sink) => Pin::new(sink).poll_write_call(cx, call),
+            Tap::Part(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
         }
     }
 }
@@ -423,12 +575,18 @@ struct Meter {
     written: Vec<AtomicU64>,
     told: AtomicU64,
     work: Option<Arc<AtomicU64>>,
+    /// Of the sinks that get a part.
+    sink_work: Vec<Option<Arc<AtomicU64>>>,
 }
 
 impl Meter {
-    fn new(progress: Arc<dyn Progress>, label: DiskLabel, sinks: usize, work: Option<Arc<AtomicU64>>) -> Self {
-        let written = (0..sinks).map(|_| AtomicU64::new(0)).collect();
-        Self { progress, label, written, told: AtomicU64::new(0), work }
+    fn new(progress: Arc<dyn Progress>, label: DiskLabel, takers: &[Taker], work: Option<Arc<AtomicU64>>) -> Self {
+        let written = takers.iter().map(|_| AtomicU64::new(0)).collect();
+        let sink_work = takers.iter().map(|taker| match &taker.tap {
+            Tap::Whole(_) => None,
+            Tap::Part(part) => Some(part.work()),
+        });
+        Self { progress, label, written, told: AtomicU64::new(0), work, sink_work: sink_work.collect() }
     }
 }
 
@@ -437,6 +595,10 @@ impl transfer::Progress for Meter {
 
     fn work(&self) -> u64 {
         self.work.as_ref().map_or(0, |work| work.load(Ordering::Relaxed))
+    }
+
+    fn sink_work(&self, sink: usize) -> u64 {
+        self.sink_work[sink].as_ref().map_or(0, |work| work.load(Ordering::Relaxed))
     }
 
     /// A dead sink stays behind, so the foremost one is what is told.

@@ -31,5 +31,6 @@ mod source_changes;
 mod stores;
 mod stories;
 mod stress;
+mod union;
 mod volumes;
 mod xen_orchestra;

@@ -1,0 +1,121 @@
+//! Which targets share a read of a disk, and which part of it each gets.
+//!
+//! Targets that start from different contents lack different parts of a disk. The one that lacks most leads: who has nothing, else who
+//! has the oldest base. It is read for it as if it were alone, and what the others lack is found out by changed-block lists or the
+//! heads of exports, which cost no data:
+//!
+//! | The leader is read | Read together with it | The others get |
+//! | --- | --- | --- |
+//! | whole, by export or NBD | nothing more: what does not come is zero | what they lack, with zeroes |
+//! | as a delta by NBD | what the others lack | what they lack |
+//! | as a delta by export | nothing more | what they lack, if the export holds it, as that from an older base does |
+//! | whole, compared with its base | | reads of their own: what differs from one content may be all that equals another |
+//!
+//! Who starts from a copy that is compared with is read for alone (`moving`).
+
+use crate::run::Run;
+use crate::snapshot::TakenDisk;
+use crate::source::{self, Chunked, Opening, Own, Source};
+use crate::transfer::{Destination, From, SourceFailed};
+use vmferry_disk::digest::DraftTable;
+use vmferry_disk::extent::Extents;
+use vmferry_xapi::Session;
+
+/// What the targets that start from the same content want of a disk.
+pub(crate) struct Want {
+    pub(crate) from: From,
+    pub(crate) destinations: Vec<Destination>,
+    /// The digest table to fill, when digests can be known.
+    pub(crate) table: Option<DraftTable>,
+    /// Whether all destinations take the `chunked` framing.
+    pub(crate) chunked: Chunked,
+    /// The least that is read in one piece, in bytes.
+    pub(crate) grain: u64,
+    /// Names of the targets.
+    pub(crate) targets: Vec<String>,
+}
+
+/// What one read gives to who wants some of it.
+pub(crate) struct Share {
+    pub(crate) want: Want,
+    /// Its part; `None` for the stream as it comes.
+    pub(crate) own: Option<Own>,
+    /// Why a better way was not taken.
+    pub(crate) notes: Vec<String>,
+}
+
+/// A read that was begun.
+pub(crate) struct Begun {
+    pub(crate) source: Result<Source, SourceFailed>,
+    /// Who gets something of it. The first one is who leads.
+    pub(crate) shares: Vec<Share>,
+    /// Who has to be read for again, and why.
+    pub(crate) apart: Vec<(Want, Vec<String>)>,
+}
+
+/// A disk that is to be read.
+pub(crate) struct Reading<'a> {
+    pub(crate) run: &'a Run<'a>,
+    pub(crate) source: &'a Session,
+    pub(crate) disk: &'a TakenDisk,
+    /// What the pool shows as the name of an export's task.
+    pub(crate) label: &'a str,
+}
+
+impl Reading<'_> {
+    /// Begins to read for the one who leads and for all others who can be read for at the same time.
+    pub(crate) async fn begin(&self, lead: (Want, Vec<String>), others: Vec<(Want, Vec<String>)>) -> Begun {
+        let (mut needy, mut apart) = (Vec::new(), Vec::new());
+        let mut also = Extents::new();
+        for (want, mut notes) in others {
+            let opening = self.opening(&want, &also);
+            match opening.needed(&mut notes).await {
+                Ok(needed) => {
+                    let framing = opening.framing(&mut notes);
+                    let own = Own::new(opening.size(), needed.widened(want.grain, opening.size()), framing);
+                    if let Ok(own) = own {
+                        also = also.union(&own.extents());
+                    }
+                    needy.push((want, notes, needed, framing));
+                }
+                Err(why) => apart.push((want, alone(notes, &why))),
+            }
+        }
+        let (want, notes) = lead;
+        let mut source = source::open(&self.opening(&want, &also)).await;
+        let own = source.as_mut().ok().and_then(|source| source.own.take());
+        let mut shares = vec![Share { want, own, notes }];
+        for (want, notes, needed, framing) in needy {
+            // Who leads and cannot be read for costs the others nothing.
+            let Ok(source) = &source else {
+                apart.push((want, notes));
+                continue;
+            };
+            match source.part(&needed, want.grain, framing) {
+                Ok(own) => shares.push(Share { want, own: Some(own), notes }),
+                Err(why) => apart.push((want, alone(notes, &why))),
+            }
+        }
+        Begun { source, shares, apart }
+    }
+
+    fn opening<'o>(&'o self, want: &'o Want, also: &'o Extents) -> Opening<'o> {
+        Opening {
+            run: self.run,
+            source: self.source,
+            disk: self.disk,
+            from: &want.from,
+            chunked: want.chunked,
+            grain: want.grain,
+            also,
+            label: self.label,
+        }
+    }
+}
+
+/// The notes of who is read for alone. Those before were on how it could be read together.
+fn alone(mut notes: Vec<String>, why: &str) -> Vec<String> {
+    notes.clear();
+    notes.push(format!("it was not read together with what other targets lack: {why}"));
+    notes
+}
