@@ -5,6 +5,7 @@ use crate::error::{EngineError, RunError, chain};
 use crate::inventory::Inventory;
 use crate::job::{Job, StoreTarget, Target};
 use crate::keys;
+use crate::objects::set_keys;
 use crate::view::{Condition, Identity, Origin, Point, Replica, TargetView};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -163,6 +164,48 @@ impl Engine {
             )));
         }
         Ok(found)
+    }
+}
+
+impl Engine {
+    /// Has a recovery point kept whatever retention says, or left to it again, on every target that has it or on the one named.
+    /// Answers with the names of the targets.
+    pub async fn hold_point(
+        &self,
+        job: &Job,
+        point: &str,
+        target: Option<&str>,
+        held: bool,
+    ) -> Result<Vec<String>, EngineError> {
+        let named = |name: &str| target.is_none_or(|target| target == name);
+        let mut done = Vec::new();
+        for target in job.targets.iter().filter(|target| named(&target.name)) {
+            let survivor = Survivor::reach(self, target).await?;
+            let vms = survivor.source_vms(job);
+            let mut points = vms.iter().flat_map(|vm| {
+                let view = survivor.view(job, vm);
+                view.points().map(|point| (point.uuid.clone(), point.reference.clone())).collect::<Vec<_>>()
+            });
+            if let Some((uuid, snapshot)) = points.find(|(uuid, _)| uuid == point) {
+                let (set, clear): (&[_], &[_]) = if held { (&[(keys::HOLD, uuid)], &[]) } else { (&[], &[keys::HOLD]) };
+                set_keys(&survivor.session, &snapshot, set, clear).await.map_err(RunError::from)?;
+                done.push(target.name.clone());
+            }
+        }
+        for target in job.stores.iter().filter(|target| named(&target.name)) {
+            let points = target.store.points(None).await.map_err(RunError::Store)?;
+            if points.iter().any(|found| found.id == point && found.job == job.ids.job.to_string()) {
+                target.store.hold(point, held).await.map_err(RunError::Store)?;
+                done.push(target.name.clone());
+            }
+        }
+        if done.is_empty() {
+            let name = &job.name;
+            return Err(EngineError::Usage(format!(
+                "job {name} has no recovery point {point}; `points list {name}` names those it has"
+            )));
+        }
+        Ok(done)
     }
 }
 

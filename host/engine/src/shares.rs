@@ -13,11 +13,12 @@
 //!
 //! Who starts from a copy that is compared with is read for alone (`moving`).
 
+use crate::progress::DiskLabel;
 use crate::run::Run;
 use crate::snapshot::TakenDisk;
 use crate::source::{self, Chunked, Opening, Own, Source};
 use crate::transfer::{Destination, From, SourceFailed};
-use vmferry_disk::digest::DraftTable;
+use vmferry_disk::digest::{DraftTable, LEAF_SIZE};
 use vmferry_disk::extent::Extents;
 use vmferry_xapi::Session;
 
@@ -33,6 +34,20 @@ pub(crate) struct Want {
     pub(crate) grain: u64,
     /// Names of the targets.
     pub(crate) targets: Vec<String>,
+}
+
+impl Want {
+    /// What one place wants, with no target beside it.
+    pub(crate) fn of_one(
+        from: From,
+        destination: Destination,
+        table: DraftTable,
+        chunked: Chunked,
+        label: &DiskLabel,
+    ) -> Self {
+        let (destinations, targets) = (vec![destination], label.targets.clone());
+        Self { from, destinations, table: Some(table), chunked, grain: LEAF_SIZE, targets }
+    }
 }
 
 /// What one read gives to who wants some of it.

@@ -20,6 +20,7 @@ use crate::export::{self, NotBegun};
 use crate::job::Nbd;
 use crate::media;
 use crate::plan::{SR_GRANULARITY, replica_size};
+use crate::retrieving::Retrieving;
 use crate::run::Run;
 use crate::snapshot::TakenDisk;
 use crate::transfer::{From, SourceFailed, blocking};
@@ -60,7 +61,8 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    fn new(reader: Reader, shape: Shape, notes: Vec<String>) -> Self {
+    /// A source that holds what was asked for and nothing else.
+    pub(crate) fn new(reader: Reader, shape: Shape, notes: Vec<String>) -> Self {
         Self { reader, shape, notes, compared_with_base: false, gaps: Gaps::Refused, own: None }
     }
 
@@ -472,15 +474,18 @@ pub(crate) enum Plain {
     Nbd(nbd::Source<Connection>),
     /// An export that media carry.
     File(File),
+    /// A point of a store.
+    Store(Retrieving),
 }
 
 impl Reader {
-    /// `export`, `nbd` or `file`, as reports name it.
+    /// `export`, `nbd`, `file` or `store`, as reports name it.
     pub(crate) fn name(&self) -> &'static str {
         match self.plain() {
             Plain::Export(_) => "export",
             Plain::Nbd(_) => "nbd",
             Plain::File(_) => "file",
+            Plain::Store(_) => "store",
         }
     }
 
@@ -512,13 +517,16 @@ impl Reader {
                 Ok(())
             }
             Plain::File(_) => Ok(()),
+            Plain::Store(retrieving) => retrieving.finish().await,
         }
     }
 
     /// Ends a source that is not wanted any more.
     pub(crate) async fn abort(self) {
-        if let Plain::Export(export) = self.into_plain() {
-            export.abort().await;
+        match self.into_plain() {
+            Plain::Export(export) => export.abort().await,
+            Plain::Store(retrieving) => retrieving.abort().await,
+            Plain::Nbd(_) | Plain::File(_) => {}
         }
     }
 
@@ -545,7 +553,11 @@ impl Reader {
 impl Plain {
     /// Why an export ended early, XAPI tells in its task alone; of bytes that are wrong it knows nothing.
     async fn explain(self, ended: bool, message: String) -> SourceFailed {
-        let Self::Export(export) = self else { return SourceFailed(message) };
+        let export = match self {
+            Self::Export(export) => export,
+            Self::Store(retrieving) => return retrieving.explain(message).await,
+            Self::Nbd(_) | Self::File(_) => return SourceFailed(message),
+        };
         if !ended {
             export.abort().await;
             return SourceFailed(message);
@@ -563,6 +575,7 @@ impl AsyncRead for Plain {
             Self::Export(export) => Pin::new(export).poll_read(cx, buf),
             Self::Nbd(source) => Pin::new(source).poll_read(cx, buf),
             Self::File(file) => Pin::new(file).poll_read(cx, buf),
+            Self::Store(retrieving) => Pin::new(retrieving).poll_read(cx, buf),
         }
     }
 }

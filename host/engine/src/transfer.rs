@@ -8,7 +8,7 @@ use crate::run::Run;
 use crate::shares::{Begun, Reading, Share, Want};
 use crate::snapshot::TakenDisk;
 use crate::source::{self, Own, Reader, Shape};
-use crate::storing::Storing;
+use crate::storing::{ImageFormat, Storing};
 use crate::tried;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
@@ -47,6 +47,8 @@ pub(crate) enum Place {
     Disk { session: Session, vdi: Ref<Vdi> },
     /// A file on media, made new; it takes VHD alone.
     File(PathBuf),
+    /// A new image file of a disk.
+    Image { path: PathBuf, format: ImageFormat, size: u64 },
     /// A disk of a store's draft.
     Store { store: Arc<dyn PointStore>, draft: Draft, info: DeltaInfo },
 }
@@ -76,13 +78,13 @@ pub(crate) struct Stream<'a> {
 }
 
 /// Where a source goes.
-pub(crate) struct Feed<'a> {
+struct Feed<'a> {
     /// The disk that is read, or was.
-    pub(crate) disk: &'a AttachedDisk,
-    pub(crate) shares: Vec<Share>,
+    disk: &'a AttachedDisk,
+    shares: Vec<Share>,
     /// What the digests have to come to, where that is known.
-    pub(crate) wanted: Option<Root>,
-    pub(crate) label: DiskLabel,
+    wanted: Option<Root>,
+    label: DiskLabel,
 }
 
 /// What became of a share of a stream.
@@ -124,6 +126,12 @@ pub(crate) struct StreamFacts {
 #[derive(Clone, Debug)]
 pub(crate) struct SourceFailed(pub(crate) String);
 
+impl SourceFailed {
+    fn nobody() -> Self {
+        Self("nobody wanted it".to_owned())
+    }
+}
+
 impl<E: std::error::Error> std::convert::From<E> for SourceFailed {
     fn from(error: E) -> Self {
         Self(chain(&error))
@@ -160,8 +168,27 @@ pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Vec<(Vec<LaneId>
     carried
 }
 
+/// The same where all start from one content.
+pub(crate) async fn carry_one(run: &Run<'_>, stream: Stream<'_>) -> Result<Moved, SourceFailed> {
+    carry(run, stream).await.pop().map_or_else(|| Err(SourceFailed::nobody()), |(_, moved)| moved)
+}
+
+/// Moves what an open source gives to one who wants all of it.
+pub(crate) async fn pour_one(
+    run: &Run<'_>,
+    source: source::Source,
+    disk: &AttachedDisk,
+    want: Want,
+    wanted: Option<Root>,
+    label: DiskLabel,
+) -> Result<Moved, SourceFailed> {
+    let shares = vec![Share { want, own: None, notes: Vec::new() }];
+    let moved = pour(run, source, Feed { disk, shares, wanted, label }, Instant::now()).await;
+    moved.and_then(|mut moved| moved.pop().ok_or_else(SourceFailed::nobody))
+}
+
 /// Moves what an open source gives; what became of each share.
-pub(crate) async fn pour(
+async fn pour(
     run: &Run<'_>,
     source: source::Source,
     feed: Feed<'_>,
@@ -399,6 +426,9 @@ impl Place {
             (Self::File(path), _) => {
                 let file = File::create(path).await.map_err(|error| file_failed(path, &error))?;
                 Sink::File(path.clone(), file)
+            }
+            (Self::Image { path, format, size }, _) => {
+                Sink::Store(Storing::into_file(path, *format, &path.display().to_string(), *size, shape)?)
             }
             (Self::Store { store, draft, info }, _) => Sink::Store(Storing::begin(store, draft, info, shape)?),
         })

@@ -185,7 +185,7 @@ impl Caller {
         let state = State {
             wasi: wasi.build(),
             http,
-            egress: Egress::new(self.lent.clone(), refusals.clone()),
+            egress: Egress::whole(self.lent.clone(), refusals.clone()),
             table,
             limiter: Limiter::new(&self.budget),
             log,

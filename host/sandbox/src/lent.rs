@@ -1,5 +1,6 @@
 //! What the host can lend.
 
+use crate::egress::Credential;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -12,14 +13,17 @@ pub struct HostServices {
     pub key_value: Option<Arc<dyn KeyValue>>,
     /// Keys to sign with, by name. They never reach a guest.
     pub sign_keys: BTreeMap<String, Vec<u8>>,
+    /// What is added to requests, the first that fits a request's server. They never reach a guest.
+    pub credentials: Vec<Credential>,
 }
 
-/// Names the keys, never their values.
+/// Names keys and servers, never their values.
 impl fmt::Debug for HostServices {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HostServices")
             .field("key_value", &self.key_value.is_some())
             .field("sign_keys", &self.sign_keys.keys())
+            .field("credentials", &self.credentials)
             .finish()
     }
 }

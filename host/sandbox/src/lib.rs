@@ -63,6 +63,7 @@ mod sterile;
 
 pub use cache::CacheError;
 pub use contract::Misfit;
+pub use egress::{AwsKey, Credential, CredentialError};
 pub use engines::{Allocation, EngineError};
 pub use grants::{Grants, HostPattern, PatternError};
 pub use lent::HostServices;

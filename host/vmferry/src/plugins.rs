@@ -30,7 +30,11 @@ impl<'a> Plugins<'a> {
     /// A sandbox for the plugins of `config`, whose values go to `store`. Compiled code is kept under `cache`, if given.
     pub fn new(config: &'a Config, store: &Store, cache: Option<&Path>) -> Result<Self, Failure> {
         let keys = config.keys.iter().map(|(name, key)| (name.clone(), key.reveal().as_bytes().to_vec()));
-        let services = HostServices { key_value: Some(Arc::new(store.clone())), sign_keys: keys.collect() };
+        let services = HostServices {
+            key_value: Some(Arc::new(store.clone())),
+            sign_keys: keys.collect(),
+            credentials: Vec::new(),
+        };
         Ok(Self { config, sandbox: sandbox(cache)?, services, loaded: Mutex::default() })
     }
 
@@ -76,7 +80,7 @@ impl<'a> Plugins<'a> {
             with: used.with.clone(),
             grants: said.grants,
             limits: said.limits,
-            host: self.services.clone(),
+            host: HostServices { credentials: said.credentials, ..self.services.clone() },
         };
         make(&plugin, instance).await.map_err(|error| at_use(Problem::new(error.to_string())))
     }

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::sync::Notify;
 use vmferry_engine::StoreTarget;
 use vmferry_model::plugin::{PluginError, PluginFailure, PluginId};
 use vmferry_model::target::{
@@ -16,6 +17,7 @@ use vmferry_model::target::{
 pub struct Shelf {
     shape: Shape,
     inner: Arc<Mutex<Inner>>,
+    stalled: Arc<Notify>,
 }
 
 /// The chunks of a disk that are not zero, by offset.
@@ -27,14 +29,27 @@ struct Inner {
     /// By point, or draft, and disk.
     disks: BTreeMap<(String, String), Content>,
     calls: Vec<&'static str>,
-    /// The call that fails next, and whether it is done all the same.
-    failing: Option<(&'static str, bool)>,
+    /// The call that something happens to next.
+    next: Option<(&'static str, Fate)>,
+}
+
+/// What happens to a call.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It fails.
+    Fails,
+    /// It is done and says that it failed.
+    LosesAnswer,
+    /// It never ends, and nothing is done.
+    StallsBefore,
+    /// It is done and never ends.
+    StallsAfter,
 }
 
 impl Shelf {
     /// An empty one that takes chunks of so many bytes.
     pub fn new(chunk_size: u32) -> Self {
-        Self { shape: Shape { chunk_size, only_newest: false }, inner: Arc::default() }
+        Self { shape: Shape { chunk_size, only_newest: false }, inner: Arc::default(), stalled: Arc::default() }
     }
 
     /// The same, to whose newest point alone a delta can add.
@@ -56,12 +71,32 @@ impl Shelf {
 
     /// Has the next call of this name fail.
     pub fn fail(&self, call: &'static str) {
-        self.lock().failing = Some((call, false));
+        self.lock().next = Some((call, Fate::Fails));
     }
 
     /// Has the next call of this name do its work and say that it failed.
     pub fn lose_answer(&self, call: &'static str) {
-        self.lock().failing = Some((call, true));
+        self.lock().next = Some((call, Fate::LosesAnswer));
+    }
+
+    /// Has the next call of this name never end; its work is done before, if `after` says so.
+    pub fn stall(&self, call: &'static str, after: bool) {
+        self.lock().next = Some((call, if after { Fate::StallsAfter } else { Fate::StallsBefore }));
+    }
+
+    /// Waits until that call has come so far.
+    pub async fn wait_until_stalled(&self) {
+        self.stalled.notified().await;
+    }
+
+    /// Has nothing happen to any call any more.
+    pub fn calm(&self) {
+        self.lock().next = None;
+    }
+
+    /// The points as they are told.
+    pub fn stored(&self) -> Vec<StoredPoint> {
+        self.lock().points.iter().map(|(point, _)| point.clone()).collect()
     }
 
     /// The points, oldest first.
@@ -97,6 +132,16 @@ impl Shelf {
         self.edit(point, |point| point.damaged = Some("a chunk is gone".to_owned()));
     }
 
+    /// Turns over a byte of the chunk that holds this byte of a disk.
+    pub fn corrupt(&self, point: &str, disk: &str, offset: u64) {
+        let mut inner = self.lock();
+        let content = inner.disks.get_mut(&(point.to_owned(), disk.to_owned())).expect("the disk");
+        let (_, chunk) = content.range_mut(..=offset).next_back().expect("a chunk");
+        let mut bytes = chunk.to_vec();
+        bytes[0] ^= 0xff;
+        *chunk = bytes.into();
+    }
+
     /// Loses a point and keeps its disks.
     pub fn forget_point(&self, point: &str) {
         self.lock().points.retain(|(known, _)| known.id != point);
@@ -118,19 +163,37 @@ impl Shelf {
         self.inner.lock().expect("nobody panicked")
     }
 
-    /// Notes a call. Fails if that was asked for; `Err(Some(_))` only after the work.
-    fn called(&self, call: &'static str) -> Result<Option<PluginError>, PluginError> {
-        let mut inner = self.lock();
-        inner.calls.push(call);
-        match inner.failing {
-            Some((failing, work_first)) if failing == call => {
-                inner.failing = None;
-                let error = failure(call, "the shelf gave way");
-                if work_first { Ok(Some(error)) } else { Err(error) }
-            }
-            _ => Ok(None),
+    /// Notes a call, and has it fail or stall if that was asked for. What happens to it after its work is told.
+    async fn called(&self, call: &'static str) -> Result<Option<(&'static str, Fate)>, PluginError> {
+        let next = {
+            let mut inner = self.lock();
+            inner.calls.push(call);
+            inner.next.take_if(|(next, _)| *next == call)
+        };
+        match next {
+            Some((call, Fate::Fails)) => Err(gave_way(call)),
+            Some((_, Fate::StallsBefore)) => self.never_end().await,
+            next => Ok(next),
         }
     }
+
+    /// The answer, unless something else was asked for.
+    async fn answer<T>(&self, answer: T, next: Option<(&'static str, Fate)>) -> Result<T, PluginError> {
+        match next {
+            Some((call, Fate::LosesAnswer)) => Err(gave_way(call)),
+            Some((_, Fate::StallsAfter)) => self.never_end().await,
+            _ => Ok(answer),
+        }
+    }
+
+    async fn never_end<T>(&self) -> T {
+        self.stalled.notify_one();
+        std::future::pending().await
+    }
+}
+
+fn gave_way(call: &str) -> PluginError {
+    failure(call, "the shelf gave way")
 }
 
 fn failure(call: &str, message: &str) -> PluginError {
@@ -141,11 +204,6 @@ fn failure(call: &str, message: &str) -> PluginError {
     }
 }
 
-/// The answer, or the failure that was asked for after the work.
-fn answer<T>(answer: T, lost: Option<PluginError>) -> Result<T, PluginError> {
-    lost.map_or(Ok(answer), Err)
-}
-
 #[async_trait]
 impl PointStore for Shelf {
     fn shape(&self) -> Shape {
@@ -153,10 +211,10 @@ impl PointStore for Shelf {
     }
 
     async fn points(&self, vm: Option<&str>) -> Result<Vec<StoredPoint>, PluginError> {
-        let lost = self.called("points")?;
-        let inner = self.lock();
-        let points = inner.points.iter().map(|(point, _)| point);
-        answer(points.filter(|point| vm.is_none_or(|vm| point.vm == vm)).cloned().collect(), lost)
+        let lost = self.called("points").await?;
+        let points: Vec<StoredPoint> = self.lock().points.iter().map(|(point, _)| point.clone()).collect();
+        let points = points.into_iter().filter(|point| vm.is_none_or(|vm| point.vm == vm)).collect();
+        self.answer(points, lost).await
     }
 
     async fn metadata(&self, point: &str) -> Result<VmMetadata, PluginError> {
@@ -196,7 +254,7 @@ impl PointStore for Shelf {
         delta: DeltaInfo,
         mut chunks: Box<dyn Chunks>,
     ) -> Result<Vec<u8>, PluginError> {
-        let lost = self.called("write")?;
+        let lost = self.called("write").await?;
         let key = |point: &str| (point.to_owned(), delta.disk.clone());
         let mut content = match &delta.base {
             Some(base) => self.lock().disks.get(&key(base)).cloned().ok_or_else(|| failure("write", "no base"))?,
@@ -214,11 +272,11 @@ impl PointStore for Shelf {
         }
         let receipt = serde_json::json!({ "content": delta.content, "size": delta.size, "chunks": content.len() });
         self.lock().disks.insert(key(&draft.id), content);
-        answer(receipt.to_string().into_bytes(), lost)
+        self.answer(receipt.to_string().into_bytes(), lost).await
     }
 
     async fn commit(&self, draft: &Draft, receipts: &[DiskReceipt]) -> Result<StoredPoint, PluginError> {
-        let lost = self.called("commit")?;
+        let lost = self.called("commit").await?;
         let disks = receipts.iter().map(|receipt| {
             let said: serde_json::Value = serde_json::from_slice(&receipt.receipt).expect("our own receipt");
             StoredDisk {
@@ -239,16 +297,18 @@ impl PointStore for Shelf {
             held: false,
             damaged: None,
         };
-        let mut inner = self.lock();
-        inner.points.retain(|(known, _)| known.id != point.id);
-        inner.points.push((point.clone(), draft.metadata.clone()));
-        answer(point, lost)
+        {
+            let mut inner = self.lock();
+            inner.points.retain(|(known, _)| known.id != point.id);
+            inner.points.push((point.clone(), draft.metadata.clone()));
+        }
+        self.answer(point, lost).await
     }
 
     async fn abort(&self, draft: &Draft) -> Result<(), PluginError> {
-        let lost = self.called("abort")?;
+        let lost = self.called("abort").await?;
         self.lock().disks.retain(|(point, _), _| *point != draft.id);
-        answer((), lost)
+        self.answer((), lost).await
     }
 
     async fn read(
@@ -258,7 +318,7 @@ impl PointStore for Shelf {
         extents: &[StoredExtent],
         mut restored: Box<dyn Restored>,
     ) -> Result<(), PluginError> {
-        let lost = self.called("read")?;
+        let lost = self.called("read").await?;
         let content = self.lock().disks.get(&(point.to_owned(), disk.to_owned())).cloned();
         let content = content.ok_or_else(|| failure("read", "there is no such disk"))?;
         for extent in extents {
@@ -270,16 +330,18 @@ impl PointStore for Shelf {
                 restored.put(from, slice).await.map_err(|error| failure("read", &error.to_string()))?;
             }
         }
-        answer((), lost)
+        self.answer((), lost).await
     }
 
     async fn verify(&self, point: &str) -> Result<Vec<Damage>, PluginError> {
-        let lost = self.called("verify")?;
-        let inner = self.lock();
-        let found = inner.points.iter().find(|(found, _)| found.id == point);
-        let damaged = found.and_then(|(point, _)| point.damaged.clone());
+        let lost = self.called("verify").await?;
+        let damaged = {
+            let inner = self.lock();
+            let found = inner.points.iter().find(|(found, _)| found.id == point);
+            found.and_then(|(point, _)| point.damaged.clone())
+        };
         let damage = |message| Damage { disk: None, extent: None, message };
-        answer(damaged.map(damage).into_iter().collect(), lost)
+        self.answer(damaged.map(damage).into_iter().collect(), lost).await
     }
 
     async fn hold(&self, point: &str, held: bool) -> Result<(), PluginError> {
@@ -288,28 +350,33 @@ impl PointStore for Shelf {
     }
 
     async fn delete(&self, point: &str) -> Result<(), PluginError> {
-        let lost = self.called("delete")?;
-        let mut inner = self.lock();
-        inner.points.retain(|(known, _)| known.id != point);
-        inner.disks.retain(|(known, _), _| known != point);
-        answer((), lost)
+        let lost = self.called("delete").await?;
+        {
+            let mut inner = self.lock();
+            inner.points.retain(|(known, _)| known.id != point);
+            inner.disks.retain(|(known, _), _| known != point);
+        }
+        self.answer((), lost).await
     }
 
     async fn collect(&self, drafts: &[String], apply: bool) -> Result<Vec<StoredGarbage>, PluginError> {
-        let lost = self.called("collect")?;
-        let mut inner = self.lock();
-        let known: Vec<String> = inner.points.iter().map(|(point, _)| point.id.clone()).collect();
-        let is_garbage = |point: &String| !known.contains(point) && !drafts.contains(point);
-        let garbage = inner.disks.iter().filter(|((point, _), _)| is_garbage(point));
-        let garbage = garbage.map(|((point, disk), content)| StoredGarbage {
-            what: format!("{point}/{disk}"),
-            why: "it belongs to no point".to_owned(),
-            bytes: content.values().map(|chunk| chunk.len() as u64).sum(),
-        });
-        let garbage: Vec<StoredGarbage> = garbage.collect();
-        if apply {
-            inner.disks.retain(|(point, _), _| !is_garbage(point));
-        }
-        answer(garbage, lost)
+        let lost = self.called("collect").await?;
+        let garbage: Vec<StoredGarbage> = {
+            let mut inner = self.lock();
+            let known: Vec<String> = inner.points.iter().map(|(point, _)| point.id.clone()).collect();
+            let is_garbage = |point: &String| !known.contains(point) && !drafts.contains(point);
+            let garbage = inner.disks.iter().filter(|((point, _), _)| is_garbage(point));
+            let garbage = garbage.map(|((point, disk), content)| StoredGarbage {
+                what: format!("{point}/{disk}"),
+                why: "it belongs to no point".to_owned(),
+                bytes: content.values().map(|chunk| chunk.len() as u64).sum(),
+            });
+            let garbage = garbage.collect();
+            if apply {
+                inner.disks.retain(|(point, _), _| !is_garbage(point));
+            }
+            garbage
+        };
+        self.answer(garbage, lost).await
     }
 }

@@ -23,6 +23,7 @@ mod policies;
 mod preflight;
 mod refusals;
 mod replication_network;
+mod restore;
 mod seed;
 mod seed_media;
 mod seed_pair;

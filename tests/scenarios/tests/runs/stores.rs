@@ -1,5 +1,6 @@
 //! Targets that are stores: they get their part of a run as pools do, each from a base of its own.
 
+use crate::kills::{check_each, die_after_call};
 use std::sync::Arc;
 use vmferry_engine::GcReport;
 use vmferry_model::plan::{FullReason, Kind};
@@ -235,4 +236,70 @@ async fn what_belongs_to_no_point_is_found_and_removed_by_gc() {
     assert_eq!((stored(world.gc(false).await), shelf.kept_disks()), (2, 4), "it is only told");
     assert_eq!((stored(world.gc(true).await), shelf.kept_disks()), (2, 2));
     assert_holds_source(&world, &shelf);
+}
+
+/// After a run that died: the last point is as it was, and the next run puts everything right by a delta.
+async fn assert_healed(world: &World, shelf: &Shelf, last: &(String, Vec<Vec<u8>>), name: &str) {
+    let disks = world.source.vm_disks(&world.vm);
+    let found: Vec<Vec<u8>> = disks.iter().map(|disk| shelf.read_disk(&last.0, disk)).collect();
+    assert!(found == last.1, "{name}: the last point is intact");
+    let healed = world.run().await;
+    assert_eq!(healed.outcome, Outcome::Succeeded, "{name}: {healed:#?}");
+    assert_kind(target(&healed, "shelf"), Kind::Delta);
+    assert_holds_source(world, shelf);
+    world.gc(true).await;
+    assert_eq!(source_snapshots(world), 1, "{name}");
+    assert_eq!(shelf.kept_disks(), 2 * shelf.ids().len(), "{name}: nothing that belongs to no point");
+}
+
+async fn one_point(shelf: &Shelf) -> (World, (String, Vec<Vec<u8>>)) {
+    let world = only_shelf(shelf).await;
+    succeeded(world.run().await);
+    let point = shelf.ids().remove(0);
+    let content = world.source.vm_disks(&world.vm).iter().map(|disk| shelf.read_disk(&point, disk)).collect();
+    touch(&world, 1);
+    (world, (point, content))
+}
+
+#[tokio::test]
+async fn a_run_to_a_store_may_die_after_any_call_on_the_source() {
+    check_each(20, async |nth| {
+        let shelf = Shelf::new(1 << 20);
+        let (world, last) = one_point(&shelf).await;
+        let died = die_after_call(&world, &world.source, nth).await;
+        assert_healed(&world, &shelf, &last, &format!("killed after call {nth}")).await;
+        died
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_run_to_a_store_may_die_before_and_after_any_call_of_the_store() {
+    for call in ["points", "write", "commit", "delete"] {
+        for after in [false, true] {
+            let shelf = Shelf::new(1 << 20);
+            let (mut world, last) = one_point(&shelf).await;
+            if call == "delete" {
+                // A point that goes, and one more that does not.
+                succeeded(world.run().await);
+                touch(&world, 2);
+                world.policies.retention = Some(Arc::new(Keep(2)));
+            }
+            shelf.stall(call, after);
+            tokio::select! {
+                report = world.run() => panic!("{call}: the run did not stall: {report:#?}"),
+                () = shelf.wait_until_stalled() => {}
+            }
+            world.policies.retention = None;
+            let name = format!("killed {} {call}", if after { "after" } else { "before" });
+            match (call, after) {
+                ("delete", true) => {
+                    let healed = succeeded(world.run().await);
+                    assert_kind(target(&healed, "shelf"), Kind::Delta);
+                    assert_holds_source(&world, &shelf);
+                }
+                _ => assert_healed(&world, &shelf, &last, &name).await,
+            }
+        }
+    }
 }
