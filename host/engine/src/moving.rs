@@ -14,6 +14,7 @@ use crate::shares::Want;
 use crate::snapshot::{Taken, TakenDisk};
 use crate::source::Chunked;
 use crate::transfer::{self, Destination, From, Moved, Place, Sent, SourceFailed, Stream, StreamFacts, blocking};
+use crate::tried;
 use crate::view::SourceVm;
 use futures_util::stream;
 use futures_util::{FutureExt, StreamExt};
@@ -45,7 +46,14 @@ impl Work<'_> {
                     Err(error) => unready.push((lanes, disk, chain(&error))),
                 }
             }
-            streams.extend((!together.is_empty()).then(|| (index, self.stream(disk, together))));
+            match if together.len() > 1 { tried::is_read_apart(self.run, &disk.of).await } else { None } {
+                Some(why) => streams.extend(together.into_iter().map(|mut want| {
+                    want.notes.push(why.clone());
+                    (index, self.stream(disk, vec![want]))
+                })),
+                None if together.is_empty() => {}
+                None => streams.push((index, self.stream(disk, together))),
+            }
         }
         let run = self.run;
         let moving: Vec<_> = streams
@@ -241,6 +249,7 @@ impl Work<'_> {
             destinations: lanes.iter().filter_map(|&lane| self.destination(lane, disk, index)).collect(),
             table,
             targets: lanes.iter().map(|&lane| self.target_name(lane).to_owned()).collect(),
+            notes: Vec::new(),
         };
         Ok((want, refused))
     }

@@ -34,6 +34,8 @@ pub(crate) struct Want {
     pub(crate) grain: u64,
     /// Names of the targets.
     pub(crate) targets: Vec<String>,
+    /// Why a better way was not taken.
+    pub(crate) notes: Vec<String>,
 }
 
 impl Want {
@@ -46,7 +48,7 @@ impl Want {
         label: &DiskLabel,
     ) -> Self {
         let (destinations, targets) = (vec![destination], label.targets.clone());
-        Self { from, destinations, table: Some(table), chunked, grain: LEAF_SIZE, targets }
+        Self { from, destinations, table: Some(table), chunked, grain: LEAF_SIZE, targets, notes: Vec::new() }
     }
 }
 
@@ -55,8 +57,6 @@ pub(crate) struct Share {
     pub(crate) want: Want,
     /// Its part; `None` for the stream as it comes.
     pub(crate) own: Option<Own>,
-    /// Why a better way was not taken.
-    pub(crate) notes: Vec<String>,
 }
 
 /// A read that was begun.
@@ -64,8 +64,8 @@ pub(crate) struct Begun {
     pub(crate) source: Result<Source, SourceFailed>,
     /// Who gets something of it. The first one is who leads.
     pub(crate) shares: Vec<Share>,
-    /// Who has to be read for again, and why.
-    pub(crate) apart: Vec<(Want, Vec<String>)>,
+    /// Who has to be read for again.
+    pub(crate) apart: Vec<Want>,
 }
 
 /// A disk that is to be read.
@@ -79,10 +79,11 @@ pub(crate) struct Reading<'a> {
 
 impl Reading<'_> {
     /// Begins to read for the one who leads and for all others who can be read for at the same time.
-    pub(crate) async fn begin(&self, lead: (Want, Vec<String>), others: Vec<(Want, Vec<String>)>) -> Begun {
+    pub(crate) async fn begin(&self, lead: Want, others: Vec<Want>) -> Begun {
         let (mut needy, mut apart) = (Vec::new(), Vec::new());
         let mut also = Extents::new();
-        for (want, mut notes) in others {
+        for mut want in others {
+            let mut notes = Vec::new();
             let opening = self.opening(&want, &also);
             match opening.needed(&mut notes).await {
                 Ok(needed) => {
@@ -93,22 +94,27 @@ impl Reading<'_> {
                     }
                     needy.push((want, notes, needed, framing));
                 }
-                Err(why) => apart.push((want, alone(notes, &why))),
+                Err(why) => {
+                    want.notes.push(alone(&why));
+                    apart.push(want);
+                }
             }
         }
-        let (want, notes) = lead;
-        let mut source = source::open(&self.opening(&want, &also)).await;
+        let mut source = source::open(&self.opening(&lead, &also)).await;
         let own = source.as_mut().ok().and_then(|source| source.own.take());
-        let mut shares = vec![Share { want, own, notes }];
-        for (want, notes, needed, framing) in needy {
-            // Who leads and cannot be read for costs the others nothing.
-            let Ok(source) = &source else {
-                apart.push((want, notes));
-                continue;
-            };
-            match source.part(&needed, want.grain, framing) {
-                Ok(own) => shares.push(Share { want, own: Some(own), notes }),
-                Err(why) => apart.push((want, alone(notes, &why))),
+        let mut shares = vec![Share { want: lead, own }];
+        for (mut want, notes, needed, framing) in needy {
+            match source.as_ref().map(|source| source.part(&needed, want.grain, framing)) {
+                Ok(Ok(own)) => {
+                    want.notes.extend(notes);
+                    shares.push(Share { want, own: Some(own) });
+                }
+                Ok(Err(why)) => {
+                    want.notes.push(alone(&why));
+                    apart.push(want);
+                }
+                // Who leads and cannot be read for costs the others nothing.
+                Err(_) => apart.push(want),
             }
         }
         Begun { source, shares, apart }
@@ -128,9 +134,6 @@ impl Reading<'_> {
     }
 }
 
-/// The notes of who is read for alone. Those before were on how it could be read together.
-fn alone(mut notes: Vec<String>, why: &str) -> Vec<String> {
-    notes.clear();
-    notes.push(format!("it was not read together with what other targets lack: {why}"));
-    notes
+fn alone(why: &str) -> String {
+    format!("it was not read together with what other targets lack: {why}")
 }

@@ -12,6 +12,7 @@ use crate::storing::{ImageFormat, Storing};
 use crate::tried;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
+use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -42,6 +43,7 @@ pub(crate) struct Destination {
 }
 
 /// What takes a stream.
+#[expect(clippy::large_enum_variant, reason = "there is one of it for each target of a disk")]
 pub(crate) enum Place {
     /// A disk of a target.
     Disk { session: Session, vdi: Ref<Vdi> },
@@ -144,14 +146,12 @@ pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Vec<(Vec<LaneId>
     let Stream { source, disk, wants, label } = stream;
     let name = format!("vmferry {}: exporting disk {}", run.job.name, label.disk);
     let reading = Reading { run, source, disk, label: &name };
-    let mut waiting: Vec<_> = wants.into_iter().map(|want| (want, Vec::new())).collect();
+    let mut waiting = VecDeque::from(wants);
     let mut carried = Vec::new();
-    while !waiting.is_empty() {
+    while let Some(lead) = waiting.pop_front() {
         let started = Instant::now();
-        let others = waiting.split_off(1);
-        let Some(lead) = waiting.pop() else { break };
-        let Begun { source, shares, apart } = reading.begin(lead, others).await;
-        waiting = apart;
+        let Begun { source, shares, apart } = reading.begin(lead, waiting.into()).await;
+        waiting = apart.into();
         let lanes: Vec<Vec<LaneId>> =
             shares.iter().map(|share| share.want.destinations.iter().map(|to| to.lane).collect()).collect();
         let targets = shares.iter().flat_map(|share| share.want.targets.clone()).collect();
@@ -161,11 +161,30 @@ pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Vec<(Vec<LaneId>
             Err(failed) => Err(failed),
         };
         match moved {
-            Ok(moved) => carried.extend(lanes.into_iter().zip(moved.into_iter().map(Ok))),
-            Err(failed) => carried.push((lanes.concat(), Err(failed))),
+            Ok((moved, left)) => {
+                if let Some(why) = wasted(&moved) {
+                    tried::reading_together_failed(run, &disk.of, &why).await;
+                }
+                waiting.extend(left.into_iter().map(|share| share.want));
+                carried.extend(lanes.into_iter().zip(moved.into_iter().map(Ok)));
+            }
+            Err(failed) => {
+                if lanes.len() > 1 {
+                    tried::reading_together_failed(run, &disk.of, &failed.0).await;
+                }
+                carried.push((lanes.concat(), Err(failed)));
+            }
         }
     }
     carried
+}
+
+/// Why a read for several was for nobody in the end but those who lack less than was read.
+fn wasted(moved: &[Moved]) -> Option<String> {
+    let (lead, others) = moved.split_first()?;
+    let failure = lead.lanes.iter().find_map(|(_, result)| result.as_ref().err())?;
+    let is_there = |moved: &Moved| moved.lanes.iter().any(|(_, result)| result.is_ok());
+    (!is_there(lead) && others.iter().any(is_there)).then(|| chain(failure))
 }
 
 /// The same where all start from one content.
@@ -182,27 +201,28 @@ pub(crate) async fn pour_one(
     wanted: Option<Root>,
     label: DiskLabel,
 ) -> Result<Moved, SourceFailed> {
-    let shares = vec![Share { want, own: None, notes: Vec::new() }];
+    let shares = vec![Share { want, own: None }];
     let moved = pour(run, source, Feed { disk, shares, wanted, label }, Instant::now()).await;
-    moved.and_then(|mut moved| moved.pop().ok_or_else(SourceFailed::nobody))
+    moved.and_then(|(mut moved, _)| moved.pop().ok_or_else(SourceFailed::nobody))
 }
 
-/// Moves what an open source gives; what became of each share.
+/// Moves what an open source gives; what became of each share, and those that were left, since the one that leads has no place to
+/// go: for the others it would be read for no good reason.
 async fn pour(
     run: &Run<'_>,
     source: source::Source,
     feed: Feed<'_>,
     started: Instant,
-) -> Result<Vec<Moved>, SourceFailed> {
+) -> Result<(Vec<Moved>, Vec<Share>), SourceFailed> {
     let Feed { disk, mut shares, wanted, label } = feed;
     let what = &label.disk_uuid;
     let source::Source { mut reader, shape, notes, compared_with_base, gaps, .. } = source;
     let is_divided = shares.iter().any(|share| share.own.is_some());
     let mut moved: Vec<Moved> = shares
-        .iter_mut()
+        .iter()
         .map(|share| {
             let mut told = notes.clone();
-            told.extend(share.notes.drain(..).filter(|note| !notes.contains(note)));
+            told.extend(share.want.notes.iter().filter(|note| !notes.contains(note)).cloned());
             let facts = StreamFacts {
                 source: reader.name(),
                 encoding: share.own.as_ref().map_or(shape.name(), |own| own.shape().name()),
@@ -221,19 +241,23 @@ async fn pour(
     run.progress.disk_started(&label, shape.expected_bytes());
     let mut takers: Vec<Taker> = Vec::new();
     let mut links: Vec<Arc<Throttle>> = Vec::new();
-    for opened in open_sinks(run, &shares, &shape, gaps, &label).await {
-        match opened {
-            (_, Ok((taker, whole_links))) => {
-                takers.push(taker);
-                links.extend(whole_links);
+    for (number, share) in shares.iter().enumerate() {
+        for (lane, opened) in open_sinks(run, share, &shape, gaps, &label).await {
+            match opened {
+                Ok((tap, whole_links)) => {
+                    takers.push(Taker { share: number, lane, tap });
+                    links.extend(whole_links);
+                }
+                Err(error) => moved[number].lanes.push((lane, Err(error))),
             }
-            ((share, lane), Err(error)) => moved[share].lanes.push((lane, Err(error))),
         }
-    }
-    if takers.is_empty() {
-        reader.abort().await;
-        run.progress.disk_finished(&label, false);
-        return Ok(moved);
+        if takers.is_empty() {
+            reader.abort().await;
+            run.progress.disk_finished(&label, false);
+            moved.truncate(number + 1);
+            let left = shares.split_off(number + 1);
+            return Ok((moved, left));
+        }
     }
 
     let hashing = run.job.integrity == crate::Integrity::Digest;
@@ -262,7 +286,7 @@ async fn pour(
                 moved[share].lanes.push((lane, conclude(taker, EngineName::Lockstep, sink, what).await));
             }
             run.progress.disk_finished(&label, false);
-            return Ok(moved);
+            return Ok((moved, Vec::new()));
         }
         Err(error) => {
             join_all(takers.into_iter().map(|taker| taker.tap.into_sink().abort())).await;
@@ -325,7 +349,7 @@ async fn pour(
             (None, _) => (outcome.content.data_bytes(), None),
         };
     }
-    Ok(moved)
+    Ok((moved, Vec::new()))
 }
 
 /// The digest table of a share, and which leaves of the stream count for it.
@@ -367,21 +391,18 @@ fn commit_table(mut table: DraftTable, wanted: Option<Root>) -> Result<Root, Sou
     Ok(table.commit()?)
 }
 
-/// Opens everybody's sinks, each with the limits that are on the whole of what is read for it.
+/// Opens the sinks of a share, each with the limits that are on the whole of what is read for it.
 async fn open_sinks(
     run: &Run<'_>,
-    shares: &[Share],
+    share: &Share,
     shape: &Shape,
     gaps: Gaps,
     disk: &DiskLabel,
-) -> Vec<((usize, LaneId), Result<(Taker, Vec<Arc<Throttle>>), RunError>)> {
+) -> Vec<(LaneId, Result<(Tap, Vec<Arc<Throttle>>), RunError>)> {
     let label = format!("vmferry {}: importing disk {}", run.job.name, disk.disk);
-    let all = shares.iter().enumerate();
-    let all = all.flat_map(|(number, share)| share.want.destinations.iter().map(move |to| (number, share, to)));
-    let open = all.map(|(number, share, to)| {
+    let open = share.want.destinations.iter().map(|to| {
         let label = &label;
         async move {
-            let place = (number, to.lane);
             let opened = match &share.own {
                 None => to.place.open(shape, label).await.map(|sink| (Tap::Whole(sink), to.throttles.clone())),
                 Some(own) => to.place.open(&own.shape(), label).await.map(|sink| {
@@ -392,7 +413,7 @@ async fn open_sinks(
                     (Tap::Part(Box::new(part.throttled(&to.throttles))), Vec::new())
                 }),
             };
-            (place, opened.map(|(tap, links)| (Taker { share: number, lane: to.lane, tap }, links)))
+            (to.lane, opened)
         }
         .boxed()
     });

@@ -1,5 +1,6 @@
 //! Targets that lack different parts of a disk: it is read once, and each gets its part.
 
+use jiff::SignedDuration;
 use std::sync::Arc;
 use std::time::Duration;
 use vmferry_disk::transfer::Throttle;
@@ -35,6 +36,10 @@ fn with_second_target(mut world: World) -> (World, String) {
     let second = Target { name: "second".to_owned(), srs: vec![sr.clone()], ..world.job.targets[0].clone() };
     world.job.targets.push(second);
     (world, sr)
+}
+
+fn second_sr(world: &World) -> String {
+    world.job.targets[1].srs[0].clone()
 }
 
 fn write(world: &World, at: u64, length: u64, byte: u8) {
@@ -175,7 +180,7 @@ async fn who_fails_costs_the_others_of_the_same_read_nothing() {
 }
 
 #[tokio::test]
-async fn a_read_that_breaks_off_is_a_point_for_nobody_and_the_next_run_is_a_delta_for_all() {
+async fn after_a_read_that_broke_off_each_target_is_read_for_alone_for_a_day() {
     let mut world = one_was_away(
         World::new().await,
         |world| write(world, 50 * MIB, 4 * MIB, 1),
@@ -188,8 +193,38 @@ async fn a_read_that_breaks_off_is_a_point_for_nobody_and_the_next_run_is_a_delt
     let report = world.run().await;
     assert_eq!(report.outcome, Outcome::Failed, "{report:#?}");
     world.source.clear_faults();
-    let (report, _) = run(&world).await;
-    assert_eq!([disk(&report, "dr").kind, disk(&report, "second").kind], [Kind::Delta; 2]);
+    // Both start from different bases in the next run as well.
+    for (hours, alone) in [(1, true), (25, false)] {
+        let (world, report) = (&world, world.run_after(SignedDuration::from_hours(hours)).await);
+        assert_eq!(report.outcome, Outcome::Succeeded, "{report:#?}");
+        let notes: Vec<&String> = ["dr", "second"].iter().flat_map(|name| &disk(&report, name).notes).collect();
+        let told = notes.iter().filter(|note| note.contains("each is read for alone until")).count();
+        assert_eq!(told, if alone { 2 } else { 0 }, "{notes:#?}");
+        set_plugged(world, &second_sr(world), false).await;
+        write(world, 10 * MIB, MIB, 3);
+        assert_eq!(world.run_after(SignedDuration::from_hours(hours)).await.outcome, Outcome::Partial);
+        set_plugged(world, &second_sr(world), true).await;
+        write(world, 10 * MIB, MIB, 4);
+    }
+}
+
+/// Its target's disk takes nothing, so nobody wants the whole.
+#[tokio::test]
+async fn nothing_is_read_for_a_target_that_cannot_take_it() {
+    let mut world = World::new().await;
+    write(&world, 20 * MIB, 24 * MIB, 1);
+    assert_eq!(world.run().await.outcome, Outcome::Succeeded);
+    (world, _) = with_second_target(world);
+    write(&world, 30 * MIB, 2 * MIB, 2);
+    world.job.tuning.disks_in_parallel = 1;
+    world.target.inject(Fault { at: FaultPoint::Import, nth: 1, kind: FaultKind::Http500 });
+    let report = world.run().await;
+    assert_eq!(report.outcome, Outcome::Partial, "{report:#?}");
+    let dr = disk(&report, "dr");
+    assert_eq!((dr.kind, dr.changed_bytes), (Kind::Delta, 2 * MIB));
+    assert!(dr.bytes_read < 3 * MIB, "{dr:#?}");
+    world.target.clear_faults();
+    run(&world).await;
 }
 
 #[tokio::test]
@@ -213,9 +248,9 @@ async fn a_link_is_limited_by_what_goes_over_it() {
     write(&world, 20 * MIB, 24 * MIB, 1);
     assert_eq!(world.run().await.outcome, Outcome::Succeeded);
     (world, _) = with_second_target(world);
-    world.job.targets[0].throttles = vec![Arc::new(Throttle::new(|_| Some(8 << 20)))];
+    world.job.targets[0].throttles = vec![Arc::new(Throttle::new(|_| Some(1 << 20)))];
     write(&world, 30 * MIB, 2 * MIB, 2);
     let (report, _) = run(&world).await;
     let new = disk(&report, "second");
-    assert!(new.bytes_sent > 24 * MIB && new.seconds < 2.0, "24 MiB at 8 MiB a second would take 3: {new:#?}");
+    assert!(new.bytes_sent > 24 * MIB && new.seconds < 15.0, "24 MiB at 1 MiB a second would take 24: {new:#?}");
 }
