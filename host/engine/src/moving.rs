@@ -10,7 +10,7 @@ use crate::lease::Lease;
 use crate::plan::{self, replica_size};
 use crate::progress::DiskLabel;
 use crate::run::Work;
-use crate::shares::Want;
+use crate::shares::{self, Want};
 use crate::snapshot::{Taken, TakenDisk};
 use crate::source::Chunked;
 use crate::transfer::{self, Destination, From, Moved, Place, Sent, SourceFailed, Stream, StreamFacts, blocking};
@@ -32,14 +32,19 @@ impl Work<'_> {
         let (mut streams, mut unready, mut unsent) = (Vec::new(), Vec::new(), Vec::new());
         for (index, disk) in taken.disks.iter().enumerate() {
             let mut together = Vec::new();
-            for (start, lanes) in self.by_start(source, index) {
+            let starts = self.by_start(source, index);
+            let several = starts.len() > 1;
+            for (start, lanes) in starts {
                 match self.want(source, disk, index, &start, &lanes).await {
-                    Ok((want, refused)) => {
+                    Ok((mut want, refused)) => {
                         unsent.extend(refused.into_iter().map(|(lane, why)| (lane, disk, why)));
                         match start {
                             _ if want.destinations.is_empty() => {}
                             // What a copy is compared with has nothing to do with what others lack.
-                            Start::Copy(_) => streams.push((index, self.stream(disk, vec![want]))),
+                            Start::Copy(_) => {
+                                want.notes.extend(several.then(|| shares::alone("its old copy is compared with")));
+                                streams.push((index, self.stream(disk, vec![want])));
+                            }
                             Start::Nothing | Start::Base { .. } => together.push(want),
                         }
                     }

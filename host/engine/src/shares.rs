@@ -134,6 +134,7 @@ impl Reading<'_> {
     }
 }
 
-fn alone(why: &str) -> String {
+/// The note on who is read for alone.
+pub(crate) fn alone(why: &str) -> String {
     format!("it was not read together with what other targets lack: {why}")
 }

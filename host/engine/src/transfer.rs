@@ -266,7 +266,11 @@ async fn pour(
     let job = if matches!(reader, Reader::Compared(_)) { &[][..] } else { &run.job.throttles };
     let throttles: Vec<Arc<Throttle>> = job.iter().cloned().chain(links).collect();
     let (stall, first_byte) = (run.job.tuning.stall, run.job.tuning.first_byte);
-    let mut tables: Vec<Leaves> = shares.iter_mut().map(|share| Leaves::of(share, gaps)).collect();
+    let tables: Vec<Leaves> = shares.iter_mut().map(Leaves::of).collect();
+    let mut tables = match gaps {
+        Gaps::Zero if is_divided => blocking(move || tables.into_iter().map(Leaves::zeroed).collect()).await,
+        _ => tables,
+    };
     // A task of its own: the disks of a run flow on as many cores as there are, and a wake-up stays on the thread that
     // got it.
     let flowing = async move {
@@ -361,14 +365,17 @@ struct Leaves {
 }
 
 impl Leaves {
-    /// Takes the table of a share. In a part of what leaves out zeroes, zeroes are what does not come.
-    fn of(share: &mut Share, gaps: Gaps) -> Self {
-        let own = share.own.as_ref().map(Own::extents);
-        let mut table = share.want.table.take();
-        if let (Some(table), Some(own), Gaps::Zero) = (&mut table, &own, gaps) {
+    /// Takes the table of a share.
+    fn of(share: &mut Share) -> Self {
+        Self { table: share.want.table.take(), own: share.own.as_ref().map(Own::extents) }
+    }
+
+    /// In a part of what leaves out zeroes, zeroes are what does not come.
+    fn zeroed(mut self) -> Self {
+        if let (Some(table), Some(own)) = (&mut self.table, &self.own) {
             own.leaf_numbers().for_each(|leaf| table.set(leaf, Leaf::ZERO));
         }
-        Self { table, own }
+        self
     }
 
     fn set(&mut self, leaf: u64, digest: Leaf) {
