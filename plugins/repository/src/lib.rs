@@ -28,6 +28,7 @@ mod repository;
 mod segments;
 mod storage;
 mod table;
+pub mod target;
 mod wire;
 mod write;
 

@@ -5,17 +5,16 @@
 //! carries the CRC-32C of its bytes, which the store compares; what comes back is checked by who wrote it.
 
 use crate::bucket::{Bucket, Mode};
-use crate::storage::{Object, Piece, Storage};
 use crate::xml::{self, Element};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use percent_encoding::percent_decode_str;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::{Duration, SystemTime};
 use vmferry_plugin_api::http::{Head, Reply, exchange};
 use vmferry_plugin_api::stream::{Input, Output};
 use vmferry_plugin_api::target::Checksum;
 use vmferry_plugin_api::{Error, ErrorCode, calendar, log};
+use vmferry_repository::{Object, Piece, Storage};
 
 /// How often a request is sent.
 const ATTEMPTS: u32 = 5;
@@ -164,7 +163,7 @@ impl Store {
 
     /// Makes an object by several requests. What was sent of one that failed is forgotten.
     fn put_in_parts(&self, name: &str, parts: &[Vec<Slice<'_>>]) -> Result<(), Error> {
-        let maker = random();
+        let maker = random()?;
         let mut headers = self.made_with(Some(&maker));
         let sums: Vec<Option<String>> = parts.iter().map(|part| self.checksum(part)).collect::<Result<_, _>>()?;
         // A store that is told of check sums wants one of every part.
@@ -287,7 +286,7 @@ impl Store {
 
 impl Storage for Store {
     fn put(&self, name: &str, pieces: &[Piece<'_>]) -> Result<(), Error> {
-        let size = self.bucket.part_size();
+        let size = self.bucket.part_size;
         let slices: Vec<Slice<'_>> =
             pieces.iter().map(|piece| Slice { piece, offset: 0, length: piece.length() }).collect();
         if length(&slices) <= size {
@@ -298,7 +297,7 @@ impl Storage for Store {
     }
 
     fn create(&self, name: &str, bytes: &[u8]) -> Result<bool, Error> {
-        let maker = random();
+        let maker = random()?;
         let mut headers = self.made_with(Some(&maker));
         headers.push(("if-none-match", "*".to_owned()));
         headers.extend(summed(&STANDARD.encode(crc32c::crc32c(bytes).to_be_bytes())));
@@ -417,9 +416,9 @@ fn parts(slices: Vec<Slice<'_>>, size: u64) -> Vec<Vec<Slice<'_>>> {
     parts
 }
 
-/// Sixteen hex digits that nobody else has.
-fn random() -> String {
-    format!("{:016x}", RandomState::new().build_hasher().finish())
+/// A text that nobody else has.
+fn random() -> Result<String, Error> {
+    Ok(STANDARD.encode(crate::random::<16>()?))
 }
 
 /// Why a store did not do what it was asked.
