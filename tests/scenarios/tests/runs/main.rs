@@ -34,3 +34,4 @@ mod stories;
 mod stress;
 mod volumes;
 mod xen_orchestra;
+mod xva;
