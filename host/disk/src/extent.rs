@@ -160,7 +160,9 @@ impl Extents {
         self.widened(BLOCK_SIZE.into(), disk_size)
     }
 
-    fn widened(&self, grain: u64, disk_size: u64) -> Self {
+    /// Widened to whole multiples of `grain` bytes, the last one up to the end of the disk.
+    #[must_use]
+    pub fn widened(&self, grain: u64, disk_size: u64) -> Self {
         self.iter().map(|extent| extent.widened(grain)).collect::<Self>().clipped(disk_size)
     }
 

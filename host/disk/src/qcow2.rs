@@ -1,4 +1,4 @@
-//! qcow2 streams: where a disk has data, by the tables in front of the data.
+//! qcow2: where a stream has data, by the tables in front of the data, and files that are written anew.
 //!
 //! XAPI exports disks beyond VHD's 2 TiB in this format. All numbers are big-endian, every part but the header starts
 //! with a cluster, and XAPI's clusters have 64 KiB. What it sends:
@@ -22,9 +22,11 @@
 mod error;
 mod head;
 mod header;
+mod writer;
 
 pub use error::{HeadError, Qcow2Error};
 pub use head::{Content, Head, HeadParser, Parsed};
+pub use writer::Writer;
 
 /// Bytes of the header that are looked at. Version 2 has 72, but its first cluster holds more.
 pub const HEADER_SIZE: usize = 104;

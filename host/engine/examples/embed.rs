@@ -26,6 +26,7 @@ async fn main() -> anyhow::Result<()> {
         name: "embedded".to_owned(),
         tenant: "default".to_owned(),
         select: Selection { pool: "source".to_owned(), vms: vec![vm.clone()], ..Selection::default() },
+        stores: Vec::new(),
         targets: vec![Target {
             name: "target".to_owned(),
             pool: "target".to_owned(),

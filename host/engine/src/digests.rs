@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 use vmferry_disk::digest::{Table, remove_abandoned_drafts};
+use vmferry_model::target::StoredPoint;
 
 /// The size that a disk's table is for. Digests are those of the replica, which is rounded up: the rest is zeroes.
 pub(crate) fn table_size(virtual_size: u64) -> u64 {
@@ -54,11 +55,12 @@ impl Digests {
             Some(root) => (self.as_read(held.uuid()), root.clone()),
             None => (self.of_content(&held.content_key), held.digest.clone()?),
         };
-        blocking(move || {
-            let root = Table::open(&path).and_then(|table| table.root()).ok()?;
-            (wanted == root.to_string()).then_some(path)
-        })
-        .await
+        with_root(path, wanted).await
+    }
+
+    /// The table of a content, if it has this root. Reads the whole table.
+    pub(crate) async fn of_content_with(&self, content_key: &str, root: &str) -> Option<PathBuf> {
+        with_root(self.of_content(content_key), root.to_owned()).await
     }
 
     /// The disks of a target, by uuid, that could be compared with.
@@ -92,6 +94,14 @@ impl Digests {
     }
 }
 
+async fn with_root(path: PathBuf, wanted: String) -> Option<PathBuf> {
+    blocking(move || {
+        let root = Table::open(&path).and_then(|table| table.root()).ok()?;
+        (wanted == root.to_string()).then_some(path)
+    })
+    .await
+}
+
 /// The names of the tables that belong to what a target holds.
 pub(crate) fn tables_of(target: &TargetView) -> impl Iterator<Item = String> {
     let disks = target.points().flat_map(|point| &point.disks);
@@ -99,6 +109,11 @@ pub(crate) fn tables_of(target: &TargetView) -> impl Iterator<Item = String> {
         let read = held.damaged.as_ref().map(|_| read_table(held.uuid()));
         [Some(content_table(&held.content_key)), read].into_iter().flatten()
     })
+}
+
+/// The same for the points of a store.
+pub(crate) fn tables_of_store(points: &[StoredPoint]) -> impl Iterator<Item = String> {
+    points.iter().flat_map(|point| &point.disks).map(|held| content_table(&held.content))
 }
 
 pub(crate) fn content_table(content_key: &str) -> String {

@@ -42,6 +42,9 @@ pub enum RunError {
     /// A policy could not be asked.
     #[error("{0}; no byte was moved")]
     Plugin(#[from] PluginError),
+    /// A store could not do its part.
+    #[error("{0}; the recovery points that it had are as they were")]
+    Store(PluginError),
     /// A snapshot that could go was taken for somebody's own.
     #[error(
         "snapshot {snapshot} cannot be destroyed: that is blocked ({text}); remove the block, and the next run removes the snapshot"

@@ -3,31 +3,34 @@
 //! What a run would put right is found through the same views by which it does so. Everything else that carries the job's
 //! keys, or sits where its replicas sit, is explained and left alone: a key alone proves nothing.
 
-use crate::digests::{content_table, tables_of};
+use crate::digests::{content_table, tables_of, tables_of_store};
 use crate::inventory::Inventory;
-use crate::job::{Job, Target};
+use crate::job::{Job, StoreTarget, Target};
 use crate::keys::{self, Keys, State};
+use crate::lane::bytes;
 use crate::lease::Claim;
 use crate::migration;
 use crate::offline;
-use crate::reconcile::{superseded, unconfirmed, unmarked};
+use crate::reconcile::{Holding, superseded, unconfirmed, unmarked};
+use crate::store_lane;
 use crate::view::{Condition, Identity, Pruning, Replica, SourceVm, TargetView, Unborn, is_unused};
 use crate::xen_orchestra;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
+use vmferry_model::target::{StoredGarbage, StoredPoint};
 use vmferry_xapi::Ref;
 use vmferry_xapi::records::{Task, Vdi, Vm};
 
 /// One object that was found, and what it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// Name of the pool it is in; empty for a file of the state folder.
+    /// Name of the pool it is in, or of the target that is a store; empty for a file of the state folder.
     pub pool: String,
-    /// XAPI class, or `digest table`.
+    /// XAPI class, `digest table`, or `stored`.
     pub class: String,
-    /// Its uuid; for a digest table its file name.
+    /// Its uuid; for a digest table its file name, in a store what that calls it.
     pub uuid: String,
-    /// Its name.
+    /// Its name; in a store its size.
     pub name: String,
     /// uuid of the source VM it belongs to, where that is known.
     pub vm: Option<String>,
@@ -42,6 +45,21 @@ pub struct Finding {
 }
 
 impl Finding {
+    /// What a store found, and removed if that was asked for.
+    pub(crate) fn stored(target: &str, garbage: StoredGarbage, removed: bool) -> Self {
+        Self {
+            pool: target.to_owned(),
+            class: "stored".to_owned(),
+            uuid: garbage.what,
+            name: bytes(garbage.bytes),
+            vm: None,
+            kind: FindingKind::Stored,
+            why: garbage.why,
+            act: GcAct::Remove,
+            fate: if removed { Fate::Done } else { Fate::Found },
+        }
+    }
+
     /// Whether both are about the same thing.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         (&self.pool, &self.class, &self.uuid, self.kind) == (&other.pool, &other.class, &other.uuid, other.kind)
@@ -110,6 +128,8 @@ pub enum FindingKind {
     StoppedVm,
     /// A digest table of a content that nobody holds.
     UnusedTable,
+    /// What takes up room in a store and belongs to no recovery point.
+    Stored,
     /// A task in a pool's list.
     Task,
     /// A replica that somebody used.
@@ -153,6 +173,7 @@ impl FindingKind {
             Self::MigrationBlock => "forgotten migration block",
             Self::StoppedVm => "VM that was not started again",
             Self::UnusedTable => "unused digest table",
+            Self::Stored => "stored for nothing",
             Self::Task => "task",
             Self::UsedReplica => "used replica",
             Self::OlderReplica => "older replica",
@@ -187,6 +208,8 @@ pub(crate) struct Scene<'a> {
     pub(crate) source: &'a PoolState,
     /// The job's targets; `None` for one that could not be asked.
     pub(crate) targets: Vec<(&'a Target, Option<&'a PoolState>)>,
+    /// The job's stores with the job's points of all VMs; `None` for one that could not be asked.
+    pub(crate) stores: Vec<(&'a StoreTarget, Option<&'a [StoredPoint]>)>,
     /// The digest tables that there are.
     pub(crate) tables: BTreeSet<String>,
 }
@@ -238,7 +261,14 @@ impl Scene<'_> {
     }
 
     pub(crate) fn everybody_answered(&self) -> bool {
-        self.targets.iter().all(|(target, pool)| answered(target, *pool))
+        let pools = self.targets.iter().all(|(target, pool)| answered(target, *pool));
+        pools && self.stores.iter().all(|(_, points)| points.is_some())
+    }
+
+    /// What the stores hold of a VM.
+    fn stored<'s>(&'s self, vm: &'s str) -> impl Iterator<Item = (&'s StoreTarget, Vec<StoredPoint>)> {
+        let asked = self.stores.iter().filter_map(|(store, points)| Some((*store, (*points)?)));
+        asked.map(move |(store, points)| (store, points.iter().filter(|point| point.vm == vm).cloned().collect()))
     }
 
     fn views(&self, identity: &Identity) -> Vec<(&Target, &PoolState, TargetView)> {
@@ -322,9 +352,11 @@ impl Scene<'_> {
     /// The digest tables of what the targets hold.
     pub(crate) fn needed_tables(&self) -> BTreeSet<String> {
         let identities = self.source_vms().into_iter().map(|vm| Identity { ids: self.job.ids, vm });
+        let stored = self.stores.iter().filter_map(|(_, points)| *points).flat_map(tables_of_store);
         identities
             .flat_map(|identity| self.views(&identity))
             .flat_map(|(_, _, view)| tables_of(&view).collect::<Vec<_>>())
+            .chain(stored)
             .collect()
     }
 
@@ -703,7 +735,9 @@ impl<'a> OneVm<'a> {
             found.vm(pool, record, self.about(), FindingKind::MigrationBlock, GcAct::PutRight, why);
         }
         let source = SourceVm::new(&pool.inventory, reference, record, &self.identity.ids);
-        let views: Vec<&TargetView> = self.views.iter().map(|(_, _, view)| view).collect();
+        let mut held: Vec<Vec<Holding>> = self.views.iter().map(|(_, _, view)| view.holdings()).collect();
+        let stored = self.scene.stored(&self.identity.vm);
+        held.extend(stored.map(|(store, points)| store_lane::holdings(&points, &store.place)));
         self.pruning(found, pool, &source.pruning);
         for snapshot in &source.untagged {
             let why = "a run took it and ended before it could say so".to_owned();
@@ -714,7 +748,7 @@ impl<'a> OneVm<'a> {
                 found.know_vm(pool, &snapshot.reference, record);
             }
         }
-        for (snapshot, holders) in unmarked(&source, &views) {
+        for (snapshot, holders) in unmarked(&source, &held) {
             if let Some(record) = pool.inventory.vms.get(&snapshot.reference) {
                 let why = format!(
                     "{} of the job's targets holds a recovery point of it; it is marked as a base",
@@ -728,11 +762,11 @@ impl<'a> OneVm<'a> {
             true => (GcAct::Remove, String::new()),
             false => (GcAct::Keep, format!("; {} could not be asked, so it stays: it may be a base", self.unasked())),
         };
-        for snapshot in unconfirmed(&source, &views) {
+        for snapshot in unconfirmed(&source, &held) {
             let why = format!("a run took it, and it became no recovery point{unknown}");
             self.snapshot(found, pool, &snapshot.reference, FindingKind::UnconfirmedSnapshot, act, why);
         }
-        let superseded = superseded(&source, &views, &self.scene.job.targets);
+        let superseded = superseded(&source, &held, &self.scene.job.places());
         let seeds = source.snapshots.iter().filter_map(|snapshot| Some((snapshot, snapshot.seed.as_ref()?)));
         for (snapshot, media) in seeds.filter(|(seed, _)| !superseded.iter().any(|gone| gone.uuid == seed.uuid)) {
             if let Some(record) = pool.inventory.vms.get(&snapshot.reference) {
@@ -778,7 +812,9 @@ impl<'a> OneVm<'a> {
 
     fn unasked(&self) -> String {
         let silent = self.scene.targets.iter().filter(|(target, pool)| !answered(target, *pool));
-        let names: Vec<&str> = silent.map(|(target, _)| target.name.as_str()).collect();
+        let stores = self.scene.stores.iter().filter(|(_, points)| points.is_none());
+        let stores = stores.map(|(store, _)| store.name.as_str());
+        let names: Vec<&str> = silent.map(|(target, _)| target.name.as_str()).chain(stores).collect();
         format!("target {}", names.join(", "))
     }
 

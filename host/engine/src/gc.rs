@@ -14,15 +14,17 @@ use crate::lease::{Claim, Lease};
 use crate::migration;
 use crate::offline;
 use crate::progress::Progress;
-use crate::reconcile;
+use crate::reconcile::{self, Holding};
 use crate::run::Run;
 use crate::select::select;
-use crate::view::{Identity, Pruning, SourceVm, TargetView};
+use crate::store_lane;
+use crate::view::{Identity, Pruning, SourceVm};
 use jiff::Timestamp;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use vmferry_model::report::Outcome;
+use vmferry_model::target::StoredPoint;
 use vmferry_xapi::Session;
 
 /// What to look at, and whether to do something about it.
@@ -83,6 +85,8 @@ struct Seen {
     source: PoolState,
     /// By pool; those that are not the source.
     others: BTreeMap<String, PoolState>,
+    /// By name of the store: the job's points there.
+    stores: BTreeMap<String, Vec<StoredPoint>>,
     selected: BTreeSet<String>,
     problems: Vec<GcProblem>,
 }
@@ -106,6 +110,7 @@ impl Engine {
             )));
         }
         let mut problems = seen.problems.clone();
+        let mut now = seen;
         if options.apply {
             problems.extend(put_right(&run, &findings).await);
             let after = self.see(job).await?;
@@ -115,13 +120,24 @@ impl Engine {
                 let is_left = left.iter().any(|other| other.is_same(finding));
                 finding.fate = if is_left { Fate::Left } else { Fate::Done };
             }
+            now = after;
+        }
+        // A store does not tell whose its garbage is, so it is looked for where all VMs are.
+        if options.only.is_none() {
+            collect(job, &now.drafts(), options.apply, &mut findings, &mut problems).await;
         }
         Ok(GcReport { job: job.name.clone(), apply: options.apply, findings, problems })
     }
 
     async fn see(&self, job: &Job) -> Result<Seen, RunError> {
         let source = self.pool_state(&job.select.pool).await?;
-        let mut seen = Seen { source, others: BTreeMap::new(), selected: BTreeSet::new(), problems: Vec::new() };
+        let mut seen = Seen {
+            source,
+            others: BTreeMap::new(),
+            stores: BTreeMap::new(),
+            selected: BTreeSet::new(),
+            problems: Vec::new(),
+        };
         seen.selected = select(&seen.source.inventory, job, None).into_iter().map(|(uuid, _)| uuid).collect();
         for target in job.targets.iter().filter(|target| target.pool != job.select.pool) {
             if seen.others.contains_key(&target.pool) {
@@ -130,6 +146,15 @@ impl Engine {
             match self.pool_state(&target.pool).await {
                 Ok(pool) => drop(seen.others.insert(target.pool.clone(), pool)),
                 Err(error) => seen.problems.push(GcProblem::new(None, Some(&target.name), &error)),
+            }
+        }
+        for target in &job.stores {
+            match target.store.points(None).await {
+                Ok(mut points) => {
+                    points.retain(|point| point.job == job.ids.job.to_string());
+                    seen.stores.insert(target.name.clone(), points);
+                }
+                Err(error) => seen.problems.push(GcProblem::new(None, Some(&target.name), &RunError::Store(error))),
             }
         }
         Ok(seen)
@@ -147,6 +172,12 @@ impl Engine {
 }
 
 impl Seen {
+    /// What may be a draft of a run that is under way: it is called as the source's snapshot, which such a run still has.
+    fn drafts(&self) -> Vec<String> {
+        let snapshots = self.source.inventory.vms.values().filter(|vm| vm.is_a_snapshot);
+        snapshots.map(|vm| vm.uuid.clone()).collect()
+    }
+
     fn scene<'a>(&'a self, run: &Run<'a>, options: &'a GcOptions) -> Scene<'a> {
         let pool = |name: &String| if *name == self.source.name { Some(&self.source) } else { self.others.get(name) };
         Scene {
@@ -155,7 +186,31 @@ impl Seen {
             selected: self.selected.clone(),
             source: &self.source,
             targets: run.job.targets.iter().map(|target| (target, pool(&target.pool))).collect(),
+            stores: run
+                .job
+                .stores
+                .iter()
+                .map(|target| (target, self.stores.get(&target.name).map(Vec::as_slice)))
+                .collect(),
             tables: run.digests.names(),
+        }
+    }
+}
+
+/// What the stores find that belongs to no point, removed already where that was asked for.
+async fn collect(
+    job: &Job,
+    drafts: &[String],
+    apply: bool,
+    findings: &mut Vec<Finding>,
+    problems: &mut Vec<GcProblem>,
+) {
+    for target in &job.stores {
+        match target.store.collect(drafts, apply).await {
+            Ok(garbage) => {
+                findings.extend(garbage.into_iter().map(|found| Finding::stored(&target.name, found, apply)));
+            }
+            Err(error) => problems.push(GcProblem::new(None, Some(&target.name), &RunError::Store(error))),
         }
     }
 }
@@ -224,8 +279,14 @@ async fn put_sides_right(
             Err(error) => problems.push(GcProblem::new(Some(vm), Some(&target.name), &error)),
         }
     }
-    let targets: Vec<_> = lanes.iter().map(|lane| &lane.view).collect();
-    let everybody = lanes.len() == run.job.targets.len() && lanes.iter().all(Lane::sees_everything);
+    let mut targets: Vec<Vec<Holding>> = lanes.iter().map(|lane| lane.view.holdings()).collect();
+    for target in &run.job.stores {
+        match store_lane::points(target, &identity).await {
+            Ok(points) => targets.push(store_lane::holdings(&points, &target.place)),
+            Err(error) => problems.push(GcProblem::new(Some(vm), Some(&target.name), &error)),
+        }
+    }
+    let everybody = targets.len() == run.job.places().len() && lanes.iter().all(Lane::sees_everything);
     let done = put_source_right(run, session, &identity, &targets, everybody).await;
     for lane in &mut lanes {
         lane.release().await;
@@ -257,7 +318,7 @@ async fn put_source_right(
     run: &Run<'_>,
     session: &Session,
     identity: &Identity,
-    targets: &[&TargetView],
+    targets: &[Vec<Holding>],
     everybody: bool,
 ) -> Result<(), RunError> {
     let inventory = Inventory::load(session).await?;
@@ -273,7 +334,7 @@ async fn put_source_right(
     let inventory = Inventory::load(session).await?;
     let Some((vm, record)) = inventory.vm_by_uuid(&identity.vm) else { return Ok(()) };
     let source = SourceVm::new(&inventory, vm, record, &run.job.ids);
-    for snapshot in reconcile::superseded(&source, targets, &run.job.targets) {
+    for snapshot in reconcile::superseded(&source, targets, &run.job.places()) {
         reconcile::destroy_leftover_snapshot(session, &inventory, &snapshot.reference).await?;
     }
     Ok(())

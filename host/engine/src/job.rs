@@ -7,6 +7,7 @@ use uuid::Uuid;
 use vmferry_disk::nbd::Pace;
 use vmferry_disk::transfer::Throttle;
 use vmferry_model::plugin::{Notifier, Retention, Scheduler};
+use vmferry_model::target::PointStore;
 use vmferry_xapi::records::Vm;
 
 /// Xen Orchestra's tag for a VM that is to be off for its snapshot, whatever its job says.
@@ -24,8 +25,10 @@ pub struct Job {
     pub tenant: String,
     /// Which VMs.
     pub select: Selection,
-    /// Where to; at least one.
+    /// The pools that it is replicated to.
     pub targets: Vec<Target>,
+    /// The stores that keep recovery points of it. There is at least one target of either kind.
+    pub stores: Vec<StoreTarget>,
     /// The identities under which Xen Orchestra's keys name this job.
     pub ids: JobIds,
     /// How far the bytes are proven.
@@ -78,6 +81,49 @@ pub struct Target {
     pub required: bool,
     /// Limits of the link to it, which targets behind the same link share: on what is sent.
     pub throttles: Vec<Arc<Throttle>>,
+}
+
+/// One place that keeps recovery points and is no pool.
+#[derive(Clone)]
+pub struct StoreTarget {
+    /// Name within the job, which no pool has either.
+    pub name: String,
+    /// What keeps them.
+    pub store: Arc<dyn PointStore>,
+    /// By this the source's snapshots say that it holds a point of them, as they name a pool's SRs: see [`StoreTarget::place`].
+    pub place: String,
+    /// As of a [`Target`].
+    pub required: bool,
+    /// As of a [`Target`].
+    pub throttles: Vec<Arc<Throttle>>,
+}
+
+impl StoreTarget {
+    /// The identity of a job's target that is a store: UUIDv5 of tenant, job and name.
+    pub fn place(tenant: &str, job: &str, name: &str) -> String {
+        let namespace = Uuid::new_v5(&Uuid::NAMESPACE_URL, b"urn:vmferry:store");
+        Uuid::new_v5(&namespace, format!("{tenant}\0{job}\0{name}").as_bytes()).to_string()
+    }
+}
+
+impl std::fmt::Debug for StoreTarget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StoreTarget").field("name", &self.name).field("place", &self.place).finish_non_exhaustive()
+    }
+}
+
+impl Job {
+    /// For each target, what the source's snapshots call it: the uuids of a pool's SRs, the place of a store.
+    pub(crate) fn places(&self) -> Vec<&[String]> {
+        let pools = self.targets.iter().map(|target| target.srs.as_slice());
+        pools.chain(self.stores.iter().map(|store| std::slice::from_ref(&store.place))).collect()
+    }
+
+    /// The names of its targets, in the order of their configuration within each kind.
+    pub(crate) fn target_names(&self) -> impl Iterator<Item = &str> {
+        let pools = self.targets.iter().map(|target| target.name.as_str());
+        pools.chain(self.stores.iter().map(|store| store.name.as_str()))
+    }
 }
 
 /// How the disks of a source are read.

@@ -26,6 +26,15 @@ use vmferry_model::report::{DiskReport, Outcome, TargetReport};
 use vmferry_xapi::records::{Sr, Vdi, Vm};
 use vmferry_xapi::{Ref, Session, params};
 
+/// One of a run's targets, by its number among those of its kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum LaneId {
+    /// A pool.
+    Pool(usize),
+    /// A store.
+    Store(usize),
+}
+
 /// A target that is reached, leased and tidy.
 pub(crate) struct Lane<'j> {
     pub(crate) target: &'j Target,
@@ -354,9 +363,9 @@ impl<'j> Lane<'j> {
 }
 
 /// The report of a target that could not even be opened.
-pub(crate) fn unopened(target: &Target, error: &RunError) -> TargetReport {
+pub(crate) fn unopened(target: &str, error: &RunError) -> TargetReport {
     TargetReport {
-        target: target.name.clone(),
+        target: target.to_owned(),
         sr: None,
         replica: None,
         recovery_point: None,

@@ -9,6 +9,7 @@
 mod allocation;
 mod clone;
 mod commit;
+mod description;
 mod digests;
 mod doctor;
 mod engine;
@@ -43,13 +44,17 @@ mod progress;
 mod readback;
 mod reconcile;
 mod replica;
+mod restore;
 mod retain;
+mod retrieving;
 mod run;
 mod seed;
 mod seed_media;
 mod select;
 mod snapshot;
 mod source;
+mod store_lane;
+mod storing;
 mod tell;
 mod transfer;
 mod tried;
@@ -68,12 +73,15 @@ pub use gc::{GcOptions, GcProblem, GcReport};
 pub use guest::{GuestCheck, GuestReport, GuestWait};
 pub use interfaces::NetworkChoice;
 pub use job::{
-    ChainLimits, Integrity, Job, JobIds, Nbd, Policies, Reading, Selection, SnapshotMode, Subscription, Target, Tuning,
+    ChainLimits, Integrity, Job, JobIds, Nbd, Policies, Reading, Selection, SnapshotMode, StoreTarget, Subscription,
+    Target, Tuning,
 };
 pub use points::{PointSummary, ReplicaPoints, ReplicaState};
 pub use progress::{DiskLabel, Progress, Silent};
+pub use restore::{RestoreReport, RestoreRequest, RestoreTo, RestoredDisk};
 pub use seed::{SeedPair, SeedReport, SeedRequest, SeededDisk};
 pub use seed_media::{ExportedDisk, SeedExport, SeedExportRequest, SeedImport, SeedImportRequest};
+pub use storing::ImageFormat;
 pub use verify::{Difference, Verdict, VerifiedDisk, VerifiedReplica, VerifyOptions, VerifyReport};
 pub use vmferry_disk::nbd::Pace;
 pub use vmferry_disk::transfer::Throttle;

@@ -10,21 +10,21 @@
 //! content gives them, and every file has to come to the digest that stands beside it.
 
 use crate::allocation::MAX_VHD_DISK;
+use crate::description::{self, Fields, InterfaceEntry, record};
 use crate::inventory::AttachedDisk;
 use crate::job::{Job, JobIds};
-use crate::replica::TAKEN_OVER;
 use crate::run::Networks;
 use crate::snapshot::{Taken, TakenDisk};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 use vmferry_disk::digest::Root;
-use vmferry_xapi::records::{Network, Vbd, Vdi, Vif, Vm};
-use vmferry_xapi::{IntoValue, Record, Ref, Value};
+use vmferry_xapi::Ref;
+use vmferry_xapi::records::{Vbd, Vdi, Vm};
 
 const FORMAT: &str = "vmferry-seed";
 const VERSION: u64 = 1;
@@ -39,36 +39,6 @@ const MAX_DISKS: usize = 255;
 const MAX_INTERFACES: usize = 64;
 /// Longest VHD that is read, for a disk of 2 TiB with every block in use.
 const MAX_FILE: u64 = MAX_VHD_DISK + (1 << 30);
-
-/// What a replica takes over of its source's VM record beside [`TAKEN_OVER`].
-const OF_A_VM: &[&str] = &["bios_strings", "ha_restart_priority", "name_label", "other_config", "tags", "uuid"];
-const OF_A_DISK: &[&str] = &["name_description", "name_label", "other_config", "tags", "type", "uuid"];
-const OF_A_DRIVE: &[&str] = &[
-    "bootable",
-    "mode",
-    "other_config",
-    "qos_algorithm_params",
-    "qos_algorithm_type",
-    "type",
-    "unpluggable",
-    "userdevice",
-    "uuid",
-];
-const OF_AN_INTERFACE: &[&str] = &[
-    "MAC",
-    "MTU",
-    "device",
-    "ipv4_allowed",
-    "ipv6_allowed",
-    "locking_mode",
-    "other_config",
-    "qos_algorithm_params",
-    "qos_algorithm_type",
-    "uuid",
-];
-
-/// Fields of a record, as XAPI sends them.
-type Fields = BTreeMap<String, serde_json::Value>;
 
 /// Why a folder is no seed of this job; a sentence for an operator.
 #[derive(Debug, thiserror::Error)]
@@ -115,15 +85,6 @@ struct DiskEntry {
     size: u64,
     disk: Fields,
     drive: Fields,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct InterfaceEntry {
-    interface: Fields,
-    /// uuid of the source's network.
-    network: Uuid,
-    network_name: String,
 }
 
 /// A file that was written.
@@ -286,7 +247,6 @@ fn manifest(
     networks: &Networks,
 ) -> Result<Manifest, String> {
     let uuid = |text: &str| Uuid::parse_str(text).map_err(|_| format!("{text:?} is no uuid"));
-    let of_a_vm: Vec<&str> = TAKEN_OVER.iter().chain(OF_A_VM).copied().collect();
     let disks = taken.disks.iter().zip(written).map(|(disk, written)| {
         Ok(DiskEntry {
             file: file_name(&disk.uuid),
@@ -294,20 +254,10 @@ fn manifest(
             content: uuid(&disk.uuid)?,
             digest: written.digest.to_string(),
             size: disk.of.record.virtual_size,
-            disk: fields(&disk.of.record.raw, OF_A_DISK),
-            drive: fields(&disk.of.vbd_record.raw, OF_A_DRIVE),
+            disk: description::disk(&disk.of.record),
+            drive: description::drive(&disk.of.vbd_record),
         })
     });
-    let entry = |interface: &Vif| {
-        let network = networks.networks.iter().find(|(reference, _)| *reference == interface.network);
-        let (_, network) = network
-            .ok_or_else(|| format!("interface {} is on a network that its pool does not list", interface.device))?;
-        Ok(InterfaceEntry {
-            interface: fields(&interface.raw, OF_AN_INTERFACE),
-            network: uuid(&network.uuid)?,
-            network_name: network.name_label.clone(),
-        })
-    };
     Ok(Manifest {
         format: FORMAT.to_owned(),
         version: VERSION,
@@ -316,10 +266,10 @@ fn manifest(
         schedule: job.ids.schedule,
         tenant: job.tenant.clone(),
         taken_at: taken.taken_at,
-        vm: fields(&source.raw, &of_a_vm),
-        snapshot: fields(&taken.record.raw, &of_a_vm),
+        vm: description::vm(source),
+        snapshot: description::vm(&taken.record),
         disks: disks.collect::<Result<_, String>>()?,
-        interfaces: networks.interfaces.iter().map(entry).collect::<Result<_, String>>()?,
+        interfaces: description::interfaces(networks)?,
     })
 }
 
@@ -376,67 +326,9 @@ fn parse(text: &[u8], folder: &Path, ids: &JobIds, tenant: &str) -> Result<Media
         disks.push(TakenDisk::on_media(of, content.to_string()));
         files.push(MediaFile { path: folder.join(name), length, digest });
     }
-    let mut networks = Networks { interfaces: Vec::new(), networks: Vec::new() };
-    for InterfaceEntry { interface, network, network_name } in manifest.interfaces {
-        let mut interface: Vif = record("interface", interface)?;
-        interface.network = Ref::new(network.to_string());
-        let network = Network { uuid: network.to_string(), name_label: network_name, ..Network::default() };
-        if !networks.networks.iter().any(|(known, _)| *known == interface.network) {
-            networks.networks.push((interface.network.clone(), network));
-        }
-        networks.interfaces.push(interface);
-    }
+    let networks = description::networks(manifest.interfaces)?;
     let taken = Taken { reference: Ref::null(), record: snapshot, taken_at: manifest.taken_at, disks };
     Ok(Media { id: manifest.media, vm, taken, files, networks })
-}
-
-/// A record of XAPI's with a uuid that is one.
-fn record<T: Record>(what: &str, fields: Fields) -> Result<T, String> {
-    let fields = fields.into_iter().map(|(name, value)| (name, from_json(value))).collect();
-    let record = T::from_fields(fields).map_err(|error| format!("{what}: {error}"))?;
-    match Uuid::parse_str(record.uuid()) {
-        Ok(_) => Ok(record),
-        Err(_) => Err(format!("{what}: {:?} is no uuid", record.uuid())),
-    }
-}
-
-/// These fields of a record, as far as it has them.
-fn fields(raw: &BTreeMap<String, Value>, names: &[&str]) -> Fields {
-    let found = names.iter().filter_map(|name| Some(((*name).to_owned(), to_json(raw.get(*name)?)?)));
-    found.collect()
-}
-
-/// `None` for a date, which none of the fields is that a replica takes over.
-fn to_json(value: &Value) -> Option<serde_json::Value> {
-    Some(match value {
-        Value::Nil => serde_json::Value::Null,
-        Value::Bool(flag) => (*flag).into(),
-        Value::Int(number) => (*number).into(),
-        Value::Double(number) => (*number).into(),
-        Value::String(text) => text.as_str().into(),
-        Value::DateTime(_) => return None,
-        Value::Array(values) => values.iter().map(to_json).collect::<Option<Vec<_>>>()?.into(),
-        Value::Struct(members) => {
-            let members = members.iter().map(|(name, value)| Some((name.clone(), to_json(value)?)));
-            serde_json::Value::Object(members.collect::<Option<_>>()?)
-        }
-    })
-}
-
-fn from_json(value: serde_json::Value) -> Value {
-    match value {
-        serde_json::Value::Null => Value::Nil,
-        serde_json::Value::Bool(flag) => Value::Bool(flag),
-        serde_json::Value::Number(number) => match number.as_i64() {
-            Some(number) => Value::Int(number),
-            None => number.as_f64().unwrap_or_default().into_value(),
-        },
-        serde_json::Value::String(text) => Value::String(text),
-        serde_json::Value::Array(values) => Value::Array(values.into_iter().map(from_json).collect()),
-        serde_json::Value::Object(members) => {
-            Value::Struct(members.into_iter().map(|(name, value)| (name, from_json(value))).collect())
-        }
-    }
 }
 
 #[cfg(test)]

@@ -5,21 +5,23 @@ use crate::digests::table_size;
 use crate::error::{RunError, chain};
 use crate::framing::{self, FirstUse};
 use crate::job::Integrity;
+use crate::lane::{Lane, LaneId};
 use crate::lease::Lease;
-use crate::plan;
+use crate::plan::{self, replica_size};
 use crate::progress::DiskLabel;
 use crate::run::Work;
 use crate::snapshot::{Taken, TakenDisk};
 use crate::source::Chunked;
-use crate::transfer::{self, Destination, From, Moved, Place, SourceFailed, Stream, StreamFacts, blocking};
+use crate::transfer::{self, Destination, From, Moved, Place, Sent, SourceFailed, Stream, StreamFacts, blocking};
 use crate::view::SourceVm;
 use futures_util::stream;
 use futures_util::{FutureExt, StreamExt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use vmferry_disk::digest::Table;
+use vmferry_disk::digest::{LEAF_SIZE, Table};
 use vmferry_model::plan::Transfer;
 use vmferry_model::report::DiskReport;
+use vmferry_model::target::DeltaInfo;
 
 impl Work<'_> {
     /// Steps 7 and 8: all disks, each read once per base, the leases renewed meanwhile.
@@ -41,7 +43,7 @@ impl Work<'_> {
             .into_iter()
             .map(|(index, stream)| {
                 async move {
-                    let lanes: Vec<usize> = stream.destinations.iter().map(|to| to.lane).collect();
+                    let lanes: Vec<LaneId> = stream.destinations.iter().map(|to| to.lane).collect();
                     (index, lanes, transfer::carry(run, stream).await)
                 }
                 .boxed()
@@ -63,8 +65,8 @@ impl Work<'_> {
     }
 
     /// Books what became of the streams, each told by its disk and the lanes that it fed.
-    async fn settle(&mut self, taken: &Taken, moved: Vec<(usize, Vec<usize>, Result<Moved, SourceFailed>)>) {
-        let mut reports: BTreeMap<(usize, usize), DiskReport> = BTreeMap::new();
+    async fn settle(&mut self, taken: &Taken, moved: Vec<(usize, Vec<LaneId>, Result<Moved, SourceFailed>)>) {
+        let mut reports: BTreeMap<(LaneId, usize), DiskReport> = BTreeMap::new();
         let mut roots: BTreeMap<usize, BTreeSet<String>> = BTreeMap::new();
         for (index, _, result) in &moved {
             let root = result.as_ref().ok().and_then(|moved| moved.facts.digest);
@@ -87,28 +89,36 @@ impl Work<'_> {
             }
             for (lane, result) in results {
                 if facts.compared_with_base {
-                    let planned = &mut self.lanes[lane].transfers[index];
+                    let planned = &mut self.transfers(lane)[index];
                     *planned = plan::without_differences(planned.clone(), |_| true);
                 }
                 match result {
-                    Ok(bytes) => {
-                        let transfer = &self.lanes[lane].transfers[index];
-                        reports.insert((lane, index), disk_report(transfer, &taken.disks[index], &facts, bytes));
-                        self.prove(taken, index, lane, &facts).await;
+                    Ok(sent) => {
+                        let transfer = self.transfers(lane)[index].clone();
+                        reports.insert((lane, index), disk_report(&transfer, &taken.disks[index], &facts, &sent));
+                        match lane {
+                            LaneId::Pool(number) => self.prove(taken, index, number, &facts).await,
+                            LaneId::Store(number) => {
+                                self.stores[number].receipts.insert(index, sent.receipt.unwrap_or_default());
+                            }
+                        }
                     }
-                    Err(error) => self.lanes[lane].fail(error),
+                    Err(error) => self.fail(lane, error),
                 }
             }
         }
         for ((lane, _), report) in reports {
-            self.lanes[lane].disks.push(report);
+            match lane {
+                LaneId::Pool(number) => self.lanes[number].disks.push(report),
+                LaneId::Store(number) => self.stores[number].disks.push(report),
+            }
         }
     }
 
-    fn fail_all(&mut self, lanes: &[usize], disk: &TakenDisk, message: &str) {
+    fn fail_all(&mut self, lanes: &[LaneId], disk: &TakenDisk, message: &str) {
         for lane in lanes {
             let disk = disk.of.record.uuid.clone();
-            self.lanes[*lane].fail(RunError::Transfer { disk, message: message.to_owned() });
+            self.fail(*lane, RunError::Transfer { disk, message: message.to_owned() });
         }
     }
 
@@ -135,15 +145,19 @@ impl Work<'_> {
     }
 
     /// The live lanes by where this disk's transfer starts: those of one group share one read.
-    fn by_start(&self, disk: usize) -> BTreeMap<Start, Vec<usize>> {
-        let mut groups: BTreeMap<Start, Vec<usize>> = BTreeMap::new();
-        for (index, lane) in self.lanes.iter().enumerate().filter(|(_, lane)| lane.is_live()) {
-            let start = match &lane.transfers[disk] {
+    fn by_start(&self, disk: usize) -> BTreeMap<Start, Vec<LaneId>> {
+        let mut groups: BTreeMap<Start, Vec<LaneId>> = BTreeMap::new();
+        let pools = self.lanes.iter().enumerate().filter(|(_, lane)| lane.is_live());
+        let pools = pools.map(|(number, lane)| (LaneId::Pool(number), &lane.transfers));
+        let stores = self.stores.iter().enumerate().filter(|(_, lane)| lane.is_live());
+        let stores = stores.map(|(number, lane)| (LaneId::Store(number), &lane.transfers));
+        for (lane, transfers) in pools.chain(stores) {
+            let start = match &transfers[disk] {
                 Transfer::Full { .. } => Start::Nothing,
                 Transfer::Delta { base } => Start::Base(base.source_snapshot_disk.clone()),
                 Transfer::Resync { copy, .. } => Start::Copy(copy.clone()),
             };
-            groups.entry(start).or_default().push(index);
+            groups.entry(start).or_default().push(lane);
         }
         groups
     }
@@ -155,15 +169,15 @@ impl Work<'_> {
         disk: &'s TakenDisk,
         index: usize,
         start: &Start,
-        lanes: &[usize],
-    ) -> Result<(Stream<'s>, Vec<(usize, &'static str)>), RunError> {
+        lanes: &[LaneId],
+    ) -> Result<(Stream<'s>, Vec<(LaneId, &'static str)>), RunError> {
         let vanished = |what, object: &str| RunError::Inconsistent {
             what,
             object: object.to_owned(),
             why: "it vanished during the run; the next run plans without it".to_owned(),
         };
         let digests = &self.run.digests;
-        let held = |copy: &str| lanes.iter().find_map(|&lane| self.lanes[lane].view.point_disk(copy));
+        let held = |copy: &str| lanes.iter().find_map(|&lane| self.pool(lane)?.view.point_disk(copy));
         let (from, known) = match start {
             Start::Nothing => (From::Nothing, None),
             Start::Base(uuid) => {
@@ -197,60 +211,108 @@ impl Work<'_> {
                 None => None,
             },
         };
-        let framings = lanes.iter().map(|&lane| (lane, usable(self.lanes[lane].framing.chunked, table.is_some())));
+        let framing =
+            |lane| self.pool(lane).map_or(Chunked::Proven, |lane| usable(lane.framing.chunked, table.is_some()));
+        let framings = lanes.iter().map(|&lane| (lane, framing(lane)));
         let (lanes, chunked, refused) = share(framings, disk.of.record.virtual_size > MAX_VHD_DISK);
         let stream = Stream {
             source: self.session,
             disk,
             from,
             chunked,
-            destinations: lanes
-                .iter()
-                .map(|&lane| Destination {
-                    lane,
-                    place: Place::Disk {
-                        session: self.lanes[lane].session.clone(),
-                        vdi: self.lanes[lane].landed[index].clone(),
-                    },
-                    throttles: self.lanes[lane].target.throttles.clone(),
-                })
-                .collect(),
+            grain: self.grain(&lanes),
+            destinations: lanes.iter().filter_map(|&lane| self.destination(lane, disk, index)).collect(),
             table,
             label: DiskLabel {
                 vm: self.name.clone(),
                 disk: disk.of.record.name_label.clone(),
                 disk_uuid: disk.of.record.uuid.clone(),
-                targets: lanes.iter().map(|&lane| self.lanes[lane].target.name.clone()).collect(),
+                targets: lanes.iter().map(|&lane| self.target_name(lane).to_owned()).collect(),
             },
         };
         Ok((stream, refused))
     }
 
+    /// Where a target wants the stream of a disk.
+    fn destination(&self, lane: LaneId, disk: &TakenDisk, index: usize) -> Option<Destination> {
+        let (place, throttles) = match lane {
+            LaneId::Pool(number) => {
+                let lane = &self.lanes[number];
+                let place = Place::Disk { session: lane.session.clone(), vdi: lane.landed[index].clone() };
+                (place, lane.target.throttles.clone())
+            }
+            LaneId::Store(number) => {
+                let lane = &self.stores[number];
+                let info = DeltaInfo {
+                    disk: disk.of.record.uuid.clone(),
+                    content: disk.uuid.clone(),
+                    size: replica_size(disk.of.record.virtual_size),
+                    base: lane.transfers[index].lands_on().map(str::to_owned),
+                    expected_bytes: lane.plans[index].expected_bytes,
+                };
+                let place = Place::Store { store: lane.target.store.clone(), draft: lane.draft.clone()?, info };
+                (place, lane.target.throttles.clone())
+            }
+        };
+        Some(Destination { lane, place, throttles })
+    }
+
+    /// The least that is read of a disk in one piece: the largest chunk among these stores.
+    fn grain(&self, lanes: &[LaneId]) -> u64 {
+        let chunk = |lane: &LaneId| match *lane {
+            LaneId::Pool(_) => None,
+            LaneId::Store(number) => Some(u64::from(self.stores[number].target.store.shape().chunk_size)),
+        };
+        lanes.iter().filter_map(chunk).max().unwrap_or(LEAF_SIZE)
+    }
+
+    fn pool(&self, lane: LaneId) -> Option<&Lane<'_>> {
+        match lane {
+            LaneId::Pool(number) => self.lanes.get(number),
+            LaneId::Store(_) => None,
+        }
+    }
+
+    fn target_name(&self, lane: LaneId) -> &str {
+        match lane {
+            LaneId::Pool(number) => &self.lanes[number].target.name,
+            LaneId::Store(number) => &self.stores[number].target.name,
+        }
+    }
+
     /// The table of a base, if it is there and is the one that the recovery point names. Without it the delta commits
     /// with no digest.
-    async fn table_of_base(&self, base: &str, lanes: &[usize]) -> Option<PathBuf> {
+    async fn table_of_base(&self, base: &str, lanes: &[LaneId]) -> Option<PathBuf> {
         let held = lanes.iter().find_map(|&lane| {
-            let mut held = self.lanes[lane].view.points().flat_map(|point| &point.disks);
+            let mut held = self.pool(lane)?.view.points().flat_map(|point| &point.disks);
             held.find(|held| held.content_key == base && held.digest.is_some() && held.damaged.is_none())
+        });
+        if let Some(held) = held {
+            return self.run.digests.of_copy(held).await;
+        }
+        let root = lanes.iter().find_map(|&lane| {
+            let LaneId::Store(number) = lane else { return None };
+            let mut held = self.stores[number].points.iter().flat_map(|point| &point.disks);
+            held.find(|held| held.content == base)?.digest.clone()
         })?;
-        self.run.digests.of_copy(held).await
+        self.run.digests.of_content_with(base, &root).await
     }
 }
 
 /// What a target's report says of a disk that arrived.
-pub(crate) fn disk_report(transfer: &Transfer, disk: &TakenDisk, facts: &StreamFacts, bytes_sent: u64) -> DiskReport {
+pub(crate) fn disk_report(transfer: &Transfer, disk: &TakenDisk, facts: &StreamFacts, sent: &Sent) -> DiskReport {
     DiskReport {
         disk: disk.of.record.uuid.clone(),
         kind: transfer.kind(),
         reason: transfer.reason(),
         full_reason: transfer.full_reason(),
         base: transfer.base().map(str::to_owned),
-        engine: facts.engine.to_string(),
+        engine: sent.engine.to_string(),
         source: facts.source.to_owned(),
         encoding: facts.encoding.to_owned(),
         notes: facts.notes.clone(),
         bytes_read: facts.bytes_read,
-        bytes_sent,
+        bytes_sent: sent.bytes,
         changed_bytes: facts.changed_bytes,
         digest: facts.digest.map(|root| root.to_string()),
         seconds: facts.elapsed.as_secs_f64(),
@@ -281,9 +343,9 @@ fn usable(framing: Chunked, digests_known: bool) -> Chunked {
 /// The lanes that share a read, and the framing that suits them all. VHD is what everybody takes; of a disk beyond it, who
 /// cannot take `chunked` is left out.
 fn share(
-    framings: impl Iterator<Item = (usize, Chunked)>,
+    framings: impl Iterator<Item = (LaneId, Chunked)>,
     beyond_vhd: bool,
-) -> (Vec<usize>, Chunked, Vec<(usize, &'static str)>) {
+) -> (Vec<LaneId>, Chunked, Vec<(LaneId, &'static str)>) {
     let (mut lanes, mut worst, mut refused) = (Vec::new(), Chunked::Proven, Vec::new());
     for (lane, framing) in framings {
         match framing {
@@ -311,12 +373,22 @@ fn beyond_vhd(disk: &TakenDisk, why: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Chunked, share, usable};
+    use super::{Chunked, LaneId, share, usable};
 
     #[test]
     fn who_cannot_take_the_framing_costs_the_others_nothing_where_there_is_no_vhd() {
         use Chunked::{Proven, Untried, Unusable};
-        let shared = |framings: &[Chunked], beyond| share(framings.iter().copied().enumerate(), beyond);
+        let shared = |framings: &[Chunked], beyond| {
+            let (lanes, framing, refused) = share(
+                framings.iter().copied().enumerate().map(|(lane, framing)| (LaneId::Pool(lane), framing)),
+                beyond,
+            );
+            let number = |lane: LaneId| match lane {
+                LaneId::Pool(number) | LaneId::Store(number) => number,
+            };
+            let refused: Vec<_> = refused.into_iter().map(|(lane, why)| (number(lane), why)).collect();
+            (lanes.into_iter().map(number).collect::<Vec<_>>(), framing, refused)
+        };
         let refuted = Unusable("refuted");
         assert_eq!(shared(&[Proven, refuted, Untried], false), (vec![0, 1, 2], refuted, vec![]));
         assert_eq!(shared(&[Proven, refuted, Untried], true), (vec![0, 2], Untried, vec![(1, "refuted")]));

@@ -3,12 +3,13 @@
 use crate::engine::Engine;
 use crate::error::{EngineError, RunError, chain};
 use crate::inventory::Inventory;
-use crate::job::{Job, Target};
+use crate::job::{Job, StoreTarget, Target};
 use crate::keys;
+use crate::objects::set_keys;
 use crate::view::{Condition, Identity, Origin, Point, Replica, TargetView};
 use jiff::Timestamp;
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use vmferry_xapi::Session;
 use vmferry_xapi::records::PowerState;
 
@@ -21,8 +22,8 @@ pub struct ReplicaPoints {
     pub name: String,
     /// The target's name in the job.
     pub target: String,
-    /// uuid of the replica VM.
-    pub replica: String,
+    /// uuid of the replica VM; none where a store keeps the points.
+    pub replica: Option<String>,
     /// What became of the replica.
     pub state: ReplicaState,
     /// Newest first.
@@ -41,6 +42,8 @@ pub enum ReplicaState {
     Used,
     /// It was failed over to: it stays as it is.
     FailedOver,
+    /// There is none: a store keeps the points, and `vmferry restore` makes VMs of them.
+    Stored,
 }
 
 impl std::fmt::Display for ReplicaState {
@@ -50,6 +53,7 @@ impl std::fmt::Display for ReplicaState {
             Self::HalfWritten => "half written",
             Self::Used => "used",
             Self::FailedOver => "failed over",
+            Self::Stored => "stored",
         })
     }
 }
@@ -70,7 +74,7 @@ impl ReplicaState {
 /// One recovery point.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PointSummary {
-    /// uuid of the snapshot VM.
+    /// uuid of the snapshot VM, of a store's point that of the source's snapshot.
     pub id: String,
     /// The moment of the source that it shows.
     pub taken_at: Timestamp,
@@ -128,7 +132,7 @@ impl Engine {
                         vm: vm.clone(),
                         name: replica.record.name_label,
                         target: target.name.clone(),
-                        replica: replica.record.uuid,
+                        replica: Some(replica.record.uuid),
                         points: replica
                             .points
                             .into_iter()
@@ -150,6 +154,9 @@ impl Engine {
                 }));
             }
         }
+        for target in &job.stores {
+            found.extend(stored(job, target, only).await?);
+        }
         if let (Some(vm), true) = (only, found.is_empty()) {
             return Err(EngineError::Usage(format!(
                 "job {} has no recovery point of VM {vm} on any of its targets; `points list {}` names those it has",
@@ -158,6 +165,78 @@ impl Engine {
         }
         Ok(found)
     }
+}
+
+impl Engine {
+    /// Has a recovery point kept whatever retention says, or left to it again, on every target that has it or on the one named.
+    /// Answers with the names of the targets.
+    pub async fn hold_point(
+        &self,
+        job: &Job,
+        point: &str,
+        target: Option<&str>,
+        held: bool,
+    ) -> Result<Vec<String>, EngineError> {
+        let named = |name: &str| target.is_none_or(|target| target == name);
+        let mut done = Vec::new();
+        for target in job.targets.iter().filter(|target| named(&target.name)) {
+            let survivor = Survivor::reach(self, target).await?;
+            let vms = survivor.source_vms(job);
+            let mut points = vms.iter().flat_map(|vm| {
+                let view = survivor.view(job, vm);
+                view.points().map(|point| (point.uuid.clone(), point.reference.clone())).collect::<Vec<_>>()
+            });
+            if let Some((uuid, snapshot)) = points.find(|(uuid, _)| uuid == point) {
+                let (set, clear): (&[_], &[_]) = if held { (&[(keys::HOLD, uuid)], &[]) } else { (&[], &[keys::HOLD]) };
+                set_keys(&survivor.session, &snapshot, set, clear).await.map_err(RunError::from)?;
+                done.push(target.name.clone());
+            }
+        }
+        for target in job.stores.iter().filter(|target| named(&target.name)) {
+            let points = target.store.points(None).await.map_err(RunError::Store)?;
+            if points.iter().any(|found| found.id == point && found.job == job.ids.job.to_string()) {
+                target.store.hold(point, held).await.map_err(RunError::Store)?;
+                done.push(target.name.clone());
+            }
+        }
+        if done.is_empty() {
+            let name = &job.name;
+            return Err(EngineError::Usage(format!(
+                "job {name} has no recovery point {point}; `points list {name}` names those it has"
+            )));
+        }
+        Ok(done)
+    }
+}
+
+/// What a store keeps for a job, by VM.
+async fn stored(job: &Job, target: &StoreTarget, only: Option<&str>) -> Result<Vec<ReplicaPoints>, RunError> {
+    let mut points = target.store.points(only).await.map_err(RunError::Store)?;
+    points.retain(|point| point.job == job.ids.job.to_string());
+    points.sort_by_key(|point| std::cmp::Reverse(point.taken_at));
+    let mut by_vm: BTreeMap<String, ReplicaPoints> = BTreeMap::new();
+    for point in points {
+        // The newest comes first, so the name is the one that the VM had last.
+        let of_vm = by_vm.entry(point.vm.clone()).or_insert_with(|| ReplicaPoints {
+            vm: point.vm.clone(),
+            name: point.name.clone(),
+            target: target.name.clone(),
+            replica: None,
+            state: ReplicaState::Stored,
+            points: Vec::new(),
+        });
+        of_vm.points.push(PointSummary {
+            source_snapshot: point.id.clone(),
+            id: point.id,
+            taken_at: point.taken_at,
+            held: point.held,
+            damaged: point.damaged.is_some(),
+            origin: "vmferry".to_owned(),
+            disks: point.disks.len(),
+            memory: false,
+        });
+    }
+    Ok(by_vm.into_values().collect())
 }
 
 /// Which recovery point an operator means.
@@ -197,19 +276,28 @@ pub(crate) struct Found<'j> {
     pub(crate) warnings: Vec<String>,
 }
 
+/// Why there is no pool to start from.
+fn no_pool(job: &Job, wanted: Option<&str>) -> EngineError {
+    let name = &job.name;
+    EngineError::Usage(match wanted {
+        Some(target) if !job.target_names().any(|known| known == target) => {
+            let names: Vec<&str> = job.target_names().collect();
+            format!("job {name} has no target {target}; it has {}", names.join(", "))
+        }
+        Some(target) => {
+            format!("target {target} of job {name} is a store; `vmferry restore {name}` makes a VM of its points")
+        }
+        None => format!("job {name} has stores alone; `vmferry restore {name}` makes a VM of their points"),
+    })
+}
+
 impl Engine {
     /// Looks a recovery point up on the targets that can be reached.
     pub(crate) async fn find_point<'j>(&self, job: &'j Job, wanted: Wanted<'_>) -> Result<Found<'j>, EngineError> {
         let named = |name: &str| wanted.target.is_none_or(|target| target == name);
         let targets: Vec<_> = job.targets.iter().filter(|target| named(&target.name)).collect();
         if targets.is_empty() {
-            let names: Vec<&str> = job.targets.iter().map(|target| target.name.as_str()).collect();
-            return Err(EngineError::Usage(format!(
-                "job {} has no target {}; it has {}",
-                job.name,
-                wanted.target.unwrap_or_default(),
-                names.join(", ")
-            )));
+            return Err(no_pool(job, wanted.target));
         }
         let mut best: Option<(Survivor<'j>, Point)> = None;
         let mut warnings = Vec::new();

@@ -7,7 +7,7 @@
 use crate::commit;
 use crate::error::RunError;
 use crate::inventory::{AttachedDisk, Inventory};
-use crate::job::{Job, Target};
+use crate::job::Job;
 use crate::keys::{self, Keys};
 use crate::lane::Lane;
 use crate::memory;
@@ -80,13 +80,35 @@ pub(crate) async fn target(lane: &Lane<'_>, job: &Job, identity: &Identity) -> R
     Ok(done)
 }
 
+/// A recovery point that some target holds, as far as it matters to the source.
+pub(crate) struct Holding {
+    /// uuid of the source's snapshot that it was made of.
+    pub(crate) source_snapshot: String,
+    /// uuid of the SR that it is on, or the place of its store.
+    pub(crate) place: String,
+    /// Whether deltas can be made from it: it is not damaged.
+    pub(crate) is_base: bool,
+}
+
+impl TargetView {
+    /// What a pool holds, newest first.
+    pub(crate) fn holdings(&self) -> Vec<Holding> {
+        let holding = |point: &Point| Holding {
+            source_snapshot: point.source_snapshot.clone(),
+            place: point.sr.clone(),
+            is_base: !point.is_damaged(),
+        };
+        self.points().map(holding).collect()
+    }
+}
+
 /// Puts the source right: snapshots of runs that died. `targets` is what those hold that could be asked; where
 /// that is not `everybody`, nothing is touched that might be a base.
 pub(crate) async fn source(
     session: &Session,
     inventory: &Inventory,
     source: &SourceVm,
-    targets: &[&TargetView],
+    targets: &[Vec<Holding>],
     everybody: bool,
 ) -> Result<Vec<String>, RunError> {
     let mut done = finish_pruning(session, inventory, &source.pruning).await?;
@@ -107,20 +129,20 @@ pub(crate) async fn source(
 
 /// The source snapshots that a target made a recovery point of without being marked for it, because the run died or did not hear
 /// of it; with the SRs that they are to be marked for.
-pub(crate) fn unmarked<'a>(source: &'a SourceVm, targets: &[&TargetView]) -> Vec<(&'a SourceSnapshot, Vec<String>)> {
+pub(crate) fn unmarked<'a>(source: &'a SourceVm, targets: &[Vec<Holding>]) -> Vec<(&'a SourceSnapshot, Vec<String>)> {
     let marks = source.snapshots.iter().map(|snapshot| (snapshot, marks_of(snapshot, targets)));
     marks.filter(|(snapshot, marks)| marks.len() > snapshot.exported_to.len()).collect()
 }
 
 /// The SRs that a snapshot is marked for, and those that hold a recovery point of it.
-fn marks_of(snapshot: &SourceSnapshot, targets: &[&TargetView]) -> Vec<String> {
+fn marks_of(snapshot: &SourceSnapshot, targets: &[Vec<Holding>]) -> Vec<String> {
     let mut marks = snapshot.exported_to.clone();
     marks.extend(holders(&snapshot.uuid, targets).into_iter().filter(|sr| !snapshot.exported_to.contains(sr)));
     marks
 }
 
 /// The source snapshots that no target confirmed, nor holds a recovery point of. What media carry is not awaited by anybody yet.
-pub(crate) fn unconfirmed<'a>(source: &'a SourceVm, targets: &[&TargetView]) -> Vec<&'a SourceSnapshot> {
+pub(crate) fn unconfirmed<'a>(source: &'a SourceVm, targets: &[Vec<Holding>]) -> Vec<&'a SourceSnapshot> {
     let unmarked =
         source.snapshots.iter().filter(|snapshot| snapshot.exported_to.is_empty() && snapshot.seed.is_none());
     unmarked.filter(|snapshot| holders(&snapshot.uuid, targets).is_empty()).collect()
@@ -128,27 +150,26 @@ pub(crate) fn unconfirmed<'a>(source: &'a SourceVm, targets: &[&TargetView]) -> 
 
 /// The source snapshots that were bases and are none any more, by their marks and by what the targets (all of the job's)
 /// hold: a point that is damaged is no base, so the one before it keeps its snapshot.
-pub(crate) fn superseded(source: &SourceVm, targets: &[&TargetView], configured: &[Target]) -> Vec<SourceSnapshot> {
+pub(crate) fn superseded(source: &SourceVm, targets: &[Vec<Holding>], places: &[&[String]]) -> Vec<SourceSnapshot> {
     let mut snapshots = source.snapshots.clone();
     for snapshot in &mut snapshots {
         snapshot.exported_to = marks_of(snapshot, targets);
     }
     snapshots.retain(|snapshot| !snapshot.exported_to.is_empty() || snapshot.seed.is_some());
-    let srs: Vec<&[String]> = configured.iter().map(|target| target.srs.as_slice()).collect();
-    let exists = |point: &&Point| snapshots.iter().any(|snapshot| snapshot.uuid == point.source_snapshot);
-    let base_of = |view: &TargetView| {
-        let point = view.points().filter(|point| !point.is_damaged()).find(exists);
-        point.map(|point| point.source_snapshot.clone())
+    let exists = |held: &&Holding| snapshots.iter().any(|snapshot| snapshot.uuid == held.source_snapshot);
+    let base_of = |held: &Vec<Holding>| {
+        let base = held.iter().filter(|held| held.is_base).find(exists);
+        base.map(|held| held.source_snapshot.clone())
     };
-    let bases: Vec<String> = targets.iter().filter_map(|view| base_of(view)).collect();
-    let superfluous = snapshot::superfluous(&snapshots, &srs, &[]).into_iter();
+    let bases: Vec<String> = targets.iter().filter_map(base_of).collect();
+    let superfluous = snapshot::superfluous(&snapshots, places, &[]).into_iter();
     superfluous.filter(|snapshot| !bases.contains(&snapshot.uuid)).cloned().collect()
 }
 
-/// The SRs that hold a recovery point of a source snapshot.
-fn holders(snapshot: &str, targets: &[&TargetView]) -> Vec<String> {
-    let points = targets.iter().flat_map(|view| view.points()).filter(|point| point.source_snapshot == snapshot);
-    points.map(|point| point.sr.clone()).collect::<BTreeSet<_>>().into_iter().collect()
+/// The places that hold a recovery point of a source snapshot.
+fn holders(snapshot: &str, targets: &[Vec<Holding>]) -> Vec<String> {
+    let points = targets.iter().flatten().filter(|held| held.source_snapshot == snapshot);
+    points.map(|held| held.place.clone()).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// Whether the keys of an object are still those that it was found with: somebody may have taken it for himself since.

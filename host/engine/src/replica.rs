@@ -105,6 +105,19 @@ pub(crate) fn creation_record(source: &Vm, name: &str, other_config: &Keys) -> V
     Value::Struct(record)
 }
 
+/// The record of a VM that is restored, for `VM.create`: as a replica's, but as its source was tagged.
+pub(crate) fn restored_record(source: &Vm, name: &str, other_config: &Keys) -> Value {
+    match creation_record(source, name, other_config) {
+        Value::Struct(mut record) => {
+            let of_a_replica = |tag: &&String| *tag != REPLICA_TAG && *tag != HA_TAG;
+            let tags: Vec<String> = source.tags.iter().filter(of_a_replica).cloned().collect();
+            record.insert("tags".to_owned(), tags.into_value());
+            Value::Struct(record)
+        }
+        other => other,
+    }
+}
+
 /// The tags of a replica.
 fn tags(source: &Vm) -> Vec<String> {
     let mut tags = source.tags.clone();
@@ -250,7 +263,7 @@ async fn refresh_vcpus(session: &Session, vm: &Ref<Vm>, replica: &Vm, source: &V
 }
 
 /// XAPI sends integers as untagged text.
-fn as_number(value: &Value) -> Option<i64> {
+pub(crate) fn as_number(value: &Value) -> Option<i64> {
     match value {
         Value::Int(number) => Some(*number),
         other => other.as_str()?.parse().ok(),
@@ -315,6 +328,18 @@ pub(crate) async fn attach_disks(
         }
     }
     Ok(detached)
+}
+
+/// Attaches further disks to a VM (source attachment, disk).
+pub(crate) async fn attach_more(
+    session: &Session,
+    vm: &Ref<Vm>,
+    disks: &[(&AttachedDisk, &Ref<Vdi>)],
+) -> Result<(), Error> {
+    for (source, vdi) in disks {
+        let _: Ref<Vbd> = session.call("VBD.create", params![vbd_record(vm, vdi, &source.vbd_record)]).await?;
+    }
+    Ok(())
 }
 
 /// What the attachment of a disk takes over from its source.

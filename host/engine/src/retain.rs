@@ -24,14 +24,16 @@ pub(crate) async fn retain(
         .iter()
         .map(|point| PointView { id: point.uuid.clone(), taken_at: point.taken_at, held: point.held })
         .collect();
-    let judgements = match retention.select(&views, now).await.and_then(|answer| same_length(answer, views.len())) {
+    let judgements = match ask(retention, &views, now).await {
         Ok(judgements) => judgements,
         Err(error) => {
             lane.warnings.push(format!("nothing was pruned: {error}"));
             return Ok(());
         }
     };
-    for point in superseded.chain(droppable(&points, &judgements)) {
+    let dropped = droppable(&views, &judgements);
+    let dropped = points.iter().filter(|point| dropped.iter().any(|view| view.id == point.uuid));
+    for point in superseded.chain(dropped) {
         // Somebody may have held it while the plugin was deciding.
         if view::is_held(&lane.session.get_record(&point.reference).await?) {
             continue;
@@ -43,6 +45,15 @@ pub(crate) async fn retain(
         lane.observe(identity).await?;
     }
     Ok(())
+}
+
+/// The rule's word on each point (oldest first).
+pub(crate) async fn ask(
+    retention: &dyn Retention,
+    points: &[PointView],
+    now: Timestamp,
+) -> Result<Vec<Judgement>, PluginError> {
+    same_length(retention.select(points, now).await?, points.len())
 }
 
 fn same_length(answer: Vec<Judgement>, asked: usize) -> Result<Vec<Judgement>, PluginError> {
@@ -58,7 +69,7 @@ fn same_length(answer: Vec<Judgement>, asked: usize) -> Result<Vec<Judgement>, P
 
 /// The points (oldest first) that may go: dropped by the rule, not held, and not the newest, which is the next run's
 /// base.
-fn droppable<'a>(points: &'a [Point], judgements: &[Judgement]) -> Vec<&'a Point> {
+pub(crate) fn droppable<'a>(points: &'a [PointView], judgements: &[Judgement]) -> Vec<&'a PointView> {
     let newest = points.len().saturating_sub(1);
     points
         .iter()

@@ -5,10 +5,10 @@ use crate::digests::{self, Digests};
 use crate::error::{RunError, chain};
 use crate::holder::Holder;
 use crate::inventory::{AttachedDisk, Inventory};
-use crate::job::{Job, Policies, SnapshotMode, Target};
+use crate::job::{Job, Policies, SnapshotMode, StoreTarget, Target};
 use crate::keys;
 use crate::landing;
-use crate::lane::{Lane, unopened};
+use crate::lane::{Lane, LaneId, unopened};
 use crate::lease::{Lease, LeaseTerms};
 use crate::migration;
 use crate::objects::set_keys;
@@ -17,10 +17,11 @@ use crate::placement::Ledger;
 use crate::pools::Pools;
 use crate::preflight::{self, Survey};
 use crate::progress::Progress;
-use crate::reconcile;
+use crate::reconcile::{self, Holding};
 use crate::replica;
 use crate::retain;
 use crate::snapshot::{self, Taken};
+use crate::store_lane::{StoreLane, is_full};
 use crate::view::{Identity, SourceSnapshot, SourceVm};
 use crate::vtpm;
 use crate::xen_orchestra;
@@ -30,7 +31,7 @@ use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use vmferry_model::plan::{JobPlan, Kind, TargetPlan, Transfer, VmPlan};
+use vmferry_model::plan::{JobPlan, TargetPlan, Transfer, VmPlan};
 use vmferry_model::plugin::Approval;
 use vmferry_model::report::{Outcome, TargetReport, VmReport};
 use vmferry_model::store::RunStore;
@@ -68,6 +69,7 @@ pub(crate) async fn replicate(run: &Run<'_>, session: &Session, vm: &Ref<Vm>, re
         identity: Identity { ids: run.job.ids, vm: record.uuid.clone() },
         name: record.name_label.clone(),
         lanes: Vec::new(),
+        stores: Vec::new(),
         unopened: Vec::new(),
         warnings: Vec::new(),
     };
@@ -102,6 +104,7 @@ pub(crate) struct Work<'a> {
     identity: Identity,
     pub(crate) name: String,
     pub(crate) lanes: Vec<Lane<'a>>,
+    pub(crate) stores: Vec<StoreLane<'a>>,
     /// Targets that could not take part from the start.
     unopened: Vec<TargetReport>,
     warnings: Vec<String>,
@@ -142,7 +145,8 @@ impl Work<'_> {
         }
         drop(inventory);
         let outcome = self.after_snapshot(lease, vm, &taken).await;
-        if !self.lanes.iter().any(|lane| lane.commit_begun) {
+        let begun = self.lanes.iter().map(|lane| lane.commit_begun);
+        if !begun.chain(self.stores.iter().map(|lane| lane.commit_begun)).any(|begun| begun) {
             self.discard(&taken).await;
         }
         outcome
@@ -154,6 +158,7 @@ impl Work<'_> {
         self.plan_again(&inventory, &source).await?;
         let chain_lengths = self.chain_lengths(&inventory);
         self.prepare_landings(taken).await?;
+        self.begin_stores(&source, taken).await?;
         // A transfer may take hours, and the records of a large pool hundreds of megabytes.
         drop(inventory);
         self.lanes.iter_mut().for_each(|lane| lane.inventory = Inventory::default());
@@ -176,9 +181,25 @@ impl Work<'_> {
         for (target, lane) in join_all(open).await {
             match lane {
                 Ok(lane) => self.lanes.push(lane),
-                Err(error) => self.unopened.push(unopened(target, &error)),
+                Err(error) => self.unopened.push(unopened(&target.name, &error)),
             }
         }
+        let open = self.run.job.stores.iter().map(|target| {
+            let identity = &self.identity;
+            async move { (target, StoreLane::look(identity, target).await) }.boxed()
+        });
+        for (target, lane) in join_all(open).await {
+            match lane {
+                Ok(lane) => self.stores.push(lane),
+                Err(error) => self.unopened.push(unopened(&target.name, &error)),
+            }
+        }
+    }
+
+    /// What the targets hold that were reached.
+    fn holdings(&self) -> Vec<Vec<Holding>> {
+        let pools = self.lanes.iter().map(|lane| lane.view.holdings());
+        pools.chain(self.stores.iter().map(StoreLane::holdings)).collect()
     }
 
     async fn observe_source(&self, vm: &Ref<Vm>) -> Result<(Inventory, SourceVm), RunError> {
@@ -201,7 +222,7 @@ impl Work<'_> {
         vm: &Ref<Vm>,
     ) -> Result<(Inventory, SourceVm), RunError> {
         self.no_lane_left()?;
-        let targets: Vec<_> = self.lanes.iter().map(|lane| &lane.view).collect();
+        let targets = self.holdings();
         let everybody = self.sees_everything();
         if everybody {
             // Nobody holds the content of these, so nobody will ask for its digests.
@@ -228,13 +249,18 @@ impl Work<'_> {
                 Err(error) => lane.fail(error),
             }
         }
+        for lane in &mut self.stores {
+            lane.plan_transfers(self.run, inventory, source).await;
+        }
         self.no_lane_left()
     }
 
     /// Step 5: the scheduler sees the plan before anything is made.
     async fn approve(&self, source: &SourceVm) -> Result<(), RunError> {
         let Some(scheduler) = &self.run.policies.scheduler else { return Ok(()) };
-        let targets = self.lanes.iter().filter(|lane| lane.is_live()).map(Lane::plan).collect();
+        let pools = self.lanes.iter().filter(|lane| lane.is_live()).map(Lane::plan);
+        let stores = self.stores.iter().filter(|lane| lane.is_live()).map(StoreLane::plan);
+        let targets = pools.chain(stores).collect();
         let vm = VmPlan { vm: source.record.uuid.clone(), name: self.name.clone(), error: None, targets };
         let plan = JobPlan { job: self.run.job.name.clone(), vms: vec![vm] };
         match scheduler.approve(&plan, Timestamp::now()).await? {
@@ -266,17 +292,25 @@ impl Work<'_> {
     fn newest(&self, source: &SourceVm) -> Option<Timestamp> {
         let points = self.lanes.iter().filter_map(|lane| lane.view.points().next()).map(|point| point.taken_at);
         let own = source.snapshots.iter().map(|snapshot| snapshot.taken_at);
-        points.chain(own).chain(source.newest_date).max()
+        let stored = self.stores.iter().filter_map(StoreLane::newest);
+        points.chain(stored).chain(own).chain(source.newest_date).max()
     }
 
     /// Step 6, second half: the same plan from the snapshot. A delta that became a full copy needs a new approval.
     async fn plan_again(&mut self, inventory: &Inventory, source: &SourceVm) -> Result<(), RunError> {
+        let grew_in = |before: Vec<bool>, after: &[Transfer]| {
+            before.into_iter().zip(after).any(|(was_full, after)| !was_full && is_full(after))
+        };
         let mut grew = false;
         for lane in self.lanes.iter_mut().filter(|lane| lane.is_live()) {
-            let before: Vec<Kind> = lane.transfers.iter().map(Transfer::kind).collect();
+            let before = lane.transfers.iter().map(is_full).collect();
             lane.plan_transfers(self.run, inventory, source).await;
-            let after = lane.transfers.iter().map(Transfer::kind);
-            grew |= before.into_iter().zip(after).any(|(before, after)| before != Kind::Full && after == Kind::Full);
+            grew |= grew_in(before, &lane.transfers);
+        }
+        for lane in self.stores.iter_mut().filter(|lane| lane.is_live()) {
+            let before = lane.transfers.iter().map(is_full).collect();
+            lane.plan_transfers(self.run, inventory, source).await;
+            grew |= grew_in(before, &lane.transfers);
         }
         if grew { self.approve(source).await } else { Ok(()) }
     }
@@ -291,12 +325,31 @@ impl Work<'_> {
         self.no_lane_left()
     }
 
+    /// Tells what the points of the stores will be.
+    async fn begin_stores(&mut self, source: &SourceVm, taken: &Taken) -> Result<(), RunError> {
+        if self.stores.is_empty() {
+            return Ok(());
+        }
+        let networks = Networks::load(self.session, &source.record).await?;
+        for lane in self.stores.iter_mut().filter(|lane| lane.is_live()) {
+            if let Err(error) = lane.begin(self.run, &self.identity, &source.record, taken, &networks) {
+                lane.fail(error);
+            }
+            if vtpm::has_one(&taken.record) {
+                let warning = "the VM's virtual TPM is a secret and not kept here: a restored guest may ask for the recovery key of its disks";
+                lane.warnings.push(warning.to_owned());
+            }
+        }
+        self.no_lane_left()
+    }
+
     /// Step 9, on each target by itself.
     async fn commit(&mut self, source: &SourceVm, taken: &Taken) -> Result<(), RunError> {
         let vtpms = &vtpm::read(self.session, &taken.record, &source.record).await;
         // A commit may end without anybody hearing of it: until its target was looked at, the snapshot is perhaps a base.
-        let offered: Vec<&str> =
-            self.lanes.iter().filter(|lane| lane.is_live()).map(|lane| lane.sr_record.uuid.as_str()).collect();
+        let pools = self.lanes.iter().filter(|lane| lane.is_live()).map(|lane| lane.sr_record.uuid.as_str());
+        let stores = self.stores.iter().filter(|lane| lane.is_live()).map(|lane| lane.target.place.as_str());
+        let offered: Vec<&str> = pools.chain(stores).collect();
         set_keys(self.session, &taken.reference, &[(keys::OFFERED_TO, offered.join(" "))], &[]).await?;
         let this = Committing { job: self.run.job, identity: &self.identity, source, taken };
         let commits = self.lanes.iter_mut().filter(|lane| lane.is_live()).map(|lane| {
@@ -308,13 +361,22 @@ impl Work<'_> {
             }
             .boxed()
         });
-        join_all(commits).await;
+        let stores = self.stores.iter_mut().filter(|lane| lane.is_live()).map(|lane| {
+            async move {
+                if let Err(error) = lane.commit(taken).await {
+                    lane.fail(error);
+                }
+            }
+            .boxed()
+        });
+        join_all(commits.chain(stores)).await;
         self.no_lane_left()
     }
 
     /// How many deltas came before each disk that one is made from.
     fn chain_lengths(&self, inventory: &Inventory) -> BTreeMap<String, u64> {
-        let bases = self.lanes.iter().flat_map(|lane| lane.transfers.iter().filter_map(Transfer::base));
+        let pools = self.lanes.iter().flat_map(|lane| &lane.transfers);
+        let bases = pools.chain(self.stores.iter().flat_map(|lane| &lane.transfers)).filter_map(Transfer::base);
         bases.filter_map(|base| Some((base.to_owned(), snapshot::delta_chain_length(inventory, base)?))).collect()
     }
 
@@ -339,26 +401,36 @@ impl Work<'_> {
         vm: &Ref<Vm>,
         taken: &Taken,
     ) -> Result<(), RunError> {
-        let committed: Vec<&Lane<'_>> = self.lanes.iter().filter(|lane| lane.committed.is_some()).collect();
-        let srs: Vec<String> = committed.iter().map(|lane| lane.sr_record.uuid.clone()).collect();
+        let pools = self.lanes.iter().filter(|lane| lane.committed.is_some());
+        let pools = pools.map(|lane| (&lane.sr_record.uuid, &lane.transfers));
+        let stores = self.stores.iter().filter(|lane| lane.committed.is_some());
+        let stores = stores.map(|lane| (&lane.target.place, &lane.transfers));
+        let committed: Vec<(&String, &Vec<Transfer>)> = pools.chain(stores).collect();
+        let places: Vec<String> = committed.iter().map(|(place, _)| (*place).clone()).collect();
         // A memory image has no deltas.
         let disks = taken.disks.len() - taken.memory().count();
-        let bases = committed.iter().flat_map(|lane| lane.transfers.iter().take(disks).map(Transfer::base));
+        let bases = committed.iter().flat_map(|(_, transfers)| transfers.iter().take(disks).map(Transfer::base));
         let chain_length = bases.map(|base| base.and_then(|base| chain_lengths.get(base)).map_or(0, |n| n + 1));
         let chain_length = chain_length.min().unwrap_or(0);
         let disks: Vec<Ref<Vdi>> = taken.disks.iter().map(|disk| disk.vdi.clone()).collect();
-        snapshot::mark_exported(self.session, &taken.reference, &disks, &srs, Some(chain_length)).await?;
+        snapshot::mark_exported(self.session, &taken.reference, &disks, &places, Some(chain_length)).await?;
 
         let snapshots = self.source_snapshots(vm).await?;
-        let targets: Vec<&[String]> = self.run.job.targets.iter().map(|target| target.srs.as_slice()).collect();
         // What a target holds was marked when it was looked at; one whose commit ended without a word was not since.
         let is_resolved = |target: &&Target| {
             let lane = self.lanes.iter().find(|lane| lane.target.name == target.name);
             lane.is_some_and(|lane| lane.sees_everything() && (lane.committed.is_some() || !lane.commit_begun))
         };
         let unresolved = self.run.job.targets.iter().filter(|target| !is_resolved(target));
-        let unresolved: Vec<&[String]> = unresolved.map(|target| target.srs.as_slice()).collect();
-        for old in snapshot::superfluous(&snapshots, &targets, &unresolved) {
+        let unresolved = unresolved.map(|target| target.srs.as_slice());
+        let is_resolved = |target: &&StoreTarget| {
+            let lane = self.stores.iter().find(|lane| lane.target.name == target.name);
+            lane.is_some_and(|lane| lane.committed.is_some() || !lane.commit_begun)
+        };
+        let stores = self.run.job.stores.iter().filter(|target| !is_resolved(target));
+        let unresolved: Vec<&[String]> =
+            unresolved.chain(stores.map(|target| std::slice::from_ref(&target.place))).collect();
+        for old in snapshot::superfluous(&snapshots, &self.run.job.places(), &unresolved) {
             if let Err(error) = snapshot::destroy(self.session, &old.reference).await {
                 self.warnings.push(format!("source snapshot {} could not be removed: {}", old.uuid, chain(&error)));
             }
@@ -377,6 +449,9 @@ impl Work<'_> {
                 lane.warnings.push(format!("pruning stopped: {}", chain(&error)));
             }
         }
+        for lane in self.stores.iter_mut().filter(|lane| lane.committed.is_some()) {
+            lane.retain(retention.as_ref(), now).await;
+        }
         if self.sees_everything() {
             self.run.digests.drop_unused(&held, &self.digest_tables());
         }
@@ -393,6 +468,9 @@ impl Work<'_> {
             if let Err(error) = done {
                 lane.warnings.push(format!("what this run left here is put right by the next one: {}", chain(&error)));
             }
+        }
+        for lane in &mut self.stores {
+            lane.put_right().await;
         }
     }
 
@@ -417,7 +495,8 @@ impl Work<'_> {
 
     /// The digest tables that belong to what the targets hold.
     fn digest_tables(&self) -> BTreeSet<String> {
-        self.lanes.iter().flat_map(|lane| digests::tables_of(&lane.view)).collect()
+        let pools = self.lanes.iter().flat_map(|lane| digests::tables_of(&lane.view));
+        pools.chain(self.stores.iter().flat_map(|lane| digests::tables_of_store(&lane.points))).collect()
     }
 
     async fn discard(&mut self, taken: &Taken) {
@@ -434,7 +513,24 @@ impl Work<'_> {
     }
 
     pub(crate) fn no_lane_left(&self) -> Result<(), RunError> {
-        if self.lanes.iter().any(Lane::is_live) { Ok(()) } else { Err(RunError::NoTargetLeft) }
+        let any = self.lanes.iter().any(Lane::is_live) || self.stores.iter().any(StoreLane::is_live);
+        if any { Ok(()) } else { Err(RunError::NoTargetLeft) }
+    }
+
+    /// Drops a target from the run.
+    pub(crate) fn fail(&mut self, lane: LaneId, error: RunError) {
+        match lane {
+            LaneId::Pool(number) => self.lanes[number].fail(error),
+            LaneId::Store(number) => self.stores[number].fail(error),
+        }
+    }
+
+    /// How each disk travels to a target.
+    pub(crate) fn transfers(&mut self, lane: LaneId) -> &mut Vec<Transfer> {
+        match lane {
+            LaneId::Pool(number) => &mut self.lanes[number].transfers,
+            LaneId::Store(number) => &mut self.stores[number].transfers,
+        }
     }
 
     fn step(&self, text: &str) {
@@ -446,12 +542,14 @@ impl Work<'_> {
         let mut targets: Vec<TargetReport> = self.unopened;
         let stopped = error.as_ref().map_or(Outcome::Failed, RunError::outcome);
         targets.extend(self.lanes.into_iter().map(|lane| lane.into_report(stopped)));
-        targets
-            .sort_by_key(|target| self.run.job.targets.iter().position(|configured| configured.name == target.target));
+        targets.extend(self.stores.into_iter().map(|lane| lane.into_report(stopped)));
+        targets.sort_by_key(|target| self.run.job.target_names().position(|configured| configured == target.target));
         let outcome = match &error {
             Some(RunError::NoTargetLeft) | None => {
                 let best_effort = |report: &TargetReport| {
-                    self.run.job.targets.iter().any(|target| target.name == report.target && !target.required)
+                    let pools = self.run.job.targets.iter().map(|target| (&target.name, target.required));
+                    let stores = self.run.job.stores.iter().map(|target| (&target.name, target.required));
+                    pools.chain(stores).any(|(name, required)| *name == report.target && !required)
                 };
                 // Best-effort targets count where there are no others.
                 let all = targets.iter().all(best_effort);
@@ -545,18 +643,32 @@ pub(crate) async fn foresee(
                 let warnings = std::mem::take(&mut survey.warnings);
                 TargetPlan { obstacles: survey.stops(), warnings, ..lane.plan() }
             }
-            Err(error) => TargetPlan {
-                target: target.name.clone(),
-                sr: None,
-                replica: None,
-                obstacles: vec![chain(&error)],
-                warnings: Vec::new(),
-                disks: Vec::new(),
-            },
+            Err(error) => unplanned(&target.name, &error),
+        });
+    }
+    for target in &run.job.stores {
+        targets.push(match StoreLane::look(&identity, target).await {
+            Ok(mut lane) => {
+                lane.plan_transfers(run, inventory, &source).await;
+                lane.plan()
+            }
+            Err(error) => unplanned(&target.name, &error),
         });
     }
     let error = (!stops.is_empty()).then(|| stops.join("; "));
     Ok(VmPlan { vm: record.uuid.clone(), name: record.name_label.clone(), error, targets })
+}
+
+/// The plan for a target that could not be reached.
+fn unplanned(target: &str, error: &RunError) -> TargetPlan {
+    TargetPlan {
+        target: target.to_owned(),
+        sr: None,
+        replica: None,
+        obstacles: vec![chain(error)],
+        warnings: Vec::new(),
+        disks: Vec::new(),
+    }
 }
 
 /// The plan of a VM that nothing can be planned for.

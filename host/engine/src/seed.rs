@@ -118,6 +118,7 @@ impl Engine {
             name: pair.ids.job.to_string(),
             tenant: pair.tenant.clone(),
             select: Selection { pool: pair.source.clone(), vms: vec![vm], ..Selection::default() },
+            stores: Vec::new(),
             targets: vec![Target {
                 name: pair.target.clone(),
                 pool: pair.target.clone(),

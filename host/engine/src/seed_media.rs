@@ -17,7 +17,7 @@ use crate::inventory::{AttachedDisk, Inventory};
 use crate::job::{Integrity, Job, Policies, SnapshotMode, Target};
 use crate::keys;
 use crate::landing;
-use crate::lane::Lane;
+use crate::lane::{Lane, LaneId};
 use crate::lease::Lease;
 use crate::media::{self, Folder, Media, MediaFile, Written};
 use crate::migration;
@@ -31,7 +31,7 @@ use crate::seed::find_target;
 use crate::select::select;
 use crate::snapshot::{self, Taken, TakenDisk};
 use crate::source::{self, Chunked};
-use crate::transfer::{self, Destination, Feed, From, Moved, Place, SourceFailed, Stream};
+use crate::transfer::{self, Destination, Feed, From, Moved, Place, Sent, SourceFailed, Stream};
 use crate::view::{Identity, SourceVm};
 use crate::vtpm;
 use futures_util::{FutureExt, StreamExt, stream};
@@ -42,7 +42,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 use uuid::Uuid;
-use vmferry_disk::digest::Table;
+use vmferry_disk::digest::{LEAF_SIZE, Table};
 use vmferry_model::plan::{DiskPlan, ExpectedFrom, FullReason, Transfer};
 use vmferry_model::report::DiskReport;
 use vmferry_xapi::records::{Vif, Vm};
@@ -390,17 +390,18 @@ impl Export<'_> {
             disk,
             from: From::Nothing,
             destinations: vec![Destination {
-                lane: 0,
+                lane: LaneId::Pool(0),
                 place: Place::File(self.folder.file_of(disk)),
                 throttles: Vec::new(),
             }],
             table: Some(table),
             chunked: Chunked::Unusable("media hold VHD"),
+            grain: LEAF_SIZE,
             label: label(&source.record.name_label, disk, "media"),
         };
-        let (moved, length) = only_lane(disk, transfer::carry(self.run, stream).await)?;
+        let (moved, sent) = only_lane(disk, transfer::carry(self.run, stream).await)?;
         let digest = moved.facts.digest.ok_or_else(|| no_digest(disk))?;
-        Ok(Written { length, digest })
+        Ok(Written { length: sent.bytes, digest })
     }
 
     /// From here on the snapshot is the job's, and no run takes it for one that nobody needs.
@@ -463,11 +464,11 @@ fn label(vm: &str, disk: &TakenDisk, target: &str) -> DiskLabel {
 }
 
 /// What became of a stream that feeds one place: its facts, and the bytes that were written.
-fn only_lane(disk: &TakenDisk, moved: Result<Moved, SourceFailed>) -> Result<(Moved, u64), RunError> {
+fn only_lane(disk: &TakenDisk, moved: Result<Moved, SourceFailed>) -> Result<(Moved, Sent), RunError> {
     let failed = |message| RunError::Transfer { disk: disk.of.record.uuid.clone(), message };
     let mut moved = moved.map_err(|SourceFailed(message)| failed(message))?;
     match moved.lanes.pop() {
-        Some((_, bytes)) => Ok((moved, bytes?)),
+        Some((_, sent)) => Ok((moved, sent?)),
         None => Err(failed("nobody took it".to_owned())),
     }
 }
@@ -598,7 +599,7 @@ impl Import<'_> {
         let place = Place::Disk { session: lane.session.clone(), vdi: lane.landed[index].clone() };
         let feed = Feed {
             disk: &disk.of,
-            destinations: vec![Destination { lane: 0, place, throttles: self.target.throttles.clone() }],
+            destinations: vec![Destination { lane: LaneId::Pool(0), place, throttles: self.target.throttles.clone() }],
             table: Some(table),
             wanted: Some(file.digest),
             label: label(&self.media.vm.name_label, disk, &self.target.name),
@@ -612,7 +613,7 @@ impl Import<'_> {
             }
             Err(failed) => Err(failed),
         };
-        let (moved, bytes) = only_lane(disk, moved)?;
-        Ok(disk_report(&lane.transfers[index], disk, &moved.facts, bytes))
+        let (moved, sent) = only_lane(disk, moved)?;
+        Ok(disk_report(&lane.transfers[index], disk, &moved.facts, &sent))
     }
 }

@@ -49,7 +49,12 @@ pub(crate) struct TakenDisk {
 impl TakenDisk {
     /// A disk of which a copy on media is all that is known.
     pub(crate) fn on_media(of: AttachedDisk, uuid: String) -> Self {
-        Self { of, vdi: Ref::null(), uuid, cbt_enabled: false, inherited: Keys::new() }
+        Self::found(of, Ref::null(), uuid)
+    }
+
+    /// A disk that holds what a snapshot's disk held once.
+    pub(crate) fn found(of: AttachedDisk, vdi: Ref<Vdi>, uuid: String) -> Self {
+        Self { of, vdi, uuid, cbt_enabled: false, inherited: Keys::new() }
     }
 }
 

@@ -20,6 +20,7 @@ use crate::export::{self, NotBegun};
 use crate::job::Nbd;
 use crate::media;
 use crate::plan::{SR_GRANULARITY, replica_size};
+use crate::retrieving::Retrieving;
 use crate::run::Run;
 use crate::snapshot::TakenDisk;
 use crate::transfer::{From, SourceFailed, blocking};
@@ -102,6 +103,8 @@ pub(crate) struct Opening<'a> {
     pub(crate) disk: &'a TakenDisk,
     pub(crate) from: &'a From,
     pub(crate) chunked: Chunked,
+    /// The least that is read in one piece, in bytes: as large as the chunks of the stores that take part.
+    pub(crate) grain: u64,
     /// What the pool shows as the name of an export's task.
     pub(crate) label: &'a str,
 }
@@ -297,6 +300,7 @@ impl Opening<'_> {
         framing: bool,
     ) -> Result<(Reader, Shape), SourceFailed> {
         let (size, pace) = (self.size(), self.run.job.reading.pace);
+        let extents = extents.widened(self.grain, size);
         let vhd = vhd_bytes(size, &extents);
         if framing && vhd.is_none_or(|vhd| chunked_bytes(&extents) <= vhd) {
             let plan = Plan::new(size, extents, Coverage::Whole)?;
@@ -306,7 +310,8 @@ impl Opening<'_> {
                 From::Nothing => Box::new(|_| Some(Leaf::ZERO)),
                 From::Copy(table) => held_by(table)?,
             };
-            let reader = Resync::of_chunked(source, &plan, held).throttled(&self.run.job.throttles);
+            let reader = Resync::of_chunked(source, &plan, held).in_grains(self.grain);
+            let reader = reader.throttled(&self.run.job.throttles);
             let plan = reader.plan().clone();
             return Ok((Reader::Compared(reader), Shape::Chunked(plan)));
         }
@@ -323,7 +328,7 @@ impl Opening<'_> {
     /// The whole disk, compared with what `table` says.
     async fn compared(&self, table: &Path) -> Result<(Reader, Shape), SourceFailed> {
         let (export, head) = self.export(None).await.map_err(|failed| SourceFailed(failed.into_message()))?;
-        let reader = Resync::of_vhd(Plain::Export(export), &head, held_by(table)?)?;
+        let reader = Resync::of_vhd(Plain::Export(export), &head, held_by(table)?)?.in_grains(self.grain);
         let reader = reader.throttled(&self.run.job.throttles);
         let plan = reader.plan().clone();
         Ok((Reader::Compared(reader), Shape::Chunked(plan)))
@@ -371,15 +376,18 @@ pub(crate) enum Plain {
     Nbd(nbd::Source<Connection>),
     /// An export that media carry.
     File(File),
+    /// A point of a store.
+    Store(Retrieving),
 }
 
 impl Reader {
-    /// `export`, `nbd` or `file`, as reports name it.
+    /// `export`, `nbd`, `file` or `store`, as reports name it.
     pub(crate) fn name(&self) -> &'static str {
         match self.plain() {
             Plain::Export(_) => "export",
             Plain::Nbd(_) => "nbd",
             Plain::File(_) => "file",
+            Plain::Store(_) => "store",
         }
     }
 
@@ -411,13 +419,16 @@ impl Reader {
                 Ok(())
             }
             Plain::File(_) => Ok(()),
+            Plain::Store(retrieving) => retrieving.finish().await,
         }
     }
 
     /// Ends a source that is not wanted any more.
     pub(crate) async fn abort(self) {
-        if let Plain::Export(export) = self.into_plain() {
-            export.abort().await;
+        match self.into_plain() {
+            Plain::Export(export) => export.abort().await,
+            Plain::Store(retrieving) => retrieving.abort().await,
+            Plain::Nbd(_) | Plain::File(_) => {}
         }
     }
 
@@ -444,7 +455,11 @@ impl Reader {
 impl Plain {
     /// Why an export ended early, XAPI tells in its task alone; of bytes that are wrong it knows nothing.
     async fn explain(self, ended: bool, message: String) -> SourceFailed {
-        let Self::Export(export) = self else { return SourceFailed(message) };
+        let export = match self {
+            Self::Export(export) => export,
+            Self::Store(retrieving) => return retrieving.explain(message).await,
+            Self::Nbd(_) | Self::File(_) => return SourceFailed(message),
+        };
         if !ended {
             export.abort().await;
             return SourceFailed(message);
@@ -462,6 +477,7 @@ impl AsyncRead for Plain {
             Self::Export(export) => Pin::new(export).poll_read(cx, buf),
             Self::Nbd(source) => Pin::new(source).poll_read(cx, buf),
             Self::File(file) => Pin::new(file).poll_read(cx, buf),
+            Self::Store(retrieving) => Pin::new(retrieving).poll_read(cx, buf),
         }
     }
 }

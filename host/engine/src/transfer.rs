@@ -2,10 +2,12 @@
 
 use crate::error::{RunError, chain};
 use crate::inventory::AttachedDisk;
+use crate::lane::LaneId;
 use crate::progress::{DiskLabel, Progress};
 use crate::run::Run;
 use crate::snapshot::TakenDisk;
 use crate::source::{self, Chunked, Opening, Reader, Shape};
+use crate::storing::{ImageFormat, Storing};
 use crate::tried;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
@@ -21,14 +23,17 @@ use tokio::io::AsyncWrite;
 use tokio::task::JoinSet;
 use vmferry_disk::digest::{DraftTable, Leaf, Root};
 use vmferry_disk::extent::Extents;
-use vmferry_disk::transfer::{self, EngineName, Options, SinkError, SocketCall, SocketWriter, Throttle, TransferError};
+use vmferry_disk::transfer::{
+    self, EngineName, Options, SinkOutcome, SocketCall, SocketWriter, Throttle, TransferError,
+};
+use vmferry_model::target::{DeltaInfo, Draft, PointStore};
 use vmferry_xapi::records::Vdi;
 use vmferry_xapi::{Import, Ref, Session};
 
 /// Where one target wants the stream of a disk.
 pub(crate) struct Destination {
     /// Which of the run's lanes it belongs to.
-    pub(crate) lane: usize,
+    pub(crate) lane: LaneId,
     pub(crate) place: Place,
     pub(crate) throttles: Vec<Arc<Throttle>>,
 }
@@ -39,6 +44,10 @@ pub(crate) enum Place {
     Disk { session: Session, vdi: Ref<Vdi> },
     /// A file on media, made new; it takes VHD alone.
     File(PathBuf),
+    /// A new image file of a disk.
+    Image { path: PathBuf, format: ImageFormat, size: u64 },
+    /// A disk of a store's draft.
+    Store { store: Arc<dyn PointStore>, draft: Draft, info: DeltaInfo },
 }
 
 /// What the targets of a stream hold already.
@@ -65,6 +74,8 @@ pub(crate) struct Stream<'a> {
     pub(crate) table: Option<DraftTable>,
     /// Whether all destinations take the `chunked` framing.
     pub(crate) chunked: Chunked,
+    /// The least that is read in one piece, in bytes.
+    pub(crate) grain: u64,
     pub(crate) label: DiskLabel,
 }
 
@@ -83,13 +94,22 @@ pub(crate) struct Feed<'a> {
 /// What became of a stream.
 pub(crate) struct Moved {
     pub(crate) facts: StreamFacts,
-    /// By lane: bytes sent, or what went wrong there.
-    pub(crate) lanes: Vec<(usize, Result<u64, RunError>)>,
+    /// By lane: what was sent, or what went wrong there.
+    pub(crate) lanes: Vec<(LaneId, Result<Sent, RunError>)>,
+}
+
+/// What a place took.
+pub(crate) struct Sent {
+    /// Bytes of the stream.
+    pub(crate) bytes: u64,
+    /// How they moved.
+    pub(crate) engine: EngineName,
+    /// What a store wants to be told at its commit.
+    pub(crate) receipt: Option<Vec<u8>>,
 }
 
 /// What the reports of all its targets share.
 pub(crate) struct StreamFacts {
-    pub(crate) engine: EngineName,
     /// `export`, `nbd` or `file`.
     pub(crate) source: &'static str,
     /// `vhd` or `chunked`.
@@ -125,6 +145,7 @@ pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Result<Moved, So
         disk: stream.disk,
         from: &stream.from,
         chunked: stream.chunked,
+        grain: stream.grain,
         label: &label,
     };
     let source = source::open(&opening).await?;
@@ -142,7 +163,6 @@ pub(crate) async fn pour(
     let what = &stream.label.disk_uuid;
     let source::Source { mut reader, shape, mut notes, compared_with_base } = source;
     let mut facts = StreamFacts {
-        engine: EngineName::Lockstep,
         source: reader.name(),
         encoding: shape.name(),
         notes: Vec::new(),
@@ -156,7 +176,7 @@ pub(crate) async fn pour(
 
     run.progress.disk_started(&stream.label, shape.expected_bytes());
     let opened = open_sinks(run, &stream, &shape).await;
-    let (mut lanes, mut imports): (Vec<usize>, Vec<Sink>) = (Vec::new(), Vec::new());
+    let (mut lanes, mut imports): (Vec<LaneId>, Vec<Sink>) = (Vec::new(), Vec::new());
     let mut results = Vec::new();
     for (lane, import) in opened {
         match import {
@@ -200,7 +220,7 @@ pub(crate) async fn pour(
         Err(TransferError::NoSinkLeft { sinks, .. }) => {
             reader.abort().await;
             for ((lane, import), sink) in lanes.into_iter().zip(imports).zip(sinks) {
-                results.push((lane, conclude(import, sink.bytes_written, sink.result, what).await));
+                results.push((lane, conclude(import, EngineName::Lockstep, sink, what).await));
             }
             run.progress.disk_finished(&stream.label, false);
             return Ok(Moved { facts, lanes: results });
@@ -219,9 +239,12 @@ pub(crate) async fn pour(
             return Err(SourceFailed(message + &how));
         }
     };
-    let concluded = lanes.into_iter().zip(imports).zip(outcome.sinks).map(|((lane, import), sink)| {
-        async move { (lane, conclude(import, sink.bytes_written, sink.result, what).await) }.boxed()
-    });
+    let engine = outcome.engine;
+    let concluded = lanes
+        .into_iter()
+        .zip(imports)
+        .zip(outcome.sinks)
+        .map(|((lane, import), sink)| async move { (lane, conclude(import, engine, sink, what).await) }.boxed());
     results.extend(join_all(concluded).await);
     let left_out = reader.left_out();
     let finished = reader.finish().await;
@@ -238,7 +261,6 @@ pub(crate) async fn pour(
         }
         None => None,
     };
-    facts.engine = outcome.engine;
     facts.notes = notes;
     // What was compared and left out was read as well.
     facts.bytes_read = outcome.bytes_read + left_out;
@@ -262,7 +284,7 @@ fn commit_table(mut table: DraftTable, wanted: Option<Root>) -> Result<Root, Sou
     Ok(table.commit()?)
 }
 
-async fn open_sinks(run: &Run<'_>, stream: &Feed<'_>, shape: &Shape) -> Vec<(usize, Result<Sink, RunError>)> {
+async fn open_sinks(run: &Run<'_>, stream: &Feed<'_>, shape: &Shape) -> Vec<(LaneId, Result<Sink, RunError>)> {
     let label = format!("vmferry {}: importing disk {}", run.job.name, stream.label.disk);
     let open = stream.destinations.iter().map(|to| {
         let label = &label;
@@ -272,9 +294,10 @@ async fn open_sinks(run: &Run<'_>, stream: &Feed<'_>, shape: &Shape) -> Vec<(usi
 }
 
 /// Ends one import. XAPI's 200 said nothing; what counts is that it took every byte and that its task succeeded.
-async fn conclude(import: Sink, bytes: u64, result: Result<(), SinkError>, disk: &str) -> Result<u64, RunError> {
-    match result {
-        Ok(()) => import.finish().await.map(|()| bytes),
+async fn conclude(import: Sink, engine: EngineName, sink: SinkOutcome, disk: &str) -> Result<Sent, RunError> {
+    let engine = if matches!(import, Sink::Store(_)) { EngineName::Pooled } else { engine };
+    match sink.result {
+        Ok(()) => import.finish().await.map(|receipt| Sent { bytes: sink.bytes_written, engine, receipt }),
         Err(error) => {
             let cause = import.finish().await.err().map(|cause| format!(": {}", chain(&cause))).unwrap_or_default();
             Err(RunError::Transfer { disk: disk.to_owned(), message: format!("{}{cause}", chain(&error)) })
@@ -293,6 +316,10 @@ impl Place {
                 let file = File::create(path).await.map_err(|error| file_failed(path, &error))?;
                 Sink::File(path.clone(), file)
             }
+            (Self::Image { path, format, size }, _) => {
+                Sink::Store(Storing::into_file(path, *format, &path.display().to_string(), *size, shape)?)
+            }
+            (Self::Store { store, draft, info }, _) => Sink::Store(Storing::begin(store, draft, info, shape)?),
         })
     }
 }
@@ -305,20 +332,24 @@ fn file_failed(path: &Path, error: &io::Error) -> RunError {
 enum Sink {
     Disk(Import),
     File(PathBuf, File),
+    Store(Storing),
 }
 
 impl Sink {
-    /// Confirms what was written whole. A file is on the media then.
-    async fn finish(self) -> Result<(), RunError> {
+    /// Confirms what was written whole. A file is on the media then, and a store gives its receipt.
+    async fn finish(self) -> Result<Option<Vec<u8>>, RunError> {
         match self {
-            Self::Disk(import) => Ok(import.finish().await?),
-            Self::File(path, file) => file.sync_all().await.map_err(|error| file_failed(&path, &error)),
+            Self::Disk(import) => Ok(import.finish().await.map(|()| None)?),
+            Self::File(path, file) => file.sync_all().await.map(|()| None).map_err(|error| file_failed(&path, &error)),
+            Self::Store(storing) => storing.finish().await.map(Some),
         }
     }
 
     async fn abort(self) {
-        if let Self::Disk(import) = self {
-            import.abort().await;
+        match self {
+            Self::Disk(import) => import.abort().await,
+            Self::File(..) => {}
+            Self::Store(storing) => storing.abort().await,
         }
     }
 }
@@ -328,6 +359,7 @@ impl AsyncWrite for Sink {
         match self.get_mut() {
             Self::Disk(import) => Pin::new(import).poll_write(cx, bytes),
             Self::File(_, file) => Pin::new(file).poll_write(cx, bytes),
+            Self::Store(storing) => Pin::new(&mut storing.sink).poll_write(cx, bytes),
         }
     }
 
@@ -335,6 +367,7 @@ impl AsyncWrite for Sink {
         match self.get_mut() {
             Self::Disk(import) => Pin::new(import).poll_flush(cx),
             Self::File(_, file) => Pin::new(file).poll_flush(cx),
+            Self::Store(storing) => Pin::new(&mut storing.sink).poll_flush(cx),
         }
     }
 
@@ -342,6 +375,7 @@ impl AsyncWrite for Sink {
         match self.get_mut() {
             Self::Disk(import) => Pin::new(import).poll_shutdown(cx),
             Self::File(_, file) => Pin::new(file).poll_shutdown(cx),
+            Self::Store(storing) => Pin::new(&mut storing.sink).poll_shutdown(cx),
         }
     }
 }
@@ -358,7 +392,7 @@ impl SocketWriter for Sink {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Disk(import) => Pin::new(import).poll_write_call(cx, call),
-            Self::File(..) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
+            Self::File(..) | Self::Store(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
         }
     }
 }
@@ -367,6 +401,11 @@ impl SocketWriter for Sink {
 async fn beside<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
     let mut task = JoinSet::new();
     task.spawn(work);
+    joined(&mut task).await
+}
+
+/// What the only task of a set comes to.
+pub(crate) async fn joined<T: 'static>(task: &mut JoinSet<T>) -> T {
     match task.join_next().await {
         Some(Ok(done)) => done,
         Some(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),

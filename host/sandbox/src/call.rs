@@ -3,10 +3,12 @@
 use crate::bindings::host::vmferry::plugin::types::Error as GuestError;
 use crate::breaker::Breaker;
 use crate::convert;
-use crate::egress::Egress;
+use crate::egress::{Egress, Streams};
 use crate::engines::{Lane, TICK};
 use crate::guest_log::{CallLog, LineRate, Speaker, StdioToLog};
-use crate::limits::{Budget, CALLS_AT_A_TIME, HOSTCALL_BYTES, HTTP_HEADERS, RANDOM_BYTES, TARGET_HOSTCALL_BYTES};
+use crate::limits::{
+    Budget, CALLS_AT_A_TIME, HOSTCALL_BYTES, HTTP_HEADERS, HTTP_STREAMED_BODY, RANDOM_BYTES, TARGET_HOSTCALL_BYTES,
+};
 use crate::manifest::Kind;
 use crate::memory::{Exceeded, Limiter};
 use crate::state::{Lent, Refusals, State};
@@ -36,8 +38,9 @@ pub(crate) enum Surroundings {
     Sterile(Replay),
     /// Real time, real randomness, and the network as granted.
     Open,
-    /// The same with the granted folders, for a call that has a thread of its own.
-    Folders(Vec<String>),
+    /// The same with the granted folders, and with bodies of requests that stream: for a target's call, which has a thread of
+    /// its own.
+    Target(Vec<String>),
 }
 
 /// How long a call may take.
@@ -240,27 +243,34 @@ impl Caller {
         let mut wasi = WasiCtxBuilder::new();
         wasi.stdout(StdioToLog::output(log.clone())).stderr(StdioToLog::errors(log.clone()));
         wasi.max_random_size(RANDOM_BYTES);
-        match surroundings {
-            Surroundings::Sterile(replay) => sterilise(&mut wasi, &replay),
-            Surroundings::Open => {}
-            Surroundings::Folders(folders) => {
+        let refusals = Refusals::default();
+        let whole = || Egress::whole(self.lent.clone(), refusals.clone());
+        let egress = match surroundings {
+            Surroundings::Sterile(replay) => {
+                sterilise(&mut wasi, &replay);
+                whole()
+            }
+            Surroundings::Open => whole(),
+            Surroundings::Target(folders) => {
                 // On a thread of its own nothing is won by handing each operation to another; it holds for folders opened after.
                 wasi.allow_blocking_current_thread(true);
                 for folder in folders {
                     let opened = wasi.preopened_dir(&folder, &folder, FsPerms::ReadWrite);
                     opened.map_err(|problem| PluginFailure::Host(format!("its folder {folder}: {problem}")))?;
                 }
+                let moving = progress.clone();
+                let streams = Streams::new(HTTP_STREAMED_BODY, Arc::new(move |_| moving.moved()));
+                Egress::streamed(self.lent.clone(), refusals.clone(), streams)
             }
-        }
+        };
         let mut table = ResourceTable::new();
         table.set_max_capacity(self.budget.host_objects as usize);
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(HTTP_HEADERS);
-        let refusals = Refusals::default();
         let state = State {
             wasi: wasi.build(),
             http,
-            egress: Egress::new(self.lent.clone(), refusals.clone()),
+            egress,
             table,
             limiter: Limiter::new(&self.budget),
             log,

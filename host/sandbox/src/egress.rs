@@ -1,20 +1,32 @@
 //! Requests that leave the sandbox.
 //!
 //! Each passes, in this order: the servers that were granted, by name; the addresses that the name resolves to; the
-//! number of requests under way; the size of its body. Then it goes to an address that was looked at, and the answer
-//! comes back whole or not at all. Redirects are answers: following one would be a request that nobody granted.
+//! number of requests under way; the size of its body. What proves to the server who is asking is added last, by the host.
+//! Then it goes to an address that was looked at. Redirects are answers: following one would be a request that nobody
+//! granted.
+//!
+//! A notifier's bodies are small and held whole on both ways (`whole`); a target's are disk data and stream on both ways
+//! (`streamed`).
 //!
 //! What a guest makes the host hold is bounded, too. A request counts as under way until the guest has let go of the
 //! answer's body, and what it wrote of a request that it has not sent waits in small pieces.
 
+mod credential;
+mod sigv4;
+mod streamed;
+mod whole;
+
+pub(crate) use credential::Unproven;
+pub use credential::{AwsKey, Credential, CredentialError};
+pub(crate) use streamed::Streams;
+
 use crate::address::{is_nobody, not_public};
 use crate::grants::Addresses;
 use crate::limits::{
-    HTTP_BODY, HTTP_CONNECT, HTTP_CONNECTIONS, HTTP_HEADERS, HTTP_PIECE, HTTP_SMALL_PIECE, HTTP_SWIFT_BODIES,
+    HTTP_CONNECTIONS, HTTP_HEADERS, HTTP_PIECE, HTTP_SMALL_PIECE, HTTP_STREAMED_PIECE, HTTP_SWIFT_BODIES,
 };
 use crate::state::{Lent, Refusals};
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body::Body;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
@@ -30,13 +42,30 @@ pub(crate) struct Egress {
     lent: Arc<Lent>,
     refusals: Refusals,
     connections: Arc<Semaphore>,
-    /// Request bodies that the guest has begun, sent or not.
-    bodies: usize,
+    /// Request bodies that the guest has begun and not sent.
+    unsent: usize,
+    way: Way,
+}
+
+/// How bodies travel.
+enum Way {
+    Whole,
+    Streamed(Arc<Streams>),
 }
 
 impl Egress {
-    pub(crate) fn new(lent: Arc<Lent>, refusals: Refusals) -> Self {
-        Self { lent, refusals, connections: Arc::new(Semaphore::new(HTTP_CONNECTIONS)), bodies: 0 }
+    /// Bodies are small, and held whole.
+    pub(crate) fn whole(lent: Arc<Lent>, refusals: Refusals) -> Self {
+        Self::new(lent, refusals, Way::Whole)
+    }
+
+    /// Bodies stream.
+    pub(crate) fn streamed(lent: Arc<Lent>, refusals: Refusals, streams: Streams) -> Self {
+        Self::new(lent, refusals, Way::Streamed(Arc::new(streams)))
+    }
+
+    fn new(lent: Arc<Lent>, refusals: Refusals, way: Way) -> Self {
+        Self { lent, refusals, connections: Arc::new(Semaphore::new(HTTP_CONNECTIONS)), unsent: 0, way }
     }
 }
 
@@ -49,50 +78,123 @@ impl WasiHttpHooks for Egress {
     ) -> Box<dyn Future<Output = Answer> + Send> {
         let (lent, refusals) = (self.lent.clone(), self.refusals.clone());
         let permit = self.connections.clone().try_acquire_owned();
+        let streams = match &self.way {
+            Way::Whole => None,
+            Way::Streamed(streams) => Some(streams.clone()),
+        };
+        if streams.is_some() && !request.body().is_end_stream() {
+            self.unsent = self.unsent.saturating_sub(1);
+        }
         Box::new(async move {
             let permit = permit.map_err(|_| Error::ConnectionLimitReached)?;
-            let url = Url::parse(&request.uri().to_string()).map_err(|_| Error::HttpRequestUriInvalid)?;
-            let addresses = lent.rights.http(&url).map_err(|refusal| {
-                refusals.note(refusal);
-                Error::HttpRequestDenied
-            })?;
-            let addresses = permitted(&lent, &refusals, &url, addresses).await?;
-            let response = send(&url, &addresses, request, options.unwrap_or_default(), permit).await?;
+            let request = Passed::check(&lent, &refusals, request, options.unwrap_or_default(), permit)?;
+            let response = match streams {
+                None => whole::send(&lent, &refusals, request).await?,
+                Some(streams) => streams.send(&lent, &refusals, request).await?,
+            };
             Ok((response, Box::new(async { Ok(()) }) as IoDone))
         })
     }
 
     /// Asked once per request body that a guest begins, and so the place to count them.
     fn p2_outgoing_body_chunk_size(&mut self) -> usize {
-        self.bodies += 1;
-        if self.bodies <= HTTP_SWIFT_BODIES { HTTP_PIECE } else { HTTP_SMALL_PIECE }
+        self.unsent += 1;
+        match &self.way {
+            _ if self.unsent > HTTP_SWIFT_BODIES => HTTP_SMALL_PIECE,
+            Way::Whole => HTTP_PIECE,
+            Way::Streamed(_) => HTTP_STREAMED_PIECE,
+        }
     }
 }
 
-/// The addresses of a server that a request may go to.
-async fn permitted(lent: &Lent, refusals: &Refusals, url: &Url, allowed: Addresses) -> Result<Vec<SocketAddr>, Error> {
-    let port = url.port_or_known_default().ok_or(Error::HttpRequestUriInvalid)?;
-    let resolved: Vec<SocketAddr> = match url.host().ok_or(Error::HttpRequestUriInvalid)? {
+/// A request that may leave.
+struct Passed {
+    url: Url,
+    /// Where its server may be.
+    allowed: Addresses,
+    method: http::Method,
+    /// With what proves who is asking, and without what is written again from the URL and from the body as it is.
+    headers: http::HeaderMap,
+    body: WasiBody,
+    /// How long the guest says that its body will be.
+    length: Option<u64>,
+    options: RequestOptions,
+    permit: OwnedSemaphorePermit,
+}
+
+impl Passed {
+    fn check(
+        lent: &Lent,
+        refusals: &Refusals,
+        request: http::Request<WasiBody>,
+        options: RequestOptions,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<Self, Error> {
+        let denied = |refusal| {
+            refusals.note(refusal);
+            Error::HttpRequestDenied
+        };
+        let url = Url::parse(&request.uri().to_string()).map_err(|_| Error::HttpRequestUriInvalid)?;
+        let allowed = lent.rights.http(&url).map_err(denied)?;
+        let (http::request::Parts { method, mut headers, .. }, body) = request.into_parts();
+        if size_of_headers(&headers) > HTTP_HEADERS {
+            return Err(Error::HttpRequestHeaderSectionSize(Some(HTTP_HEADERS as u32)));
+        }
+        headers.remove(http::header::HOST);
+        let length = headers.remove(http::header::CONTENT_LENGTH);
+        let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+        if let Some(credential) = lent.services.credentials.iter().find(|one| one.is_for(&url)) {
+            let proven = credential.prove(&method, &url, &mut headers, jiff::Timestamp::now());
+            proven.map_err(|why| denied(lent.rights.unproven(&url, why)))?;
+        }
+        Ok(Self { url, allowed, method, headers, body, length, options, permit })
+    }
+}
+
+/// Why there is no address to go to.
+#[derive(Debug, thiserror::Error)]
+enum Unreachable {
+    #[error("{0}")]
+    Lookup(std::io::Error),
+    #[error("the name has no address")]
+    Nowhere,
+    #[error("the name has {0} address")]
+    Inside(&'static str),
+}
+
+impl Unreachable {
+    /// As the guest learns it; an address that needs a grant of its own is noted for the report.
+    fn told(&self, lent: &Lent, refusals: &Refusals, url: &Url) -> Error {
+        match self {
+            Self::Lookup(problem) => Error::DnsError { rcode: Some(problem.to_string()), info_code: None },
+            Self::Nowhere => Error::DestinationNotFound,
+            Self::Inside(kind) => {
+                refusals.note(lent.rights.address_refusal(url, kind));
+                Error::DestinationIpProhibited
+            }
+        }
+    }
+}
+
+/// Those addresses of a server that a request may go to.
+async fn permitted(lent: &Lent, url: &Url, allowed: Addresses) -> Result<Vec<SocketAddr>, Unreachable> {
+    let port = url.port_or_known_default().ok_or(Unreachable::Nowhere)?;
+    let resolved: Vec<SocketAddr> = match url.host().ok_or(Unreachable::Nowhere)? {
         url::Host::Ipv4(address) => vec![SocketAddr::new(IpAddr::V4(address), port)],
         url::Host::Ipv6(address) => vec![SocketAddr::new(IpAddr::V6(address), port)],
-        url::Host::Domain(name) => lent
-            .lookups
-            .addresses(name, port)
-            .await
-            .map_err(|problem| Error::DnsError { rcode: Some(problem.to_string()), info_code: None })?,
+        url::Host::Domain(name) => lent.lookups.addresses(name, port).await.map_err(Unreachable::Lookup)?,
     };
-    if resolved.is_empty() {
-        return Err(Error::DestinationNotFound);
-    }
+    reachable(resolved, allowed)
+}
+
+fn reachable(resolved: Vec<SocketAddr>, allowed: Addresses) -> Result<Vec<SocketAddr>, Unreachable> {
+    let first = resolved.first().ok_or(Unreachable::Nowhere)?.ip();
     let reachable: Vec<SocketAddr> =
-        resolved.iter().copied().filter(|address| verdict(address.ip(), allowed).is_none()).collect();
-    if reachable.is_empty() {
-        if let Some(kind) = resolved.first().and_then(|address| verdict(address.ip(), allowed)) {
-            refusals.note(lent.rights.address_refusal(url, kind));
-        }
-        return Err(Error::DestinationIpProhibited);
+        resolved.into_iter().filter(|address| verdict(address.ip(), allowed).is_none()).collect();
+    match verdict(first, allowed) {
+        Some(kind) if reachable.is_empty() => Err(Unreachable::Inside(kind)),
+        _ => Ok(reachable),
     }
-    Ok(reachable)
 }
 
 fn verdict(address: IpAddr, allowed: Addresses) -> Option<&'static str> {
@@ -103,69 +205,12 @@ fn verdict(address: IpAddr, allowed: Addresses) -> Option<&'static str> {
     }
 }
 
-/// Sends a request and takes in its answer, whose body keeps the permit for as long as the guest keeps the body.
-async fn send(
-    url: &Url,
-    addresses: &[SocketAddr],
-    request: http::Request<WasiBody>,
-    options: RequestOptions,
-    permit: OwnedSemaphorePermit,
-) -> Result<http::Response<WasiBody>, Error> {
-    let (head, body) = request.into_parts();
-    if size_of_headers(&head.headers) > HTTP_HEADERS {
-        return Err(Error::HttpRequestHeaderSectionSize(Some(HTTP_HEADERS as u32)));
-    }
-    // The whole body first: it is small, its length is known then, and a refused one never leaves.
-    let body = Limited::new(body, HTTP_BODY)
-        .collect()
-        .await
-        .map_err(|_| Error::HttpRequestBodySize(Some(HTTP_BODY as u64)))?
-        .to_bytes();
-
-    let mut headers = head.headers;
-    // Set again from the URL and from the body as it is.
-    headers.remove(http::header::HOST);
-    headers.remove(http::header::CONTENT_LENGTH);
-    let connect = options.connect_timeout.map_or(HTTP_CONNECT, |wanted| wanted.min(HTTP_CONNECT));
-    let mut client = client_builder()?.connect_timeout(connect);
-    if let Some(host) = url.domain() {
-        client = client.resolve_to_addrs(host, addresses);
-    }
-    let client = client.build().map_err(|problem| internal(&problem))?;
-    let mut answer =
-        client.request(head.method, url.clone()).headers(headers).body(body).send().await.map_err(|p| failed(&p))?;
-
-    if size_of_headers(answer.headers()) > HTTP_HEADERS {
-        return Err(Error::HttpResponseHeaderSectionSize(Some(HTTP_HEADERS as u32)));
-    }
-    let mut received = Vec::new();
-    while let Some(piece) = answer.chunk().await.map_err(|problem| failed(&problem))? {
-        if received.len() + piece.len() > HTTP_BODY {
-            return Err(Error::HttpResponseBodySize(Some(HTTP_BODY as u64)));
-        }
-        received.extend_from_slice(&piece);
-    }
-    // Boxed, or it would keep the room into which it might have grown.
-    let received = Full::new(Bytes::from(received.into_boxed_slice()));
-    let received = received.map_err(move |never| {
-        // Never called; it is how the body owns the permit.
-        let _held = &permit;
-        match never {}
-    });
-    let mut response = http::Response::new(received.boxed_unsync());
-    *response.status_mut() = answer.status();
-    *response.headers_mut() = std::mem::take(answer.headers_mut());
-    // The body is whole now, whatever its framing was.
-    response.headers_mut().remove(http::header::TRANSFER_ENCODING);
-    Ok(response)
-}
-
 /// The size of headers as they are written: two bytes between a name and its value, two at the end of the line.
 fn size_of_headers(headers: &http::HeaderMap) -> usize {
     headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum()
 }
 
-/// A client for one request: it knows one server's addresses and forgets them.
+/// A client that goes where it is told and nowhere else.
 fn client_builder() -> Result<reqwest::ClientBuilder, Error> {
     static TLS: OnceLock<Result<rustls::ClientConfig, String>> = OnceLock::new();
     let tls = TLS.get_or_init(tls_config).clone().map_err(|problem| Error::InternalError(Some(problem)))?;
@@ -173,8 +218,7 @@ fn client_builder() -> Result<reqwest::ClientBuilder, Error> {
         .tls_backend_preconfigured(tls)
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
-        .http1_only()
-        .pool_max_idle_per_host(0))
+        .http1_only())
 }
 
 fn tls_config() -> Result<rustls::ClientConfig, String> {
@@ -233,7 +277,7 @@ mod tests {
             services: HostServices::default(),
             lookups: Lookups::default(),
         };
-        Egress::new(Arc::new(lent), Refusals::default())
+        Egress::whole(Arc::new(lent), Refusals::default())
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! intersection; its methods are the only place that says yes or no, and a no names the line to add.
 
 use crate::convert;
+use crate::egress::Unproven;
 use std::fmt;
 use std::str::FromStr;
 use url::{Host, Url};
@@ -137,7 +138,7 @@ impl fmt::Display for HostPattern {
 }
 
 impl HostPattern {
-    fn matches(&self, url: &Url) -> bool {
+    pub(crate) fn matches(&self, url: &Url) -> bool {
         let scheme = match self.scheme {
             Scheme::Http => "http",
             Scheme::Https => "https",
@@ -190,6 +191,13 @@ pub(crate) enum Refusal {
     /// The name is the guest's own, and so not repeated.
     #[error("it asked for a key by a name that no key has; names have 1 to 64 letters, digits, `.`, `_` and `-`")]
     NoKeyName,
+    #[error(
+        "it set the user or `authorization` of a request to {server} itself, for which the host has a credential; take \
+         one out of the plugin's settings, or the other out of `[plugin.{plugin}]`"
+    )]
+    OwnCredential { plugin: String, server: String },
+    #[error("its request to {server} is of a method that would send the host's credential back to it")]
+    Echo { server: String },
     #[error("{what} was not granted; to allow it, write under `[plugin.{plugin}]`: {line}")]
     NotGranted { plugin: String, what: String, line: String },
 }
@@ -219,6 +227,15 @@ impl Rights {
     pub(crate) fn address_refusal(&self, url: &Url, kind: &'static str) -> Refusal {
         let what = format!("{}, which has {kind} address,", server(url));
         self.not_granted(what, "grants.private_addresses = true".to_owned())
+    }
+
+    /// The refusal of a request that the host's credential cannot go with.
+    pub(crate) fn unproven(&self, url: &Url, why: Unproven) -> Refusal {
+        let server = server(url);
+        match why {
+            Unproven::Contradicted => Refusal::OwnCredential { plugin: self.plugin.clone(), server },
+            Unproven::Echoed => Refusal::Echo { server },
+        }
     }
 
     /// May this key sign?

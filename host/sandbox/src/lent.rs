@@ -1,5 +1,6 @@
 //! What the host can lend.
 
+use crate::egress::Credential;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -17,9 +18,11 @@ pub struct HostServices {
     pub seal_keys: BTreeMap<String, SealKey>,
     /// Exclusive rights among all who use the same store.
     pub leases: Option<Arc<dyn Leases>>,
+    /// What is added to requests, the first that fits a request's server. They never reach a guest.
+    pub credentials: Vec<Credential>,
 }
 
-/// Names the keys, never their values.
+/// Names keys and servers, never their values.
 impl fmt::Debug for HostServices {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HostServices")
@@ -27,6 +30,7 @@ impl fmt::Debug for HostServices {
             .field("sign_keys", &self.sign_keys.keys())
             .field("seal_keys", &self.seal_keys.keys())
             .field("leases", &self.leases.is_some())
+            .field("credentials", &self.credentials)
             .finish()
     }
 }

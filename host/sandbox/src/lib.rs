@@ -66,6 +66,7 @@ mod target;
 
 pub use cache::CacheError;
 pub use contract::Misfit;
+pub use egress::{AwsKey, Credential, CredentialError};
 pub use engines::{Allocation, EngineError};
 pub use grants::{Grants, HostPattern, PatternError};
 pub use lent::HostServices;

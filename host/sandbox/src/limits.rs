@@ -99,6 +99,12 @@ pub(crate) const HTTP_PATH: usize = 16 << 10;
 /// read, which for a request that is never sent is the end of the call.
 pub(crate) const HTTP_PIECE: usize = 64 << 10;
 
+/// The largest body that streams: what S3 takes in one request.
+pub(crate) const HTTP_STREAMED_BODY: u64 = 5 << 30;
+
+/// The largest piece of a streamed request body: what a guest splices at once.
+pub(crate) const HTTP_STREAMED_PIECE: usize = 1 << 20;
+
 /// Request bodies of one call that are taken in large pieces; a call that begins more writes in small ones.
 pub(crate) const HTTP_SWIFT_BODIES: usize = 16;
 
@@ -125,6 +131,16 @@ pub(crate) const LOG_OVERHEAD: usize = 16;
 
 /// How long a server may take to accept a connection.
 pub(crate) const HTTP_CONNECT: Duration = Duration::from_secs(5);
+
+/// How long a target's server may keep silent while it is waited for. Less than what a call without progress gets, so
+/// that the guest can ask again.
+pub(crate) const HTTP_SILENCE: Duration = Duration::from_secs(30);
+
+/// How long a connection is kept for another request of the call.
+pub(crate) const HTTP_KEPT: Duration = Duration::from_secs(20);
+
+/// Servers to which one call keeps connections.
+pub(crate) const HTTP_SERVERS: usize = 16;
 
 /// What one use of a plugin may use: every field settled.
 #[derive(Clone, Debug, PartialEq, Eq)]

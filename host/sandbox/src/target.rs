@@ -70,7 +70,7 @@ impl Target {
     }
 
     fn surroundings(&self) -> Surroundings {
-        Surroundings::Folders(self.set_up.folders.clone())
+        Surroundings::Target(self.set_up.folders.clone())
     }
 
     fn failed(&self, call: &str, failure: PluginFailure) -> PluginError {

@@ -50,6 +50,7 @@ pub fn job(name: &str, configured: &job::Job) -> Job {
         tenant: TENANT.to_owned(),
         select: configured.select.clone(),
         targets: configured.targets.clone(),
+        stores: Vec::new(),
         ids: configured.xo.map_or_else(derived, |xo| JobIds { job: xo.job, schedule: xo.schedule }),
         integrity: if configured.digests { Integrity::Digest } else { Integrity::Structure },
         reading: configured.reading,

@@ -7,8 +7,10 @@
 //! - [`limit`]: how fast, for a job or a `[link.NAME]`;
 //! - [`plugin`]: `[plugin.NAME]`, where a plugin comes from and what it may do;
 //! - [`secret`]: passwords and keys, which never print;
+//! - `credential`: what the host adds to a plugin's requests;
 //! - `read`: the reader that knows where each key stands.
 
+mod credential;
 pub mod job;
 pub mod limit;
 pub mod plugin;
@@ -208,7 +210,9 @@ impl Draft {
             add(&root, &mut self.jobs, name, || job::read(section, &mut self.references));
         }
         for (name, section) in root.named_sections("plugin") {
-            add(&root, &mut self.plugins, name, || plugin::read(section, &mut self.references));
+            add(&root, &mut self.plugins, name, || {
+                plugin::read(section, &mut self.references, surroundings.environment)
+            });
         }
         for (name, mut section) in root.named_sections("link") {
             add(&root, &mut self.links, name, || {

@@ -35,6 +35,7 @@ impl<'a> Plugins<'a> {
             sign_keys: keys.collect(),
             seal_keys: config.seal_keys.clone(),
             leases: Some(Arc::new(store.clone())),
+            credentials: Vec::new(),
         };
         Ok(Self { config, sandbox: sandbox(cache)?, services, loaded: Mutex::default() })
     }
@@ -81,7 +82,7 @@ impl<'a> Plugins<'a> {
             with: used.with.clone(),
             grants: said.grants,
             limits: said.limits,
-            host: self.services.clone(),
+            host: HostServices { credentials: said.credentials, ..self.services.clone() },
         };
         make(&plugin, instance).await.map_err(|error| at_use(Problem::new(error.to_string())))
     }

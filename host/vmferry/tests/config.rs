@@ -439,6 +439,81 @@ fn a_seal_key_that_is_not_random_enough_is_refused() {
 }
 
 #[test]
+fn a_credential_says_for_which_server_and_with_what() {
+    let limits = "limits = { timeout = \"5s\", memory = \"16MiB\" }\n";
+    let with = |credential: &str| format!("{limits}credentials = [{{ {credential} }}]\n");
+    let server = |rest: &str| with(&format!("server = \"https://ops.example.org\", {rest}"));
+    check_with(
+        limits,
+        &server(""),
+        expect![[r#"
+        error: plugin.notify-webhook.credentials[0]: it does not say what proves who is asking
+          where: vmferry.toml:24:16
+          remedy: add `access_key`, `secret_key_file` and `region`, or `user` and `password_file`, or `bearer_file`
+    "#]],
+    );
+    check_with(
+        limits,
+        &with("bearer_env = \"HOOK_KEY\""),
+        expect![[r#"
+        error: plugin.notify-webhook.credentials[0]: `server` is missing
+          where: vmferry.toml:24:16
+          remedy: add `server = "https://s3.example.org"`
+    "#]],
+    );
+    check_with(
+        limits,
+        &server("user = \"me\""),
+        expect![[r#"
+        error: plugin.notify-webhook.credentials[0]: `password_file` is missing
+          where: vmferry.toml:24:16
+          remedy: add `password_file = "secrets/store"`
+    "#]],
+    );
+    check_with(
+        limits,
+        &server("user = \"m:e\", password = \"p\""),
+        expect![[r#"
+        error: plugin.notify-webhook.credentials[0]: the user name has a colon, which would end it; the server would take the rest for the password
+          where: vmferry.toml:24:16
+          remedy: write it as the server gave it
+    "#]],
+    );
+    check_with(
+        limits,
+        &server("access_key = \"AK\", secret_key_env = \"HOOK_KEY\""),
+        expect![[r#"
+        error: plugin.notify-webhook.credentials[0]: `region` is missing
+          where: vmferry.toml:24:16
+          remedy: add `region = "us-east-1"`
+    "#]],
+    );
+    check_with(
+        limits,
+        &server("bearer_env = \"HOOK_KEX\""),
+        expect![[r#"
+        error: plugin.notify-webhook.credentials[0].bearer_env: the environment variable HOOK_KEX is not set
+          where: vmferry.toml:24:67
+          remedy: set it to the bearer token before the program starts
+    "#]],
+    );
+    check_with(
+        limits,
+        &server("bearer = \"t\", user = \"me\", password = \"p\""),
+        expect![[r#"
+        error: plugin.notify-webhook.credentials[0]: unknown key `bearer`
+          where: vmferry.toml:24:54
+          remedy: did you mean `server`? known here: `server`, `user`, `password`, `password_file`, `password_env`
+    "#]],
+    );
+    let aws = "access_key = \"AK\", secret_key_env = \"HOOK_KEY\", region = \"us-east-1\"";
+    let config = Folder::with(&GOOD.replace(limits, &server(aws))).load().unwrap();
+    let credential = &config.plugins["notify-webhook"].credentials[0];
+    assert_eq!(credential.server().to_string(), "https://ops.example.org");
+    assert!(!format!("{config:?}").contains("key material"));
+}
+
+#[test]
 fn names_that_stand_for_nothing_are_answered_with_the_nearest_that_does() {
     check_with(
         "pool = \"prod\"",

@@ -1,6 +1,7 @@
 //! Two simulated pools, a VM, a job between them, and the questions that every scenario asks.
 
 pub mod live;
+pub mod shelf;
 
 use async_trait::async_trait;
 use std::collections::BTreeMap;
@@ -323,6 +324,7 @@ pub fn job(vm: &str, sr: &str) -> Job {
             required: true,
             throttles: Vec::new(),
         }],
+        stores: Vec::new(),
         ids: JobIds::derived("default", "erp"),
         integrity: Integrity::Digest,
         reading: Reading::default(),

@@ -32,8 +32,8 @@ const ZERO_LEAVES: u64 = 16;
 /// without hashing, so a full copy onto it that leaves them out is a resync with `|_| Some(Leaf::ZERO)`.
 ///
 /// The source's structure is checked on the way, and the end marker comes only if the source was complete
-/// and good. What is sent is copied twice within memory, since whether it is sent, and in which frame, is
-/// known only after it was read.
+/// and good. What is sent is copied twice within memory, and in [grains](Resync::in_grains) thrice, since whether it is sent, and in
+/// which frame, is known only after it was read.
 #[derive(Debug)]
 pub struct Resync<R, F> {
     source: R,
@@ -126,6 +126,13 @@ where
     /// transfer; one in both places counts what is sent twice.
     pub fn throttled(mut self, throttles: &[Arc<Throttle>]) -> Self {
         self.gate = Gate::new(throttles);
+        self
+    }
+
+    /// The same with `grain` bytes of disk in one piece: all of it is sent if any of its leaves differs, as who keeps whole chunks
+    /// of that size needs it. It counts as at least a leaf and at most a frame. What the source does not have of it is not in the piece.
+    pub fn in_grains(mut self, grain: u64) -> Self {
+        self.sieve.leaves_in_grain = (grain / LEAF_SIZE).clamp(1, u64::from(MAX_FRAME) / LEAF_SIZE);
         self
     }
 
@@ -276,7 +283,8 @@ impl SourceScan {
 struct Sieve<F> {
     disk_size: u64,
     held: F,
-    /// The leaf of which some bytes came, and these.
+    leaves_in_grain: u64,
+    /// The first leaf of a grain of which some bytes came, and these.
     open: u64,
     opened: Vec<u8>,
     /// The first leaf that may come.
@@ -308,6 +316,7 @@ impl<F: FnMut(u64) -> Option<Leaf>> Sieve<F> {
         Self {
             disk_size,
             held,
+            leaves_in_grain: 1,
             open: 0,
             opened: Vec::new(),
             next: 0,
@@ -333,11 +342,20 @@ impl<F: FnMut(u64) -> Option<Leaf>> Sieve<F> {
     fn poll_zeroes(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<bool> {
         let Some(gap) = self.gaps.first_mut() else { return Poll::Ready(false) };
         if self.zeroes.is_empty() {
-            let mut differs = |leaf| (self.held)(leaf) != Some(Leaf::ZERO);
-            let step = gap.leaves.end.min(gap.leaves.start + GAP_STEP);
-            let first = (gap.leaves.start..step).find(|leaf| differs(*leaf)).unwrap_or(step);
-            let end = (first..gap.leaves.end.min(first + ZERO_LEAVES)).find(|leaf| *leaf >= step || !differs(*leaf));
-            let end = end.unwrap_or(gap.leaves.end.min(first + ZERO_LEAVES));
+            let Range { start, end: gap_end } = gap.leaves;
+            let grain_end = |leaf: u64| gap_end.min(leaf - leaf % self.leaves_in_grain + self.leaves_in_grain);
+            let mut differs = |from| (from..grain_end(from)).any(|leaf| (self.held)(leaf) != Some(Leaf::ZERO));
+            let mut first = start;
+            while first < gap_end.min(start + GAP_STEP) && !differs(first) {
+                first = grain_end(first);
+            }
+            let mut end = first;
+            while end < gap_end.min(start + GAP_STEP)
+                && (end == first || grain_end(end) - first <= ZERO_LEAVES)
+                && differs(end)
+            {
+                end = grain_end(end);
+            }
             let bytes = |leaves: Range<u64>| (leaves.end * LEAF_SIZE).min(self.disk_size) - leaves.start * LEAF_SIZE;
             if gap.leaves.start < end {
                 self.counts.compared_bytes += bytes(gap.leaves.start..end);
@@ -367,27 +385,29 @@ impl<F: FnMut(u64) -> Option<Leaf>> Sieve<F> {
     /// Takes a piece. Within a leaf they have to follow each other without a gap; leaves ascend.
     fn take(&mut self, Piece { mut offset, mut bytes }: Piece<'_>) -> Result<(), ResyncError> {
         while !bytes.is_empty() {
-            let (leaf, within) = (offset / LEAF_SIZE, (offset % LEAF_SIZE) as usize);
-            let follows = self.opened.is_empty() || leaf == self.open;
-            if !follows || within != self.opened.len() {
-                let leaf = if follows { leaf } else { self.open };
-                return Err(ResyncError::PartialLeaf { disk_offset: leaf * LEAF_SIZE });
+            if !self.opened.is_empty() && offset != self.open * LEAF_SIZE + self.opened.len() as u64 {
+                self.close()?;
             }
-            if leaf < self.next {
-                return Err(ResyncError::NotAscending { disk_offset: offset });
+            let leaf = offset / LEAF_SIZE;
+            if self.opened.is_empty() {
+                if !offset.is_multiple_of(LEAF_SIZE) {
+                    return Err(ResyncError::PartialLeaf { disk_offset: leaf * LEAF_SIZE });
+                }
+                if leaf < self.next {
+                    return Err(ResyncError::NotAscending { disk_offset: offset });
+                }
+                self.open = leaf;
             }
-            let length = LEAF_SIZE.min(self.disk_size - leaf * LEAF_SIZE) as usize;
-            let (taken, rest) = bytes.split_at(bytes.len().min(length - within));
-            if taken.len() == length {
+            let grain = self.leaves_in_grain * LEAF_SIZE;
+            let missing = (offset - offset % grain + grain).min(self.disk_size) - offset;
+            let (taken, rest) = bytes.split_at(usize::try_from(missing).map_or(bytes.len(), |n| n.min(bytes.len())));
+            let is_last = taken.len() as u64 == missing;
+            if is_last && self.opened.is_empty() {
                 self.compare(leaf, taken);
             } else {
-                self.open = leaf;
                 self.opened.extend_from_slice(taken);
-                if self.opened.len() == length {
-                    let mut whole = std::mem::take(&mut self.opened);
-                    self.compare(leaf, &whole);
-                    whole.clear();
-                    self.opened = whole;
+                if is_last {
+                    self.compare_opened();
                 }
             }
             offset += taken.len() as u64;
@@ -396,12 +416,32 @@ impl<F: FnMut(u64) -> Option<Leaf>> Sieve<F> {
         Ok(())
     }
 
-    /// Sends a leaf if it differs.
+    /// The grain that was begun ends here.
+    fn close(&mut self) -> Result<(), ResyncError> {
+        let length = self.opened.len() as u64;
+        if !length.is_multiple_of(LEAF_SIZE) {
+            return Err(ResyncError::PartialLeaf {
+                disk_offset: self.open * LEAF_SIZE + length / LEAF_SIZE * LEAF_SIZE,
+            });
+        }
+        self.compare_opened();
+        Ok(())
+    }
+
+    fn compare_opened(&mut self) {
+        let mut opened = std::mem::take(&mut self.opened);
+        self.compare(self.open, &opened);
+        opened.clear();
+        self.opened = opened;
+    }
+
+    /// Sends the leaves from `leaf` on if one of them differs.
     fn compare(&mut self, leaf: u64, bytes: &[u8]) {
         self.skip_to(leaf);
-        self.next = leaf + 1;
+        self.next = leaf + leaf_count(bytes.len() as u64);
         self.counts.compared_bytes += bytes.len() as u64;
-        if (self.held)(leaf).is_some_and(|held| is_leaf_of(held, bytes)) {
+        let mut leaves = (leaf..).zip(bytes.chunks(LEAF_SIZE as usize));
+        if leaves.all(|(leaf, bytes)| (self.held)(leaf).is_some_and(|held| is_leaf_of(held, bytes))) {
             return;
         }
         self.counts.sent_bytes += bytes.len() as u64;
@@ -429,7 +469,7 @@ impl<F: FnMut(u64) -> Option<Leaf>> Sieve<F> {
     /// Nothing follows: the end marker, unless a leaf is incomplete.
     fn finish(&mut self) -> Result<(), ResyncError> {
         if !self.opened.is_empty() {
-            return Err(ResyncError::PartialLeaf { disk_offset: self.open * LEAF_SIZE });
+            self.close()?;
         }
         self.skip_to(leaf_count(self.disk_size));
         self.frames.extend_from_slice(&END_MARKER);

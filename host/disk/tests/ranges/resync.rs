@@ -147,11 +147,12 @@ fn runtime() -> tokio::runtime::Runtime {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
-    /// Blocks that a whole VHD does not hold are zeroes, whatever the target holds there.
+    /// Blocks that a whole VHD does not hold are zeroes, whatever the target holds there. A grain is sent whole or not at all.
     #[test]
     fn what_a_whole_vhd_leaves_out_is_zeroed_on_the_target(
         present in proptest::collection::vec(any::<bool>(), 3),
         zeroed in proptest::collection::vec((any::<Index>(), any::<bool>()), 0..40),
+        equal_from in 0..DISK_SIZE, grain in prop_oneof![Just(1usize), Just(4), Just(32)],
     ) {
         let blocks: Vec<u32> = (0..3).filter(|block| present[*block as usize]).collect();
         let mut source = vec![0; DISK_SIZE];
@@ -163,7 +164,8 @@ proptest! {
         }
         // The target holds other data, zeroes in some places, and the source's data in others.
         let mut target = vec![0x77; DISK_SIZE];
-        let leaf_size = LEAF_SIZE as usize;
+        target[equal_from..].copy_from_slice(&source[equal_from..]);
+        let (leaf_size, grain_size) = (LEAF_SIZE as usize, LEAF_SIZE as usize * grain);
         for (at, equal) in &zeroed {
             let at = at.index(DISK_SIZE) / leaf_size * leaf_size;
             let end = DISK_SIZE.min(at + leaf_size);
@@ -174,12 +176,14 @@ proptest! {
         }
         let leaves: Vec<Leaf> = target.chunks(leaf_size).map(Leaf::of).collect();
         let different = |(a, b): (&[u8], &[u8])| if a == b { 0 } else { a.len() as u64 };
-        let expected: u64 = source.chunks(leaf_size).zip(target.chunks(leaf_size)).map(different).sum();
+        let expected: u64 = source.chunks(grain_size).zip(target.chunks(grain_size)).map(different).sum();
         let stream = vhd_of(&blocks);
         let (frames, plan, counts) = runtime().block_on(async {
             let mut rest = stream.as_slice();
             let head = Head::read(&mut rest).await.expect("a good head");
-            let mut resync = Resync::of_vhd(rest, &head, |leaf| Some(leaves[leaf as usize])).expect("ranges of the disk");
+            let mut resync = Resync::of_vhd(rest, &head, |leaf| Some(leaves[leaf as usize]))
+                .expect("ranges of the disk")
+                .in_grains(grain_size as u64);
             let mut frames = Vec::new();
             resync.read_to_end(&mut frames).await.expect("a good stream");
             (frames, resync.plan().clone(), resync.counts())
@@ -187,6 +191,38 @@ proptest! {
         prop_assert_eq!(counts, ResyncCounts { compared_bytes: DISK_SIZE as u64, sent_bytes: expected });
         prop_assert_eq!(apply(Scan::new(&plan), &frames, 4096, &mut target).unwrap().data_bytes, expected);
         prop_assert!(target == source);
+    }
+
+    /// Ranges that end inside of a grain are compared as far as they go.
+    #[test]
+    fn grains_of_a_chunked_source_are_sent_whole(
+        present in proptest::collection::vec(any::<bool>(), 24), changed in proptest::collection::vec(any::<bool>(), 24),
+        frame in 1..300u32,
+    ) {
+        let leaf = |number: usize| Extent { offset: number as u64 * LEAF_SIZE, length: LEAF_SIZE };
+        let leaves_where = |set: &[bool]| (0..24).filter(|n| set[*n]).map(leaf).collect::<Extents>();
+        let (disk, planned) = (pattern(24 * LEAF_SIZE as usize), leaves_where(&present));
+        let plan = Plan::new(24 * LEAF_SIZE, planned.clone(), Coverage::Whole).unwrap();
+        let stream = encode(&disk, planned.split(frame * 512));
+        let leaves: Vec<Leaf> = disk.chunks(LEAF_SIZE as usize).map(Leaf::of).collect();
+        let held = |leaf: u64| (!changed[leaf as usize]).then(|| leaves[leaf as usize]);
+        let mut resync = Resync::of_chunked(stream.as_slice(), &plan, held).in_grains(4 * LEAF_SIZE);
+        let mut frames = Vec::new();
+        runtime().block_on(resync.read_to_end(&mut frames)).unwrap();
+        // Leaves of a grain that follow each other are one piece.
+        let mut sent = vec![false; 24];
+        for piece in (0..24).filter(|n| present[*n]).collect::<Vec<_>>().chunk_by(|a, b| a + 1 == *b && b % 4 != 0) {
+            let differs = piece.iter().any(|n| changed[*n]);
+            piece.iter().for_each(|n| sent[*n] = differs);
+        }
+        let sent = leaves_where(&sent);
+        prop_assert_eq!(resync.counts().sent_bytes, sent.total_bytes());
+        let (mut onto, mut expected) = (vec![0; disk.len()], vec![0; disk.len()]);
+        for range in sent.iter().map(|extent| extent.offset as usize..extent.end() as usize) {
+            expected[range.clone()].copy_from_slice(&disk[range]);
+        }
+        apply(Scan::new(resync.plan()), &frames, 999, &mut onto).unwrap();
+        prop_assert!(onto == expected);
     }
 
     #[test]

@@ -2,4 +2,8 @@
 
 mod chunks;
 mod encodings;
+mod images;
 mod model;
+#[path = "../support/qemu_img.rs"]
+mod qemu_img;
+mod restored;

@@ -1,9 +1,9 @@
 //! `[plugin.NAME]`: where a plugin comes from, what it may do and how much it may use.
 
 use super::read::{Found, Section};
-use super::{Named, References};
+use super::{Named, References, credential};
 use std::path::{Path, PathBuf};
-use vmferry_sandbox::{Grants, HostPattern, Limits};
+use vmferry_sandbox::{Credential, Grants, HostPattern, Limits};
 
 /// What the operator says about a plugin. A plugin gets the intersection of this with what its manifest asks for.
 #[derive(Clone, Debug, Default)]
@@ -14,14 +14,22 @@ pub struct Plugin {
     pub grants: Grants,
     /// How much it may use; what is not set keeps the sandbox's default.
     pub limits: Limits,
+    /// What is added to its requests, which it never sees.
+    pub credentials: Vec<Credential>,
 }
 
-pub(super) fn read(mut section: Section<'_>, references: &mut References) -> Option<Plugin> {
+pub(super) fn read(
+    mut section: Section<'_>,
+    references: &mut References,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Option<Plugin> {
     let path = section.string("path").map(|path| section.source.resolve(&path.value));
     let grants = section.section("grants").map(|grants| read_grants(grants, references)).unwrap_or_default();
     let limits = section.section("limits").map(read_limits).unwrap_or_default();
+    let credentials = section.sections("credentials");
+    let credentials = credentials.into_iter().filter_map(|one| credential::read(one, environment)).collect();
     section.finish();
-    Some(Plugin { path, grants, limits })
+    Some(Plugin { path, grants, limits, credentials })
 }
 
 fn read_grants(mut section: Section<'_>, references: &mut References) -> Grants {

@@ -78,6 +78,10 @@ fn described(config: &Config) -> Value {
         let grants =
             json!({ "http": http, "sign": plugin.grants.sign, "private_addresses": plugin.grants.private_addresses });
         let mut value = json!({ "grants": grants });
+        let credentials: Vec<_> = plugin.credentials.iter().map(|one| one.server().to_string()).collect();
+        if !credentials.is_empty() {
+            value["credentials"] = credentials.iter().map(|server| json!({ "server": server })).collect();
+        }
         if let Some(path) = &plugin.path {
             value["path"] = path.display().to_string().into();
         }

@@ -103,7 +103,7 @@ mod tests {
             vm: "99999999-0000-4000-8000-000000000000".to_owned(),
             name: "web (replica)".to_owned(),
             target: "dr".to_owned(),
-            replica: "88888888-0000-4000-8000-000000000000".to_owned(),
+            replica: Some("88888888-0000-4000-8000-000000000000".to_owned()),
             state: ReplicaState::FailedOver,
             points: vec![point(2, false), point(1, true)],
         };

@@ -36,7 +36,10 @@ fn exit(report: &VerifyReport) -> Exit {
 
 /// What an operator has to know and do about a replica.
 fn problem(job: &str, replica: &VerifiedReplica) -> Option<Problem> {
-    let place = format!("job {job}, replica {} ({}), target {}", replica.name, replica.replica, replica.target);
+    let place = match &replica.replica {
+        Some(uuid) => format!("job {job}, replica {} ({uuid}), target {}", replica.name, replica.target),
+        None => format!("job {job}, VM {} ({}), target {}", replica.name, replica.vm, replica.target),
+    };
     let point = &replica.point;
     let (what, remedy) = match replica.verdict {
         Verdict::Intact | Verdict::Untouched => return None,

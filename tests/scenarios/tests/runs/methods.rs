@@ -313,7 +313,7 @@ async fn a_damaged_replica_is_found_and_mended_with_what_differs_alone() {
     assert_eq!((disk.kind, disk.full_reason), (Kind::Resync, Some(FullReason::ReplicaDamaged)), "{mended:#?}");
     assert_eq!(disk.changed_bytes, 64 * KIB);
     assert_eq!(disks(&mended)[1].kind, Kind::Delta);
-    assert_eq!(only_target(&mended).replica.as_ref(), Some(&replica.replica), "the same replica goes on");
+    assert_eq!(only_target(&mended).replica, replica.replica, "the same replica goes on");
     assert_eq!(world.verify(true).await.replicas[0].verdict.to_string(), "intact");
 
     touch(&world, &[10 * MIB], 1);

@@ -1,0 +1,189 @@
+//! A recovery point of any target comes back: as a new VM, as what differs from one that is there, or as files.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use vmferry_engine::{EngineError, ImageFormat, RestoreReport, RestoreRequest, RestoreTo, Silent};
+use vmferry_model::report::Outcome;
+use vmferry_scenarios::shelf::Shelf;
+use vmferry_scenarios::{MIB, World};
+use xapi_sim::{Fault, FaultKind, FaultPoint};
+
+/// A world whose job keeps points on a pool and on a shelf, after two runs.
+async fn two_points(shelf: &Shelf) -> World {
+    let mut world = World::new().await;
+    world.job.stores.push(shelf.target("shelf"));
+    for byte in [1, 2] {
+        touch(&world, byte);
+        let report = world.run().await;
+        assert_eq!(report.outcome, Outcome::Succeeded, "{report:#?}");
+    }
+    world
+}
+
+fn touch(world: &World, byte: u8) {
+    world.source.write(&world.source.vm_disks(&world.vm)[0], 10 * MIB, &[byte; 100_000]);
+}
+
+async fn restore(
+    world: &World,
+    target: &str,
+    point: Option<String>,
+    to: RestoreTo,
+) -> Result<RestoreReport, EngineError> {
+    let engine = world.engine();
+    let request = RestoreRequest { vm: world.vm.clone(), point, target: Some(target.to_owned()), to };
+    let done = engine.restore(&world.job, &request, Arc::new(Silent)).await;
+    engine.close().await;
+    done
+}
+
+fn new_vm(pool: &str) -> RestoreTo {
+    RestoreTo::NewVm { pool: pool.to_owned(), sr: None, networks: BTreeMap::new(), name: None }
+}
+
+#[tokio::test]
+async fn a_point_of_any_target_becomes_a_vm_like_its_source() {
+    let shelf = Shelf::new(1 << 20);
+    let world = two_points(&shelf).await;
+    let then = world.source_content();
+    touch(&world, 3);
+    for target in ["shelf", "dr"] {
+        let report = restore(&world, target, None, new_vm("dr")).await.unwrap();
+        let vm = report.restored.clone().unwrap();
+        assert!(report.disks.iter().all(|disk| disk.proven), "{report:#?}");
+        assert_eq!(world.target_content(&vm), then, "{target}");
+        let record = world.target.record("VM", &vm).unwrap();
+        assert_eq!(record["name_label"], "erp-db", "{target}");
+        assert_eq!(record["is_a_template"], false);
+        assert_eq!(record["tags"], serde_json::json!(["erp"]), "{target}");
+        let keys = record["other_config"].as_object().unwrap();
+        assert!(!keys.keys().any(|key| key.starts_with("vmferry:") || key.starts_with("xo:")), "{target}: {keys:#?}");
+        assert_eq!(record["VIFs"].as_array().unwrap().len(), 1, "{target}");
+        assert!(!keys.contains_key("auto_poweron"), "it starts when somebody says so");
+    }
+    assert!(world.gc(false).await.findings.is_empty(), "what was restored is its owner's");
+    let report = world.run().await;
+    assert_eq!(report.outcome, Outcome::Succeeded, "{report:#?}");
+}
+
+#[tokio::test]
+async fn an_older_point_comes_back_by_its_name() {
+    let shelf = Shelf::new(1 << 20);
+    let world = two_points(&shelf).await;
+    let older = shelf.ids().remove(0);
+    let report = restore(&world, "shelf", Some(older.clone()), new_vm("prod")).await.unwrap();
+    assert_eq!(report.point, older);
+    let vm = report.restored.unwrap();
+    let disk = &world.source.vm_disks(&vm)[0];
+    assert_eq!(world.source.read(disk, 10 * MIB, 4), [1; 4]);
+}
+
+#[tokio::test]
+async fn onto_the_original_only_what_differs_is_written_and_what_it_was_is_kept() {
+    let shelf = Shelf::new(1 << 20);
+    let world = two_points(&shelf).await;
+    let then = world.source_content();
+    world.source.write(&world.source.vm_disks(&world.vm)[0], 30 * MIB, &[9; 4096]);
+    let now = world.source_content();
+    for target in ["shelf", "dr"] {
+        let onto = || RestoreTo::Onto { pool: "prod".to_owned(), vm: world.vm.clone() };
+        let running = restore(&world, target, None, onto()).await.unwrap_err().to_string();
+        assert!(running.contains("shut it down first"), "{running}");
+        let session = world.at_source().await;
+        let vm: vmferry_xapi::Ref<vmferry_xapi::records::Vm> = session.by_uuid(&world.vm).await.unwrap();
+        let () = session.call_async("VM.clean_shutdown", vmferry_xapi::params![&vm]).await.unwrap();
+        let report = restore(&world, target, None, onto()).await.unwrap();
+        assert_eq!(world.source_content(), then, "{target}");
+        assert!(report.disks.iter().all(|disk| disk.proven), "{report:#?}");
+        let written: u64 = report.disks.iter().map(|disk| disk.bytes_written).sum();
+        assert!(written < 5 * MIB, "{target}: {written} bytes were written for 4 KiB");
+        let kept = report.safety_snapshot.clone().unwrap();
+        let kept: Vec<String> = world.source.vm_disks(&kept).iter().map(|disk| world.source.sha256(disk)).collect();
+        assert_eq!(kept, now, "{target}");
+        let () = session.call_async("VM.start", vmferry_xapi::params![&vm, false, false]).await.unwrap();
+        session.logout().await.unwrap();
+        world.source.write(&world.source.vm_disks(&world.vm)[0], 30 * MIB, &[9; 4096]);
+    }
+}
+
+#[tokio::test]
+async fn what_a_restore_that_broke_off_leaves_cannot_be_started_or_is_nothing() {
+    let shelf = Shelf::new(1 << 20);
+    let world = two_points(&shelf).await;
+    let before = world.target.object_counts();
+    shelf.fail("read");
+    let error = restore(&world, "shelf", None, new_vm("dr")).await.unwrap_err().to_string();
+    assert!(error.contains("the shelf gave way"), "{error}");
+    assert_eq!(world.target.object_counts()["VM"], before["VM"]);
+    assert_eq!(world.target.object_counts()["VDI"], before["VDI"]);
+
+    let session = world.at_source().await;
+    let vm: vmferry_xapi::Ref<vmferry_xapi::records::Vm> = session.by_uuid(&world.vm).await.unwrap();
+    let () = session.call_async("VM.clean_shutdown", vmferry_xapi::params![&vm]).await.unwrap();
+    touch(&world, 7);
+    shelf.fail("read");
+    let onto = RestoreTo::Onto { pool: "prod".to_owned(), vm: world.vm.clone() };
+    restore(&world, "shelf", None, onto.clone()).await.unwrap_err();
+    let start = session.call_async::<()>("VM.start", vmferry_xapi::params![&vm, false, false]).await;
+    assert!(start.unwrap_err().to_string().contains("half restored"));
+    restore(&world, "shelf", None, onto).await.unwrap();
+    let () = session.call_async("VM.start", vmferry_xapi::params![&vm, false, false]).await.unwrap();
+    session.logout().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pool_that_breaks_the_import_off_has_nothing_left() {
+    let shelf = Shelf::new(1 << 20);
+    let world = two_points(&shelf).await;
+    let before = world.target.object_counts();
+    world.target.inject(Fault { at: FaultPoint::Import, nth: 1, kind: FaultKind::CutAfter(MIB) });
+    restore(&world, "shelf", None, new_vm("dr")).await.unwrap_err();
+    for class in ["VM", "VDI", "VBD"] {
+        assert_eq!(world.target.object_counts()[class], before[class], "{class}");
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_point_is_not_restored_and_the_one_before_is() {
+    let shelf = Shelf::new(1 << 20);
+    let world = two_points(&shelf).await;
+    let ids = shelf.ids();
+    shelf.damage(&ids[1]);
+    let error = restore(&world, "shelf", Some(ids[1].clone()), new_vm("dr")).await.unwrap_err().to_string();
+    assert!(error.contains("is damaged"), "{error}");
+    let report = restore(&world, "shelf", None, new_vm("dr")).await.unwrap();
+    assert_eq!(report.point, ids[0], "the newest that is sound");
+}
+
+#[tokio::test]
+async fn a_store_that_gives_back_something_else_is_found_out() {
+    let shelf = Shelf::new(1 << 20);
+    let world = two_points(&shelf).await;
+    let point = shelf.ids()[1].clone();
+    let disk = world.source.vm_disks(&world.vm)[0].clone();
+    shelf.corrupt(&point, &disk, 10 * MIB);
+    let error = restore(&world, "shelf", None, new_vm("dr")).await.unwrap_err().to_string();
+    assert!(error.contains("the recovery point says"), "{error}");
+}
+
+#[tokio::test]
+async fn files_hold_the_disks_byte_by_byte() {
+    let shelf = Shelf::new(1 << 20);
+    let world = two_points(&shelf).await;
+    let folder = tempfile::tempdir().unwrap();
+    for target in ["shelf", "dr"] {
+        for format in [ImageFormat::Raw, ImageFormat::Qcow2] {
+            let folder = folder.path().join(format!("{target} {format:?}"));
+            let to = RestoreTo::Files { folder: folder.clone(), format };
+            let report = restore(&world, target, None, to).await.unwrap();
+            for (file, disk) in report.disks.iter().zip(world.source.vm_disks(&world.vm)) {
+                assert!(file.proven && Path::new(&file.to).starts_with(&folder), "{file:#?}");
+                if format == ImageFormat::Raw {
+                    let found = std::fs::read(&file.to).unwrap();
+                    assert_eq!(found, world.source.read(&disk, 0, found.len()));
+                }
+            }
+        }
+    }
+}
