@@ -3,7 +3,7 @@
 use crate::draft::worked_on;
 use crate::envelope::Kind;
 use crate::marks::Marks;
-use crate::names::{CONDEMNED, INDEX, PackId, POINTS, SENTENCED, TEMPORARY, Tag, content_name};
+use crate::names::{CONDEMNED, INDEX, POINTS, PackId, SENTENCED, TEMPORARY, Tag, content_name};
 use crate::points::tag_of;
 use crate::repository::{Batch, Pack, Repository};
 use crate::storage::{Object, Piece};
@@ -48,7 +48,11 @@ impl Repository<'_> {
                 if apply {
                     self.storage.delete(&mark)?;
                 }
-                garbage.push(Garbage { what: mark, why: "The recovery point that it marks was deleted.".to_owned(), bytes: 0 });
+                garbage.push(Garbage {
+                    what: mark,
+                    why: "The recovery point that it marks was deleted.".to_owned(),
+                    bytes: 0,
+                });
             }
         }
         for Object { name, length } in self.storage.list(TEMPORARY)? {
@@ -57,7 +61,11 @@ impl Repository<'_> {
                 if apply {
                     self.storage.delete(&name)?;
                 }
-                garbage.push(Garbage { what: name, why: "A host began to write it and never finished.".to_owned(), bytes: length });
+                garbage.push(Garbage {
+                    what: name,
+                    why: "A host began to write it and never finished.".to_owned(),
+                    bytes: length,
+                });
             }
         }
         Ok(())
@@ -114,7 +122,8 @@ impl Repository<'_> {
                 *at = batch.at.min(*at);
             }
         }
-        let mut sentenced: BTreeSet<PackId> = self.batches(SENTENCED)?.into_iter().flat_map(|batch| batch.packs).collect();
+        let mut sentenced: BTreeSet<PackId> =
+            self.batches(SENTENCED)?.into_iter().flat_map(|batch| batch.packs).collect();
 
         let wasteful: Vec<PackId> = stored.iter().filter(|(_, pack)| pack.is_wasteful()).map(|(id, _)| *id).collect();
         for id in &wasteful {
@@ -167,7 +176,13 @@ impl Repository<'_> {
                 continue;
             }
             let keep_all = |error: Error| match error.is_damaged() {
-                true => Error { message: format!("nothing was removed: what a recovery point needs cannot be told; {}", error.message), ..error },
+                true => Error {
+                    message: format!(
+                        "nothing was removed: what a recovery point needs cannot be told; {}",
+                        error.message
+                    ),
+                    ..error
+                },
                 false => error,
             };
             match self.read_point(&name) {
@@ -223,7 +238,8 @@ impl Repository<'_> {
             };
             let complete = |pack: &Pack| {
                 let mut entries = pack.table.entries.iter().enumerate();
-                pack.length() == object.length && entries.all(|(number, entry)| *entry != Entry::GONE || !marks.has(id, number))
+                pack.length() == object.length
+                    && entries.all(|(number, entry)| *entry != Entry::GONE || !marks.has(id, number))
             };
             if let Some(pack) = pack.filter(complete) {
                 return Ok(Some(pack));
@@ -241,7 +257,10 @@ impl Repository<'_> {
             Some(at) if self.is_old(at) => "it can be removed now".to_owned(),
             Some(at) => {
                 let left = at.saturating_add_unsigned(self.settings.grace).saturating_sub(self.now());
-                format!("it can be removed in {} minutes, when all who might have begun to use it are done", left / 60 + 1)
+                format!(
+                    "it can be removed in {} minutes, when all who might have begun to use it are done",
+                    left / 60 + 1
+                )
             }
             None => format!("it can be removed {} minutes after a collection that removes", self.settings.grace / 60),
         };
@@ -316,7 +335,8 @@ impl Repository<'_> {
     fn tidy_batches(&self, stored: &BTreeMap<PackId, Stored>, sentenced: &BTreeSet<PackId>) -> Result<(), Error> {
         // What was removed is gone for good before nobody says any more that it must not be used.
         self.storage.sync()?;
-        let there: BTreeSet<String> = self.storage.list(crate::names::PACKS)?.into_iter().map(|object| object.name).collect();
+        let there: BTreeSet<String> =
+            self.storage.list(crate::names::PACKS)?.into_iter().map(|object| object.name).collect();
         for batch in self.batches(SENTENCED)? {
             if !batch.packs.iter().any(|id| there.contains(&id.name())) {
                 self.storage.delete(&batch.name)?;
@@ -333,8 +353,12 @@ impl Repository<'_> {
 
     /// Has the index name the packs that are needed, and few others.
     fn repair_index(&self, marks: &Marks) -> Result<(), Error> {
-        let there: BTreeSet<PackId> =
-            self.storage.list(crate::names::PACKS)?.iter().filter_map(|object| PackId::parse(&object.name).filter(|id| id.name() == object.name)).collect();
+        let there: BTreeSet<PackId> = self
+            .storage
+            .list(crate::names::PACKS)?
+            .iter()
+            .filter_map(|object| PackId::parse(&object.name).filter(|id| id.name() == object.name))
+            .collect();
         let mut missing: BTreeSet<PackId> = marks.packs().filter(|id| there.contains(id)).copied().collect();
         // A draft's become known when it is a point.
         for tag in self.drafts()?.keys() {

@@ -219,7 +219,10 @@ impl Repository<'_> {
         let body = Body { metadata: draft.metadata.clone(), roots };
         let object = self.encode_point(&name, &head, &body)?;
         if !self.storage.create(&name, &object)? {
-            return Err(Error::unavailable(format!("another host commits the draft {} at the same time", draft.id), RETRY_AFTER));
+            return Err(Error::unavailable(
+                format!("another host commits the draft {} at the same time", draft.id),
+                RETRY_AFTER,
+            ));
         }
         self.storage.sync()?;
         let there = self.storage.list(&tag.draft())?;
@@ -283,7 +286,8 @@ impl Repository<'_> {
             return Err(removed());
         }
         for tag in used.iter().map(PackId::tag).collect::<BTreeSet<_>>() {
-            let there: BTreeSet<String> = self.storage.list(&tag.packs())?.into_iter().map(|object| object.name).collect();
+            let there: BTreeSet<String> =
+                self.storage.list(&tag.packs())?.into_iter().map(|object| object.name).collect();
             if used.iter().any(|id| id.tag() == tag && !there.contains(&id.name())) {
                 return Err(removed());
             }

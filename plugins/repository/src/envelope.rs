@@ -79,7 +79,9 @@ impl Sealing {
         if body > LONGEST {
             return Err(Error::with_code(
                 ErrorCode::Limit,
-                format!("{subject} would take {body} bytes, more than {LONGEST}; use a larger chunk size for disks as large"),
+                format!(
+                    "{subject} would take {body} bytes, more than {LONGEST}; use a larger chunk size for disks as large"
+                ),
             ));
         }
         envelope[8..HEADER].copy_from_slice(&(body as u32).to_le_bytes());
@@ -99,14 +101,17 @@ impl Sealing {
         match (head[6], &self.0) {
             (0, None) => {
                 let split = body.len().checked_sub(CHECK);
-                let (content, found) = split.map(|at| body.split_at(at)).ok_or(reader.malformed("the end")).map_err(damaged)?;
+                let (content, found) =
+                    split.map(|at| body.split_at(at)).ok_or(reader.malformed("the end")).map_err(damaged)?;
                 if found != check(&head, subject, content) {
                     return Err(Error::damaged(format!("{subject} is damaged: its check sum is wrong")));
                 }
                 Ok(content.to_vec())
             }
             (1, Some(key)) => self.open(key, &check(&head, subject, &[]), body, subject),
-            _ => Err(Error::damaged(format!("{subject} is damaged: either it is encrypted or the repository is, not both"))),
+            _ => Err(Error::damaged(format!(
+                "{subject} is damaged: either it is encrypted or the repository is, not both"
+            ))),
         }
     }
 
@@ -119,8 +124,7 @@ impl Sealing {
             let sealed = body.take(length).map_err(damaged)?;
             let plain = seal::open(key, sealed).map_err(|error| about(subject, error))?;
             let mut piece = Reader::new(&plain);
-            let (found, at, last) =
-                (|| Ok((piece.array::<CHECK>()?, piece.u32()?, piece.u8()?)))().map_err(damaged)?;
+            let (found, at, last) = (|| Ok((piece.array::<CHECK>()?, piece.u32()?, piece.u8()?)))().map_err(damaged)?;
             if found != *check || at != number {
                 return Err(Error::damaged(format!("{subject} is damaged: it is made of pieces of others")));
             }
@@ -182,7 +186,11 @@ pub(crate) fn damaged(subject: &str, problem: Malformed) -> Error {
 
 /// The same failure, which says what it is about.
 fn about(subject: &str, error: Error) -> Error {
-    if error.is_damaged() { Error { message: format!("{subject} is damaged: {}", error.message), ..error } } else { error }
+    if error.is_damaged() {
+        Error { message: format!("{subject} is damaged: {}", error.message), ..error }
+    } else {
+        error
+    }
 }
 
 #[cfg(test)]

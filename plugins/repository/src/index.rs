@@ -137,7 +137,8 @@ impl Hooks {
         for _ in 0..count {
             let (key, pack) = (u64::from_be_bytes(reader.array()?), u32::from_be_bytes(reader.array()?));
             let hook = Hook { high: (key >> 32) as u32, low: key as u32, pack };
-            if hooks.last().is_some_and(|last| *last >= hook) || pack as usize >= packs.len() || !has_level(key, level) {
+            if hooks.last().is_some_and(|last| *last >= hook) || pack as usize >= packs.len() || !has_level(key, level)
+            {
                 return Err(reader.malformed("a hook that is out of order"));
             }
             hooks.push(hook);

@@ -131,7 +131,8 @@ fn decode_packs(reader: &mut Reader<'_>, most: usize) -> Result<Vec<PackId>, Mal
 /// A place of `length` entries in one of `packs`, if there may be one.
 fn decode_place(reader: &mut Reader<'_>, packs: &[PackId], length: u64) -> Result<Place, Malformed> {
     let (pack, entry) = (reader.varint()?, reader.varint()?);
-    let pack = usize::try_from(pack).ok().and_then(|pack| packs.get(pack)).ok_or(reader.malformed("an unknown pack"))?;
+    let pack =
+        usize::try_from(pack).ok().and_then(|pack| packs.get(pack)).ok_or(reader.malformed("an unknown pack"))?;
     let entries = if *pack == PackId::SELF { MOST_ENTRIES as u64 } else { u64::from(pack.entries()) };
     match entry.checked_add(length) {
         Some(end) if end <= entries => Ok(Place { pack: *pack, entry: entry as u16 }),

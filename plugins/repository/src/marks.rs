@@ -75,7 +75,10 @@ mod tests {
         assert!(marks.mark(Place { pack, entry: 60 }, 10));
         assert!(!marks.mark(Place { pack, entry: 69 }, 1));
         assert!(marks.mark(Place { pack, entry: 70 }, 1));
-        assert_eq!((marks.count(&pack), marks.has(&pack, 59), marks.has(&pack, 60), marks.has(&pack, 71)), (11, false, true, false));
+        assert_eq!(
+            (marks.count(&pack), marks.has(&pack, 59), marks.has(&pack, 60), marks.has(&pack, 71)),
+            (11, false, true, false)
+        );
         assert!(!marks.mark(Place { pack, entry: 300 }, 1), "no such entry");
     }
 }

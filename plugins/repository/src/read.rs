@@ -5,10 +5,10 @@ use crate::marks::Marks;
 use crate::names::Digest;
 use crate::repository::{Pack, Repository};
 use std::rc::Rc;
+use vmferry_plugin_api::Error;
 use vmferry_plugin_api::delta::{Encoding, Restore};
 use vmferry_plugin_api::stream::Input;
 use vmferry_plugin_api::target::{Damage, Extent};
-use vmferry_plugin_api::Error;
 
 /// Bytes that are read from one object at once.
 const MOST_AT_ONCE: u64 = 8 << 20;
@@ -65,7 +65,8 @@ impl Repository<'_> {
         let (_, head, body) = self.committed(point)?;
         let root = body.root(&head, disk)?;
         let size = u64::from(self.chunk_size);
-        let mut reader = Reader { repository: self, restore, batch: Vec::new(), pack: None, on_damage: &mut |_, error| Err(error) };
+        let mut reader =
+            Reader { repository: self, restore, batch: Vec::new(), pack: None, on_damage: &mut |_, error| Err(error) };
         let mut next = 0;
         for extent in extents {
             // In chunks. Two extents may share one, which is put once.
@@ -108,7 +109,13 @@ impl Repository<'_> {
         Ok(damages)
     }
 
-    fn verify_disk(&self, root: &Root, check: &dyn Restore, seen: &mut Marks, found: &mut Damages) -> Result<(), Error> {
+    fn verify_disk(
+        &self,
+        root: &Root,
+        check: &dyn Restore,
+        seen: &mut Marks,
+        found: &mut Damages,
+    ) -> Result<(), Error> {
         let size = u64::from(self.chunk_size);
         for number in (0..root.pages.len()).filter(|number| root.pages[*number].is_some()) {
             let from = number as u64 * PAGE_CHUNKS as u64;
@@ -280,7 +287,8 @@ impl Reader<'_, '_> {
             match self.restore.put_from(*offset, encoding, Some(digest), input, u64::from(*stored)) {
                 Ok(()) => {}
                 Err(error) if error.is_damaged() => {
-                    let message = format!("entry {} of {} is damaged: {}", place.entry, place.pack.name(), error.message);
+                    let message =
+                        format!("entry {} of {} is damaged: {}", place.entry, place.pack.name(), error.message);
                     (self.on_damage)(part, Error { message, ..error })?;
                 }
                 Err(error) => return Err(error),

@@ -124,7 +124,10 @@ impl<'a> Repository<'a> {
         if description.format != FORMAT {
             return Err(Error::with_code(
                 ErrorCode::Unsupported,
-                format!("the repository has format {}, and this program knows {FORMAT}; use a newer one", description.format),
+                format!(
+                    "the repository has format {}, and this program knows {FORMAT}; use a newer one",
+                    description.format
+                ),
             ));
         }
         if !is_chunk_size(description.chunk_size) {
@@ -144,9 +147,13 @@ impl<'a> Repository<'a> {
                 true => Error::config(format!("`key`: the repository is not encrypted with the key `{key}`")),
                 false => error,
             })?,
-            (None, true) => return Err(Error::config("`key`: the repository is encrypted; name the key that it is encrypted with")),
+            (None, true) => {
+                return Err(Error::config("`key`: the repository is encrypted; name the key that it is encrypted with"));
+            }
             (Some(_), false) => {
-                return Err(Error::config("`key`: the repository is not encrypted, which cannot be changed; make another one"));
+                return Err(Error::config(
+                    "`key`: the repository is not encrypted, which cannot be changed; make another one",
+                ));
             }
         };
         let secret = secret.try_into().map_err(|_| foreign("its secret has not 32 bytes"))?;
@@ -246,7 +253,9 @@ impl<'a> Repository<'a> {
         // Several are there only where shrinking was interrupted, and then each has whatever a point needs, if it is whole.
         for object in self.storage.list(&id.name())? {
             match self.read_pack(id, &object.name) {
-                Ok(Some(pack)) if pack.length() == object.length => return Ok(self.tables.borrow_mut().keep(*id, pack)),
+                Ok(Some(pack)) if pack.length() == object.length => {
+                    return Ok(self.tables.borrow_mut().keep(*id, pack));
+                }
                 Ok(_) => {}
                 Err(error) if error.is_damaged() => {}
                 Err(error) => return Err(error),
@@ -286,7 +295,8 @@ impl<'a> Repository<'a> {
                 let mut end = begin;
                 for place in rest {
                     let entry = pack.table.entries.get(usize::from(place.entry));
-                    let Some(entry) = entry.filter(|_| place.pack == first.pack && pack.offset(place.entry) == end) else {
+                    let Some(entry) = entry.filter(|_| place.pack == first.pack && pack.offset(place.entry) == end)
+                    else {
                         break;
                     };
                     end += u64::from(entry.stored);
@@ -300,13 +310,18 @@ impl<'a> Repository<'a> {
                 let mut reader = Reader::new(&bytes);
                 let mut read = Vec::with_capacity(wanted.len());
                 for (entry, place) in wanted.iter().zip(rest) {
-                    let stored = reader.take(entry.stored as usize).map_err(|problem| damaged(&pack.object, problem))?;
+                    let stored =
+                        reader.take(entry.stored as usize).map_err(|problem| damaged(&pack.object, problem))?;
                     read.push(self.page(stored, entry.form, &entry.digest, place)?);
                 }
                 Ok(Some(read))
             })?;
             if read.is_empty() {
-                return Err(Error::damaged(format!("{} is damaged: it has no page {}", first.pack.name(), first.entry)));
+                return Err(Error::damaged(format!(
+                    "{} is damaged: it has no page {}",
+                    first.pack.name(),
+                    first.entry
+                )));
             }
             pages.extend(read);
         }

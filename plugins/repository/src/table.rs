@@ -59,7 +59,8 @@ pub(crate) struct Table {
 
 impl Form {
     fn parse(code: u8) -> Option<Self> {
-        let all = [Self::Gone, Self::Identity, Self::Zstd, Self::Sealed, Self::ZstdSealed, Self::Page, Self::SealedPage];
+        let all =
+            [Self::Gone, Self::Identity, Self::Zstd, Self::Sealed, Self::ZstdSealed, Self::Page, Self::SealedPage];
         all.into_iter().find(|form| *form as u8 == code)
     }
 

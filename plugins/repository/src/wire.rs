@@ -139,7 +139,10 @@ mod tests {
     fn a_number_beyond_64_bits_and_a_count_beyond_the_bytes_are_refused() {
         assert!(Reader::new(&[0xff; 11]).varint().is_err());
         assert!(Reader::new(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02]).varint().is_err());
-        assert_eq!(Reader::new(&[3, 0, 0]).count(1, 9), Err(Malformed { what: "a number of things that are not there", at: 1 }));
+        assert_eq!(
+            Reader::new(&[3, 0, 0]).count(1, 9),
+            Err(Malformed { what: "a number of things that are not there", at: 1 })
+        );
         assert!(Reader::new(&[5, 1]).bytes().is_err());
     }
 

@@ -48,7 +48,8 @@ impl Repository<'_> {
 
     /// The point that a delta adds to: its tag, and where the disk's pages are there.
     fn base(&self, draft: &Draft, info: &Info) -> Result<Option<(Tag, Root)>, Error> {
-        let unsupported = |why: String| Err(Error::with_code(ErrorCode::Unsupported, format!("disk {}: {why}", info.disk)));
+        let unsupported =
+            |why: String| Err(Error::with_code(ErrorCode::Unsupported, format!("disk {}: {why}", info.disk)));
         if info.size > LARGEST_DISK {
             return unsupported(format!("{} bytes are more than a repository takes, {LARGEST_DISK}", info.size));
         }
@@ -250,7 +251,8 @@ impl<'r, 'a> Writer<'r, 'a> {
         let size = u64::from(self.repository.chunk_size);
         let whole = length == size || offset.checked_add(length) == Some(self.root.size) && length > 0 && length < size;
         if offset % size != 0 || offset < self.end || !whole || offset + length > self.root.size {
-            let message = format!("a chunk of {length} bytes at {offset} does not fit a disk of {} bytes", self.root.size);
+            let message =
+                format!("a chunk of {length} bytes at {offset} does not fit a disk of {} bytes", self.root.size);
             return Err(Error::with_code(ErrorCode::Unsupported, message));
         }
         self.end = offset + length;

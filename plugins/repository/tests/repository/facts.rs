@@ -10,7 +10,8 @@ fn every_point_restores_what_its_disk_was() {
         seal::double::add_key("key");
         let mut host = Host::default();
         host.settings.key = key;
-        let steps = ["abcdefg....h...z", "abXdefg....h...z", "..XdefgYY..h....", "................", "qqqqqqqqqqqqqqqq"];
+        let steps =
+            ["abcdefg....h...z", "abXdefg....h...z", "..XdefgYY..h....", "................", "qqqqqqqqqqqqqqqq"];
         let mut before: Option<(String, Content)> = None;
         for (number, step) in steps.iter().enumerate() {
             let now = content(step);
@@ -146,7 +147,10 @@ fn neighbours_are_read_at_once_and_only_what_was_asked_for() {
     assert_eq!(content, disk);
     // What the repository is (1), the point's two halves (2), the pack's table and the page (2), all chunks (1).
     assert!(opened <= 6, "{opened} reads");
-    assert_eq!(few(&[Extent { offset: 3 * CHUNK, length: CHUNK }, Extent { offset: 7 * CHUNK + 5, length: CHUNK }]), [3, 7, 8]);
+    assert_eq!(
+        few(&[Extent { offset: 3 * CHUNK, length: CHUNK }, Extent { offset: 7 * CHUNK + 5, length: CHUNK }]),
+        [3, 7, 8]
+    );
     assert_eq!(few(&[Extent { offset: 5, length: 1 }, Extent { offset: 7, length: 1 }]), [0], "once");
 }
 
@@ -177,7 +181,9 @@ fn settings_that_do_not_fit_the_repository_are_refused() {
     host.settings.chunk_size = Some(1 << 20);
     assert!(refusal(&host).message.contains("64 KiB"), "{}", refusal(&host).message);
     host.settings.chunk_size = None;
-    host.storage.alter("repository", |bytes| *bytes = String::from_utf8_lossy(bytes).replace("\"format\": 1", "\"format\": 2").into());
+    host.storage.alter("repository", |bytes| {
+        *bytes = String::from_utf8_lossy(bytes).replace("\"format\": 1", "\"format\": 2").into()
+    });
     assert_eq!(refusal(&host).code, ErrorCode::Unsupported);
 }
 

@@ -47,27 +47,48 @@ fn strike_everywhere(story: &Story, again: fn(&Host)) {
                 host.storage.restart(unsynced);
                 let told = format!("power failed {strike:?} change {change}, unsynced {unsynced:?}");
 
-                let whole: BTreeMap<&str, Content> = [("A", A), ("B", B), ("C", C)].map(|(id, text)| (id, content(text))).into();
+                let whole: BTreeMap<&str, Content> =
+                    [("A", A), ("B", B), ("C", C)].map(|(id, text)| (id, content(text))).into();
                 let points = host.points();
                 for (id, text) in story.stay {
                     assert!(points.iter().any(|point| point == id), "{told}: {id} is gone");
-                    assert_eq!(host.restore(id).unwrap_or_else(|error| panic!("{told}: {error:?}")), content(text), "{told}");
+                    assert_eq!(
+                        host.restore(id).unwrap_or_else(|error| panic!("{told}: {error:?}")),
+                        content(text),
+                        "{told}"
+                    );
                 }
                 for id in points.iter().filter(|id| whole.contains_key(id.as_str())) {
-                    assert_eq!(host.restore(id).unwrap_or_else(|error| panic!("{told}: {error:?}")), whole[id.as_str()], "{told}");
+                    assert_eq!(
+                        host.restore(id).unwrap_or_else(|error| panic!("{told}: {error:?}")),
+                        whole[id.as_str()],
+                        "{told}"
+                    );
                 }
                 again(&host);
                 for (id, text) in story.stay {
-                    assert_eq!(host.restore(id).unwrap_or_else(|error| panic!("{told}: {error:?}")), content(text), "{told}");
+                    assert_eq!(
+                        host.restore(id).unwrap_or_else(|error| panic!("{told}: {error:?}")),
+                        content(text),
+                        "{told}"
+                    );
                     assert_eq!(host.verify(id).expect("looked at"), [], "{told}");
                 }
                 host.pass(1);
                 host.collect(&[], true).unwrap_or_else(|error| panic!("{told}: {error:?}"));
                 assert_eq!(host.collect(&[], true).expect("looked at"), [], "{told}");
                 for (id, text) in story.stay {
-                    assert_eq!(host.restore(id).unwrap_or_else(|error| panic!("{told}: {error:?}")), content(text), "{told}");
+                    assert_eq!(
+                        host.restore(id).unwrap_or_else(|error| panic!("{told}: {error:?}")),
+                        content(text),
+                        "{told}"
+                    );
                 }
-                assert!(host.storage.names().iter().all(|name| !name.starts_with("drafts/")), "{told}: {:?}", host.storage.names());
+                assert!(
+                    host.storage.names().iter().all(|name| !name.starts_with("drafts/")),
+                    "{told}: {:?}",
+                    host.storage.names()
+                );
             }
         }
     }

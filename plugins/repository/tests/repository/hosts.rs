@@ -73,7 +73,8 @@ fn side_by_side(seed: u64, hosts: &[Acts], stay: &[&str]) -> (usize, usize) {
     });
 
     let host = Host::on(storage);
-    let whole: BTreeMap<&str, Content> = [("A", A), ("B", B), ("C", C), ("D", D)].map(|(id, text)| (id, content(text))).into();
+    let whole: BTreeMap<&str, Content> =
+        [("A", A), ("B", B), ("C", C), ("D", D)].map(|(id, text)| (id, content(text))).into();
     let look = |when: &str| {
         let points = host.points();
         for id in &points {
@@ -84,7 +85,9 @@ fn side_by_side(seed: u64, hosts: &[Acts], stay: &[&str]) -> (usize, usize) {
     };
     let points = look("after all");
     for (acts, outcome) in hosts.iter().zip(&outcomes) {
-        let wrote = [(write_c as Acts, "C"), (write_c_slowly, "C"), (write_d, "D")].into_iter().find(|(write, _)| std::ptr::fn_addr_eq(*write, *acts));
+        let wrote = [(write_c as Acts, "C"), (write_c_slowly, "C"), (write_d, "D")]
+            .into_iter()
+            .find(|(write, _)| std::ptr::fn_addr_eq(*write, *acts));
         match outcome {
             Ok(()) => {
                 if let Some((_, id)) = wrote {

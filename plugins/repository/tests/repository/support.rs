@@ -308,7 +308,13 @@ impl Host {
     }
 
     /// Writes a disk for the draft `id`; with a base, only what differs from `before`.
-    pub(crate) fn write(&self, id: &str, disk: &str, base: Option<(&str, &Content)>, now: &Content) -> Result<DiskReceipt, Error> {
+    pub(crate) fn write(
+        &self,
+        id: &str,
+        disk: &str,
+        base: Option<(&str, &Content)>,
+        now: &Content,
+    ) -> Result<DiskReceipt, Error> {
         let empty = Content::new();
         let before = base.map_or(&empty, |(_, before)| before);
         let changed = (0..self.chunks).filter(|at| before.get(at) != now.get(at));
