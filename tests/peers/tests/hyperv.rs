@@ -22,6 +22,7 @@ struct Target {
     keeper: Keeper<Folder>,
     /// What each point should show, in their order.
     points: Vec<(String, Vec<u8>)>,
+    committed: u32,
 }
 
 impl Target {
@@ -29,19 +30,20 @@ impl Target {
         let folder = tempfile::tempdir().unwrap();
         let name = text(folder.path()).to_owned();
         let keeper = Keeper { place: Folder::open(&name).unwrap(), name, points };
-        Self { folder, keeper, points: Vec::new() }
+        Self { folder, keeper, points: Vec::new(), committed: 0 }
     }
 
     /// Makes a point of the disk as it is now, by what differs from the newest.
     fn commit(&mut self, disk: &[u8]) {
         let base = self.points.last().cloned();
-        let id = format!("point-{}", self.points.len() + 1);
+        self.committed += 1;
+        let id = format!("point-{}", self.committed);
         let draft = Draft {
             id: id.clone(),
             job: "erp".to_owned(),
             vm: "7".to_owned(),
             name: "files".to_owned(),
-            taken_at: 1_700_000_000 + self.points.len() as i64,
+            taken_at: 1_700_000_000 + i64::from(self.committed),
             base: base.as_ref().map(|(id, _)| id.clone()),
             metadata: "{}".to_owned(),
             extensions: Vec::new(),
