@@ -1,16 +1,14 @@
-//! A repository's objects in a bucket of a store that nobody here wrote: moto, which keeps the rules of Amazon S3.
+//! A repository's objects in a bucket, by the plugin's code without its sandbox, so that a test can stand in a request's way.
 
-#![allow(clippy::unwrap_used, reason = "a helper that cannot go on has failed its test")]
-
+use crate::moto::Moto;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
-use std::process::{Child, ChildStdin, Command, Stdio};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
 use target_s3::{Addressing, Bucket, Lock, Mode, Store};
-use vmferry_peers::{Peer, script};
+use vmferry_peers::Peer;
 use vmferry_plugin_api::delta::double::Delta;
 use vmferry_plugin_api::delta::double::Restore;
 use vmferry_plugin_api::delta::{Chunk, Delta as _, Encoding, Info, Kind, Payload};
@@ -22,66 +20,43 @@ use vmferry_repository::{Object, Piece, Repository, Settings, Storage};
 
 const MIB: usize = 1 << 20;
 
-/// A store that lives as long as this value.
-struct Moto {
-    url: String,
-    process: Child,
-    _input: ChildStdin,
+/// A store with an empty bucket called `backup`, to which this thread's requests go.
+fn start(python: &Peer) -> Moto {
+    start_with(python, "")
 }
 
-impl Moto {
-    /// A store with an empty bucket called `backup`, to which this thread's requests go.
-    fn start(python: &Peer) -> Self {
-        Self::with_bucket(python, "")
-    }
+/// The same, the bucket made with another header.
+fn start_with(python: &Peer, header: &str) -> Moto {
+    let moto = Moto::start(python);
+    double::serve(ask);
+    assert_eq!(plain(&moto, "PUT", "/backup", header).status, 200);
+    moto
+}
 
-    /// The same, the bucket made with another header.
-    fn with_bucket(python: &Peer, header: &str) -> Self {
-        let mut command = Command::new(python.path());
-        command.arg(script("py/s3_server.py")).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut process = command.spawn().unwrap();
-        let mut url = String::new();
-        BufReader::new(process.stdout.take().unwrap()).read_line(&mut url).unwrap();
-        let moto = Self { url: url.trim().to_owned(), _input: process.stdin.take().unwrap(), process };
-        double::serve(ask);
-        assert_eq!(moto.plain("PUT", "/backup", header).status, 200);
-        moto
-    }
+/// A request that no plugin makes.
+fn plain(moto: &Moto, method: &str, path: &str, header: &str) -> Reply {
+    let headers = header.split_once(": ").map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let url = format!("{}{path}", moto.url);
+    ask(&Request { method: method.to_owned(), url, headers: headers.into_iter().collect(), body: Vec::new() }).unwrap()
+}
 
-    /// A request that no plugin makes.
-    fn plain(&self, method: &str, path: &str, header: &str) -> Reply {
-        let headers = header.split_once(": ").map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let url = format!("{}{path}", self.url);
-        ask(&Request { method: method.to_owned(), url, headers: headers.into_iter().collect(), body: Vec::new() })
-            .unwrap()
-    }
-
-    fn bucket(&self) -> Bucket {
-        Bucket {
-            endpoint: self.url.clone(),
-            bucket: "backup".to_owned(),
-            prefix: "site-a".to_owned(),
-            addressing: Addressing::Path,
-            part_size: 5 << 20,
-            lock: None,
-        }
-    }
-
-    fn store(&self) -> Store {
-        Store::new(self.bucket()).with_pause(Duration::from_millis(1))
-    }
-
-    fn uploads(&self) -> String {
-        let listed = self.plain("GET", "/backup?uploads", "").read(1 << 20).unwrap();
-        String::from_utf8(listed).unwrap()
+fn bucket(moto: &Moto) -> Bucket {
+    Bucket {
+        endpoint: moto.url.clone(),
+        bucket: "backup".to_owned(),
+        prefix: "site-a".to_owned(),
+        addressing: Addressing::Path,
+        part_size: 5 << 20,
+        lock: None,
     }
 }
 
-impl Drop for Moto {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
+fn store(moto: &Moto) -> Store {
+    Store::new(bucket(moto)).with_pause(Duration::from_millis(1))
+}
+
+fn uploads(moto: &Moto) -> String {
+    String::from_utf8(plain(moto, "GET", "/backup?uploads", "").read(1 << 20).unwrap()).unwrap()
 }
 
 /// moto wants to know who asks, and does not look whether it is true.
@@ -157,8 +132,8 @@ fn names(objects: &[Object]) -> Vec<(&str, u64)> {
 #[test]
 fn an_object_comes_back_as_it_was_made() -> anyhow::Result<()> {
     let Some(python) = Peer::python()? else { return Ok(()) };
-    let moto = Moto::start(&python);
-    let store = moto.store();
+    let moto = start(&python);
+    let store = store(&moto);
     let (payloads, bytes) = payloads(&[1, 2]);
     let mut pieces: Vec<Piece<'_>> = payloads.iter().map(|payload| Piece::Payload(payload.as_ref())).collect();
     pieces.push(Piece::Bytes(b"table"[..].into()));
@@ -176,8 +151,8 @@ fn an_object_comes_back_as_it_was_made() -> anyhow::Result<()> {
 #[test]
 fn a_large_object_is_made_of_parts_and_of_ranges_of_others() -> anyhow::Result<()> {
     let Some(python) = Peer::python()? else { return Ok(()) };
-    let moto = Moto::start(&python);
-    let store = moto.store();
+    let moto = start(&python);
+    let store = store(&moto);
     let (payloads, bytes) = payloads(&[2, 2, 2, 2, 2, 2, 1]);
     let mut pieces: Vec<Piece<'_>> = payloads.iter().map(|payload| Piece::Payload(payload.as_ref())).collect();
     let table = vec![9; 6 * MIB];
@@ -185,7 +160,7 @@ fn a_large_object_is_made_of_parts_and_of_ranges_of_others() -> anyhow::Result<(
     store.put("packs/large", &pieces).unwrap();
     let whole = [bytes, table].concat();
     assert!(get(&store, "packs/large", 0, u64::MAX).unwrap() == whole);
-    assert!(!moto.uploads().contains("<UploadId>"), "{}", moto.uploads());
+    assert!(!uploads(&moto).contains("<UploadId>"), "{}", uploads(&moto));
 
     let (from, length) = (3 * MIB + 1, 11 * MIB);
     let pieces = [
@@ -200,8 +175,8 @@ fn a_large_object_is_made_of_parts_and_of_ranges_of_others() -> anyhow::Result<(
 #[test]
 fn only_one_makes_what_must_not_exist() -> anyhow::Result<()> {
     let Some(python) = Peer::python()? else { return Ok(()) };
-    let moto = Moto::start(&python);
-    let store = moto.store();
+    let moto = start(&python);
+    let store = store(&moto);
     assert!(store.create("repository", b"one").unwrap());
     assert!(!store.create("repository", b"other").unwrap());
     assert_eq!(get(&store, "repository", 0, 10).unwrap(), b"one");
@@ -229,8 +204,8 @@ fn only_one_makes_what_must_not_exist() -> anyhow::Result<()> {
 #[test]
 fn what_was_made_is_listed_page_by_page_and_what_was_deleted_is_not() -> anyhow::Result<()> {
     let Some(python) = Peer::python()? else { return Ok(()) };
-    let moto = Moto::start(&python);
-    let store = moto.store();
+    let moto = start(&python);
+    let store = store(&moto);
     // Pages of two, as a store may have them that keeps to a smaller limit.
     double::serve(|request| {
         let url = request.url.replace("list-type=2", "list-type=2&max-keys=2");
@@ -239,7 +214,7 @@ fn what_was_made_is_listed_page_by_page_and_what_was_deleted_is_not() -> anyhow:
     for name in ["points/b", "points/a~1", "points/c.held", "pointsman", "packs/a"] {
         store.put(name, &[Piece::Bytes(name.as_bytes().into())]).unwrap();
     }
-    moto.plain("PUT", "/backup/other/points/a", "");
+    plain(&moto, "PUT", "/backup/other/points/a", "");
     assert_eq!(names(&store.list("points/").unwrap()), [("points/a~1", 10), ("points/b", 8), ("points/c.held", 13)]);
     assert_eq!(store.list("").unwrap().len(), 5, "nothing outside of the prefix");
     store.delete("points/b").unwrap();
@@ -272,8 +247,8 @@ fn stumble() -> Rc<AtomicU32> {
 #[test]
 fn a_store_that_stumbles_is_asked_again() -> anyhow::Result<()> {
     let Some(python) = Peer::python()? else { return Ok(()) };
-    let moto = Moto::start(&python);
-    let store = moto.store();
+    let moto = start(&python);
+    let store = store(&moto);
     let stumbles = stumble();
     let (payloads, bytes) = payloads(&[2, 2, 2, 2]);
     let pieces: Vec<Piece<'_>> = payloads.iter().map(|payload| Piece::Payload(payload.as_ref())).collect();
@@ -292,8 +267,8 @@ fn a_store_that_stumbles_is_asked_again() -> anyhow::Result<()> {
 #[test]
 fn an_upload_that_fails_leaves_no_parts_behind() -> anyhow::Result<()> {
     let Some(python) = Peer::python()? else { return Ok(()) };
-    let moto = Moto::start(&python);
-    let store = moto.store();
+    let moto = start(&python);
+    let store = store(&moto);
     double::serve(|request| match request.url.contains("partNumber=2") {
         true => Err(Error::unavailable("connection reset", 1)),
         false => ask(request),
@@ -302,7 +277,7 @@ fn an_upload_that_fails_leaves_no_parts_behind() -> anyhow::Result<()> {
     let pieces: Vec<Piece<'_>> = payloads.iter().map(|payload| Piece::Payload(payload.as_ref())).collect();
     let error = store.put("packs/a", &pieces).unwrap_err();
     assert_eq!(error.code, ErrorCode::Unavailable);
-    assert!(!moto.uploads().contains("<UploadId>"), "{}", moto.uploads());
+    assert!(!uploads(&moto).contains("<UploadId>"), "{}", uploads(&moto));
     assert_eq!(get(&store, "packs/a", 0, 10), None);
     Ok(())
 }
@@ -310,8 +285,8 @@ fn an_upload_that_fails_leaves_no_parts_behind() -> anyhow::Result<()> {
 #[test]
 fn what_a_store_keeps_is_what_was_sent() -> anyhow::Result<()> {
     let Some(python) = Peer::python()? else { return Ok(()) };
-    let moto = Moto::start(&python);
-    let store = moto.store();
+    let moto = start(&python);
+    let store = store(&moto);
     double::serve(|request| {
         // What a store answers that got other bytes.
         let mut reply = ask(request)?;
@@ -329,16 +304,16 @@ fn what_a_store_keeps_is_what_was_sent() -> anyhow::Result<()> {
 #[test]
 fn what_is_locked_stays_and_is_told() -> anyhow::Result<()> {
     let Some(python) = Peer::python()? else { return Ok(()) };
-    let moto = Moto::with_bucket(&python, "x-amz-bucket-object-lock-enabled: true");
+    let moto = start_with(&python, "x-amz-bucket-object-lock-enabled: true");
     let lock = Some(Lock { mode: Mode::Compliance, days: 30 });
-    let store = Store::new(Bucket { lock, ..moto.bucket() }).with_pause(Duration::from_millis(1));
+    let store = Store::new(Bucket { lock, ..bucket(&moto) }).with_pause(Duration::from_millis(1));
     store.put("packs/a", &[Piece::Bytes(b"abc"[..].into())]).unwrap();
-    let made = moto.plain("HEAD", "/backup/site-a/packs/a", "");
+    let made = plain(&moto, "HEAD", "/backup/site-a/packs/a", "");
     assert_eq!(made.header("x-amz-object-lock-mode"), Some("COMPLIANCE"));
     let version = made.header("x-amz-version-id").unwrap().to_owned();
     store.delete("packs/a").unwrap();
     assert_eq!(get(&store, "packs/a", 0, 10), None, "it is no longer seen");
-    let deleted = moto.plain("DELETE", &format!("/backup/site-a/packs/a?versionId={version}"), "");
+    let deleted = plain(&moto, "DELETE", &format!("/backup/site-a/packs/a?versionId={version}"), "");
     assert_eq!(deleted.status, 403, "and it is still there");
 
     // What is sent in parts is locked from its beginning. moto forgets it.
@@ -373,8 +348,8 @@ fn what_is_locked_stays_and_is_told() -> anyhow::Result<()> {
 #[test]
 fn a_refusal_says_what_to_do() -> anyhow::Result<()> {
     let Some(python) = Peer::python()? else { return Ok(()) };
-    let moto = Moto::start(&python);
-    let elsewhere = Store::new(Bucket { bucket: "absent".to_owned(), ..moto.bucket() });
+    let moto = start(&python);
+    let elsewhere = Store::new(Bucket { bucket: "absent".to_owned(), ..bucket(&moto) });
     for error in [elsewhere.list("").unwrap_err(), elsewhere.open("a", 0, 1).unwrap_err()] {
         assert_eq!(error.code, ErrorCode::NotFound);
         assert!(
@@ -392,7 +367,7 @@ fn a_refusal_says_what_to_do() -> anyhow::Result<()> {
             let body = format!("<Error><Code>{code}</Code><Message>No.</Message></Error>");
             Ok(Reply { status: 403, headers: Vec::new(), body: Input::double(std::io::Cursor::new(body), "no") })
         });
-        let error = moto.store().list("").unwrap_err();
+        let error = store(&moto).list("").unwrap_err();
         assert!(error.message.contains(code) && error.message.contains(advice), "{}", error.message);
     }
     Ok(())
@@ -401,8 +376,8 @@ fn a_refusal_says_what_to_do() -> anyhow::Result<()> {
 #[test]
 fn recovery_points_come_back_from_a_store_that_stumbles() -> anyhow::Result<()> {
     let Some(python) = Peer::python()? else { return Ok(()) };
-    let moto = Moto::start(&python);
-    let store = moto.store();
+    let moto = start(&python);
+    let store = store(&moto);
     let stumbles = stumble();
     let settings = Settings { chunk_size: Some(1 << 20), pack_size: 8 << 20, grace: 0, ..Settings::default() };
     let repository = Repository::make(&store, settings, &|| 1_795_000_000, [7; 32]).unwrap();
