@@ -11,9 +11,10 @@
 //! - [`nbd`]: a client that reads ranges over several connections, and streams made of them.
 //! - [`digest`]: BLAKE3 leaves of 64 KiB, the table that keeps them, and its root.
 //! - [`encoding`]: how a store has pieces of a disk written down.
+//! - [`xva`]: a VM as one file, which hosts import and export.
 //! - [`transfer`]: one source, many sinks, bytes checked on the way.
 //!
-//! `vhd`, `qcow2`, `chunked::Scan` and the hashing in `digest` do no I/O; only [`vhd::Head::read`], [`qcow2::Head::read`], the digest tables,
+//! `vhd`, `qcow2`, `xva::Entries`, `chunked::Scan` and the hashing in `digest` do no I/O; only [`vhd::Head::read`], [`qcow2::Head::read`], the digest tables,
 //! `chunked::Resync`, `nbd` and `transfer` touch the outside.
 
 pub mod cbt;
@@ -29,3 +30,4 @@ pub mod qcow2;
 pub mod restored;
 pub mod transfer;
 pub mod vhd;
+pub mod xva;

@@ -33,6 +33,8 @@ impl<'a> Plugins<'a> {
         let services = HostServices {
             key_value: Some(Arc::new(store.clone())),
             sign_keys: keys.collect(),
+            seal_keys: config.seal_keys.clone(),
+            leases: Some(Arc::new(store.clone())),
             credentials: Vec::new(),
         };
         Ok(Self { config, sandbox: sandbox(cache)?, services, loaded: Mutex::default() })

@@ -2,7 +2,7 @@
 //!
 //! It behaves on the wire as a pool does, odd parts included: XML-RPC and JSON-RPC, sessions, tasks, `event.from`, records
 //! with defaults and back references from the data model, VHD chains with base copies, changed block tracking,
-//! `/export_raw_vdi` and `/import_raw_vdi` with their answers that come before anything is known, an NBD server for each
+//! `/export_raw_vdi`, `/import_raw_vdi`, `/export` and `/import` with their answers that come before anything is known, an NBD server for each
 //! host. Behind it stands a control side for tests, as library calls and as a port of its own: it writes as a guest
 //! would, tells the digest of a disk, and injects faults.
 //!
@@ -25,7 +25,7 @@
 //!
 //! Garbage collection is done at once, or where it is held, when and as far as a test says so.
 //!
-//! Not simulated: imports of qcow2, XVA.
+//! Not simulated: imports of qcow2; of XVA old checksums, compression, memory, and redirects of an export.
 
 mod admin;
 mod calls;
