@@ -3,8 +3,8 @@
 // componentize-qjs runs the plugin once at build time, to keep what its modules have set up. While it does, it gives
 // `wasi:io@0.2` an implementation of its own, and the streams of `delta`, which are those of `wasi:io`, are then of another
 // type than it expects. So the contract is shown to it with a version of WASI that it does not know, and the component's
-// imports get theirs back: 0.2.11, because the JavaScript engine inside imports 0.2.12 itself, and no name may stand twice.
-// A host gives both the same functions.
+// imports get one that hosts know: 0.2.11, because the JavaScript engine inside imports 0.2.12 itself, and no name may
+// stand twice. A host gives both the same functions.
 
 import { cp, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'

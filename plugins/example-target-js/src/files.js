@@ -33,7 +33,7 @@ export class Folder {
   folder (name) {
     const flags = { read: true, mutateDirectory: true }
     const handle = this.#try('open', name, () => this.#handle.openAt({}, name, { directory: true }, flags))
-    return new Folder(handle, name === '.' ? this.#path : `${this.#path}/${name}`)
+    return new Folder(handle, this.#pathOf(name))
   }
 
   /** Makes a folder, or opens the one that is there. */
@@ -68,7 +68,7 @@ export class Folder {
     }
   }
 
-  /** Makes a file of the next `length` bytes of a stream, which do not come here, and has it survive a power failure. */
+  /** Makes a file of `length` bytes of a stream, which do not come here, and has it survive a power failure. */
   fill (name, input, length) {
     this.#create(name, output => splice(output, input, length))
   }
@@ -147,6 +147,10 @@ export class Folder {
     this.#try('sync', '.', () => this.#handle.sync())
   }
 
+  #pathOf (name) {
+    return name === '.' ? this.#path : `${this.#path}/${name}`
+  }
+
   #create (name, write) {
     this.#try('write', name, () => {
       using file = this.#handle.openAt({}, name, { create: true, truncate: true }, { write: true })
@@ -163,7 +167,7 @@ export class Folder {
     } catch (problem) {
       const why = fileSystemsWord(problem.payload)
       if (why === undefined) throw problem
-      const cannot = `cannot ${action} ${this.#path}/${name}`
+      const cannot = `cannot ${action} ${this.#pathOf(name)}`
       switch (why) {
         case 'no-entry':
           throw failure('not-found', `${cannot}: it does not exist`)

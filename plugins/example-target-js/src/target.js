@@ -1,7 +1,7 @@
 // A target: recovery points as folders of files, which share what did not change. The README says what they look like.
 //
-// A folder that is called like a point is a point. It gets this name in one act, by `commit`, and loses it in one by `delete`;
-// whatever else is there is being made or removed, and `collect` finds it.
+// A folder that is called like a point is a point. It gets this name in one act, by `commit`, and loses it in one, by
+// `delete`; whatever else is there is being made or removed, and `collect` finds it.
 
 import { failure, isDamaged } from './errors.js'
 import { Folder } from './files.js'
@@ -161,8 +161,8 @@ export const replicate = {
   hold (config, point, held) {
     using all = open(config)
     using folder = all.folder(plain(point))
-    if (held) folder.replace('held', '')
-    else folder.remove('held')
+    if (held) return folder.replace('held', '')
+    folder.remove('held')
     folder.sync()
   },
 
@@ -181,7 +181,8 @@ export const replicate = {
     for (const { name, type } of all.list()) {
       const [, id, state] = /^(.*)\.(draft|gone)$/.exec(name) ?? []
       if (type !== 'directory' || !isPlain(id) || (state === 'draft' && drafts.includes(id))) continue
-      const why = state === 'draft' ? 'it was begun and never became a recovery point' : 'the recovery point was deleted'
+      const begun = 'it was begun and never became a recovery point'
+      const why = state === 'draft' ? begun : 'the recovery point was deleted'
       garbage.push({ what: name, why, bytes: all.size(name) })
       if (apply) all.remove(name)
     }
@@ -192,7 +193,8 @@ export const replicate = {
 /** The folder of the settings. */
 function open (config) {
   const { folder, ...others } = JSON.parse(config)
-  for (const key of Object.keys(others)) throw failure('config', `\`${key}\` is not known; \`folder\` is the only setting`)
+  const [unknown] = Object.keys(others)
+  if (unknown) throw failure('config', `\`${unknown}\` is not known; \`folder\` is the only setting`)
   if (typeof folder === 'string' && folder.startsWith('/')) return Folder.open(folder)
   throw failure('config', '`folder` has to be the absolute path of a folder')
 }
@@ -244,12 +246,14 @@ function pointOf (all, id) {
 
 /** Remembers what a verification found. */
 function keepDamage (folder, found) {
-  if (found.length === 0) folder.remove('damaged')
-  else folder.replace('damaged', `${found.length} faults, the first on disk ${found[0].disk}: ${found[0].message}`)
+  if (found.length > 0) {
+    return folder.replace('damaged', `${found.length} faults, the first on disk ${found[0].disk}: ${found[0].message}`)
+  }
+  folder.remove('damaged')
   folder.sync()
 }
 
-/** The chunks in a group of a disk, by their offsets: files that are called after where they belong and what they are. */
+/** The chunks in a group of a disk, by their offsets: files called after where they belong and what they are. */
 function chunksOf (folder, group) {
   const chunks = new Map()
   if (folder.stat(group) === undefined) return chunks
@@ -271,6 +275,10 @@ function store (folder, chunk) {
 
 /** Gives a chunk back. */
 function put (restore, folder, { offset, digest, path }) {
-  using stream = folder.pour(path, length => restore.put(offset, length, ZSTD, Uint8Array.fromHex(digest)))
+  using stream = folder.pour(path, length => {
+    // What the host would refuse to look at.
+    if (length === 0 || length > 2 * CHUNK) throw failure('damaged', `${path} has ${length} bytes`)
+    return restore.put(offset, length, ZSTD, Uint8Array.fromHex(digest))
+  })
   restore.finish(stream)
 }
