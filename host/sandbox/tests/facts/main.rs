@@ -7,6 +7,7 @@ mod hyperv;
 mod limits;
 mod loading;
 mod network;
+mod released;
 mod rights;
 mod sterile;
 mod target_faults;
