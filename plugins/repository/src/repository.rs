@@ -148,7 +148,9 @@ impl<'a> Repository<'a> {
                 false => error,
             })?,
             (None, true) => {
-                return Err(Error::config("`key`: the repository is encrypted; name the key that it is encrypted with"));
+                return Err(Error::config(
+                    "`key`: the repository is encrypted; name the key that it is encrypted with",
+                ));
             }
             (Some(_), false) => {
                 return Err(Error::config(
