@@ -35,6 +35,7 @@ mod migration;
 mod moving;
 mod objects;
 mod offline;
+mod ova;
 mod placement;
 mod plan;
 mod points;
@@ -63,6 +64,7 @@ mod verify;
 mod view;
 mod vtpm;
 mod xen_orchestra;
+mod xva;
 
 pub use clone::{CloneReport, CloneRequest};
 pub use doctor::{DoctorLine, DoctorProbe, DoctorReport, DoctorRequest, DoctorVerdict};
@@ -79,7 +81,7 @@ pub use job::{
 };
 pub use points::{PointSummary, ReplicaPoints, ReplicaState};
 pub use progress::{DiskLabel, Progress, Silent};
-pub use restore::{RestoreReport, RestoreRequest, RestoreTo, RestoredDisk};
+pub use restore::{RestoreReport, RestoreRequest, RestoreTo, RestoredDisk, XvaRequest};
 pub use seed::{SeedPair, SeedReport, SeedRequest, SeededDisk};
 pub use seed_media::{ExportedDisk, SeedExport, SeedExportRequest, SeedImport, SeedImportRequest};
 pub use storing::ImageFormat;

@@ -10,6 +10,7 @@ use crate::snapshot::TakenDisk;
 use crate::source::{self, Own, Reader, Shape};
 use crate::storing::{ImageFormat, Storing};
 use crate::tried;
+use crate::xva::XvaFile;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use std::collections::VecDeque;
@@ -51,6 +52,8 @@ pub(crate) enum Place {
     File(PathBuf),
     /// A new image file of a disk.
     Image { path: PathBuf, format: ImageFormat, size: u64 },
+    /// A disk of an XVA, under this name.
+    Xva { xva: XvaFile, id: String, size: u64 },
     /// A disk of a store's draft.
     Store { store: Arc<dyn PointStore>, draft: Draft, info: DeltaInfo },
 }
@@ -452,6 +455,9 @@ impl Place {
             }
             (Self::Image { path, format, size }, _) => {
                 Sink::Store(Storing::into_file(path, *format, &path.display().to_string(), *size, shape)?)
+            }
+            (Self::Xva { xva, id, size }, _) => {
+                Sink::Store(Storing::into_xva(xva, id, &xva.path().display().to_string(), *size, shape)?)
             }
             (Self::Store { store, draft, info }, _) => Sink::Store(Storing::begin(store, draft, info, shape)?),
         })

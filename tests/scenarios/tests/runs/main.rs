@@ -35,3 +35,4 @@ mod stress;
 mod union;
 mod volumes;
 mod xen_orchestra;
+mod xva;
