@@ -1,15 +1,15 @@
 //! Which targets share a read of a disk, and which part of it each gets.
 //!
 //! Targets that start from different contents lack different parts of a disk. The one that lacks most leads: who has nothing, else who
-//! has the oldest base. It is read for it as if it were alone, and what the others lack is found out by changed-block lists or the
-//! heads of exports, which cost no data:
+//! has the oldest base. The disk is read for it as if it were alone, and what the others lack is found out by changed-block lists or
+//! the heads of exports, which cost what a socket holds at most:
 //!
 //! | The leader is read | Read together with it | The others get |
 //! | --- | --- | --- |
 //! | whole, by export or NBD | nothing more: what does not come is zero | what they lack, with zeroes |
 //! | as a delta by NBD | what the others lack | what they lack |
 //! | as a delta by export | nothing more | what they lack, if the export holds it, as that from an older base does |
-//! | whole, compared with its base | | reads of their own: what differs from one content may be all that equals another |
+//! | whole, compared with its base | nothing more | reads of their own: what equals one content may differ from another |
 //!
 //! Who starts from a copy that is compared with is read for alone (`moving`).
 

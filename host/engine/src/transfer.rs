@@ -110,7 +110,6 @@ pub(crate) struct Sent {
 }
 
 /// What the reports of all its targets share.
-#[derive(Clone)]
 pub(crate) struct StreamFacts {
     /// `export`, `nbd` or `file`.
     pub(crate) source: &'static str,
@@ -128,7 +127,7 @@ pub(crate) struct StreamFacts {
 }
 
 /// The source side failed, and nobody got anything whole: what happened, for each target that waited for it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct SourceFailed(pub(crate) String);
 
 impl SourceFailed {
@@ -221,25 +220,18 @@ async fn pour(
     let what = &label.disk_uuid;
     let source::Source { mut reader, shape, notes, compared_with_base, gaps, .. } = source;
     let is_divided = shares.iter().any(|share| share.own.is_some());
-    let mut moved: Vec<Moved> = shares
-        .iter()
-        .map(|share| {
-            let mut told = notes.clone();
-            told.extend(share.want.notes.iter().filter(|note| !notes.contains(note)).cloned());
-            let facts = StreamFacts {
-                source: reader.name(),
-                encoding: share.own.as_ref().map_or(shape.name(), |own| own.shape().name()),
-                notes: told,
-                compared_with_base,
-                bytes_read: 0,
-                changed_bytes: 0,
-                digest: None,
-                extents: None,
-                elapsed: Duration::ZERO,
-            };
-            Moved { facts, lanes: Vec::new() }
-        })
-        .collect();
+    let begun = |share: &Share| StreamFacts {
+        source: reader.name(),
+        encoding: share.own.as_ref().map_or(shape.name(), |own| own.shape().name()),
+        notes: notes.iter().chain(share.want.notes.iter().filter(|note| !notes.contains(note))).cloned().collect(),
+        compared_with_base,
+        bytes_read: 0,
+        changed_bytes: 0,
+        digest: None,
+        extents: None,
+        elapsed: Duration::ZERO,
+    };
+    let mut moved: Vec<Moved> = shares.iter().map(|share| Moved { facts: begun(share), lanes: Vec::new() }).collect();
 
     run.progress.disk_started(&label, shape.expected_bytes());
     let mut takers: Vec<Taker> = Vec::new();
@@ -330,30 +322,21 @@ async fn pour(
         (Some(why), false) => Some(why.to_string()),
         _ => None,
     };
-    // Streams of the same content come to the same digest, so those that start from nothing known have it from the others.
-    let mut digests = Vec::new();
-    for Leaves { table, .. } in tables {
-        digests.push(match table {
-            Some(table) => Some(blocking(move || commit_table(table, wanted)).await?),
-            None => None,
-        });
-    }
+    let digests = commit_tables(tables, wanted).await?;
     let known = digests.iter().flatten().next().copied();
     for ((Moved { facts, .. }, share), digest) in moved.iter_mut().zip(&shares).zip(digests) {
         facts.notes.extend(not_spliced.iter().map(|why| format!("not spliced: {why}")));
+        // All come to the same content, so those that start from nothing known have its digest from the others.
         facts.digest = digest.or(known);
         // What was compared and left out was read as well.
         facts.bytes_read = outcome.bytes_read + left_out;
         facts.elapsed = started.elapsed();
-        (facts.changed_bytes, facts.extents) = match (&share.own, &shape) {
-            (Some(own), _) => {
-                let extents = own.extents();
-                (extents.total_bytes(), matches!(own, Own::Chunked(_)).then_some(extents))
-            }
-            (None, Shape::Chunked(plan)) if left_out == 0 => {
-                (outcome.content.data_bytes(), Some(plan.extents().clone()))
-            }
-            (None, _) => (outcome.content.data_bytes(), None),
+        let set = share.own.as_ref().map(Own::extents);
+        facts.changed_bytes = set.as_ref().map_or(outcome.content.data_bytes(), Extents::total_bytes);
+        facts.extents = match (set, &shape) {
+            (Some(set), _) => (facts.encoding == "chunked").then_some(set),
+            (None, Shape::Chunked(plan)) if left_out == 0 => Some(plan.extents().clone()),
+            (None, _) => None,
         };
     }
     Ok((moved, Vec::new()))
@@ -388,6 +371,18 @@ impl Leaves {
             table.set(leaf, digest);
         }
     }
+}
+
+/// Keeps the tables that there are; what each of them comes to.
+async fn commit_tables(tables: Vec<Leaves>, wanted: Option<Root>) -> Result<Vec<Option<Root>>, SourceFailed> {
+    let mut roots = Vec::new();
+    for Leaves { table, .. } in tables {
+        roots.push(match table {
+            Some(table) => Some(blocking(move || commit_table(table, wanted)).await?),
+            None => None,
+        });
+    }
+    Ok(roots)
 }
 
 /// Keeps a table, if it comes to what is wanted.

@@ -4,7 +4,7 @@ use jiff::SignedDuration;
 use std::sync::Arc;
 use std::time::Duration;
 use vmferry_disk::transfer::Throttle;
-use vmferry_engine::Target;
+use vmferry_engine::{Integrity, Target};
 use vmferry_model::plan::Kind;
 use vmferry_model::report::{DiskReport, Outcome, RunReport};
 use vmferry_scenarios::shelf::Shelf;
@@ -248,9 +248,12 @@ async fn a_link_is_limited_by_what_goes_over_it() {
     write(&world, 20 * MIB, 24 * MIB, 1);
     assert_eq!(world.run().await.outcome, Outcome::Succeeded);
     (world, _) = with_second_target(world);
+    world.job.integrity = Integrity::Structure;
     world.job.targets[0].throttles = vec![Arc::new(Throttle::new(|_| Some(1 << 20)))];
     write(&world, 30 * MIB, 2 * MIB, 2);
     let (report, _) = run(&world).await;
     let new = disk(&report, "second");
     assert!(new.bytes_sent > 24 * MIB && new.seconds < 15.0, "24 MiB at 1 MiB a second would take 24: {new:#?}");
+    let note = "not spliced: targets get different parts of what is read";
+    assert!(new.digest.is_none() && new.notes.iter().any(|told| told == note), "{new:#?}");
 }
