@@ -4,6 +4,7 @@
 //! bytes into the plugin's memory and out of it, for the few that it has to see.
 
 use crate::Error;
+use crate::bindings::http::wasi::http::types::IncomingBody;
 use crate::bindings::http::wasi::io::streams::{InputStream, OutputStream, StreamError};
 use crate::bindings::target::wasi::filesystem::types::filesystem_error_code;
 use crate::files::Problem;
@@ -18,6 +19,8 @@ use std::{
 /// Where bytes come from.
 pub struct Input {
     source: Source,
+    /// What has to live as long as its stream, and is dropped after it.
+    _parent: Option<IncomingBody>,
     /// Whose bytes they are, for messages.
     name: String,
 }
@@ -60,13 +63,19 @@ impl std::fmt::Debug for Output {
 impl Input {
     #[cfg_attr(not(target_arch = "wasm32"), allow(dead_code, reason = "only a host makes its streams"))]
     pub(crate) fn of_host(stream: InputStream, name: impl Into<String>) -> Self {
-        Self { source: Source::Host(stream), name: name.into() }
+        Self { source: Source::Host(stream), _parent: None, name: name.into() }
+    }
+
+    /// The body of an answer.
+    #[cfg(target_arch = "wasm32")]
+    pub(crate) fn of_answer(stream: InputStream, body: IncomingBody, name: &str) -> Self {
+        Self { source: Source::Host(stream), _parent: Some(body), name: name.to_owned() }
     }
 
     /// A stream for a test.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn double(bytes: impl Read + 'static, name: impl Into<String>) -> Self {
-        Self { source: Source::Double(RefCell::new(Box::new(bytes))), name: name.into() }
+        Self { source: Source::Double(RefCell::new(Box::new(bytes))), _parent: None, name: name.into() }
     }
 
     /// Up to `most` bytes, at least one unless it is at its end.
@@ -124,8 +133,11 @@ impl Output {
         }
         match (&self.sink, &input.source) {
             (Sink::Host(to), Source::Host(from)) => match to.blocking_splice(from, most) {
-                // The host's own streams that take bytes fail before they close, so it is the other that has no more.
-                Err(StreamError::Closed) => Ok(0),
+                // Either may have closed: the server that read a request's body, or what there was to read.
+                Err(StreamError::Closed) => match to.check_write() {
+                    Err(error) => Err(failed(&self.name, &error)),
+                    Ok(_) => Ok(0),
+                },
                 moved => moved.map_err(|error| failed(&self.name, &error)),
             },
             #[cfg(not(target_arch = "wasm32"))]

@@ -52,6 +52,7 @@ mod run;
 mod seed;
 mod seed_media;
 mod select;
+mod shares;
 mod snapshot;
 mod source;
 mod store_lane;

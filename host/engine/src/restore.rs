@@ -23,18 +23,18 @@ use crate::readback::ReadBack;
 use crate::replica::{self, MappedInterface};
 use crate::retrieving::StoredSource;
 use crate::run::{Networks, Run};
+use crate::shares::Want;
 use crate::snapshot::TakenDisk;
-use crate::source::{self, Chunked, Plain, Reader};
+use crate::source::{Chunked, Plain, Reader, Source};
 use crate::storing::ImageFormat;
-use crate::transfer::{self, Destination, Feed, From, Moved, Place, SourceFailed, Stream, blocking};
+use crate::transfer::{self, Destination, From, Moved, Place, SourceFailed, Stream, blocking};
 use crate::xva::{self, XvaFile, XvaStore};
 use jiff::Timestamp;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
-use vmferry_disk::digest::{DraftTable, LEAF_SIZE, Root, Table};
+use vmferry_disk::digest::{DraftTable, Root, Table};
 use vmferry_disk::extent::Extents;
 use vmferry_model::target::StoredPoint;
 use vmferry_xapi::records::{Pool, PowerState, Sr, Vdi, Vm};
@@ -559,17 +559,11 @@ impl Restore<'_> {
         let moved = match &disk.from {
             DiskOrigin::Pool(session, vdi) => {
                 let taken = taken(disk, vdi);
-                let stream = Stream {
-                    source: session,
-                    disk: &taken,
-                    from: From::Nothing,
-                    destinations: vec![destination(place)],
-                    table: Some(table),
-                    chunked: Chunked::Unusable("a new disk takes VHD"),
-                    grain: LEAF_SIZE,
-                    label: self.label(disk),
-                };
-                transfer::carry(self.run, stream).await
+                let label = self.label(disk);
+                let framing = Chunked::Unusable("a new disk takes VHD");
+                let want = Want::of_one(From::Nothing, destination(place), table, framing, &label);
+                let stream = Stream { source: session, disk: &taken, wants: vec![want], label };
+                transfer::carry_one(self.run, stream).await
             }
             DiskOrigin::Store(stored) => {
                 let layout = stored.layout().await?;
@@ -587,23 +581,13 @@ impl Restore<'_> {
         place: Place,
         table: DraftTable,
     ) -> Result<Moved, SourceFailed> {
-        let started = Instant::now();
         let vhd = stored.size() <= crate::allocation::MAX_VHD_DISK;
         let (retrieving, shape) = stored.open(extents, vhd).await?;
-        let source = source::Source {
-            reader: Reader::Plain(Plain::Store(retrieving)),
-            shape,
-            notes: Vec::new(),
-            compared_with_base: false,
-        };
-        let feed = Feed {
-            disk: &disk.attached,
-            destinations: vec![destination(place)],
-            table: Some(table),
-            wanted: None,
-            label: self.label(disk),
-        };
-        transfer::pour(self.run, source, feed, started).await
+        let source = Source::new(Reader::Plain(Plain::Store(retrieving)), shape, Vec::new());
+        let label = self.label(disk);
+        let framing = Chunked::Unusable("the stream comes as it was opened");
+        let want = Want::of_one(From::Nothing, destination(place), table, framing, &label);
+        transfer::pour_one(self.run, source, &disk.attached, want, None, label).await
     }
 
     /// Books what became of a disk. What was read has to be what the point says, or the disk is not restored.
@@ -744,17 +728,11 @@ impl Restore<'_> {
         let moved = match &disk.from {
             DiskOrigin::Pool(origin, vdi) => {
                 let taken = taken(disk, vdi);
-                let stream = Stream {
-                    source: origin,
-                    disk: &taken,
-                    from: From::Copy(found.clone()),
-                    destinations: vec![destination(place)],
-                    table: Some(table),
-                    chunked: framing.chunked,
-                    grain: LEAF_SIZE,
-                    label: self.label(disk),
-                };
-                transfer::carry(self.run, stream).await
+                let label = self.label(disk);
+                let from = From::Copy(found.clone());
+                let want = Want::of_one(from, destination(place), table, framing.chunked, &label);
+                let stream = Stream { source: origin, disk: &taken, wants: vec![want], label };
+                transfer::carry_one(self.run, stream).await
             }
             DiskOrigin::Store(stored) => {
                 let wanted = self.digests_of_stored(disk, stored, size).await?;

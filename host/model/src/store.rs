@@ -5,6 +5,7 @@
 use crate::plugin::ScheduleState;
 use crate::report::RunReport;
 use async_trait::async_trait;
+use std::time::Duration;
 
 /// A store that could not answer.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +66,37 @@ pub enum KeyValueError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// What came of asking for an exclusive right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acquired {
+    /// It was given. The number grows with every new holder of the same name.
+    Epoch(u64),
+    /// Somebody else has it for so long.
+    HeldFor(Duration),
+    /// The plugin has used as many names as it may, which is so many.
+    TooMany(u32),
+}
+
+/// Exclusive rights for a time, of one tenant's plugin, among all who use the store.
+#[async_trait]
+pub trait Leases: Send + Sync {
+    /// Takes the right of this name, if nobody has it.
+    async fn acquire(&self, tenant: &str, plugin: &str, name: &str, length: Duration) -> Result<Acquired, StoreError>;
+
+    /// Holds it for another while, counted from now; false when it was lost.
+    async fn renew(
+        &self,
+        tenant: &str,
+        plugin: &str,
+        name: &str,
+        epoch: u64,
+        length: Duration,
+    ) -> Result<bool, StoreError>;
+
+    /// Gives it back, unless it was lost.
+    async fn release(&self, tenant: &str, plugin: &str, name: &str, epoch: u64) -> Result<(), StoreError>;
 }
 
 /// Small values of one tenant's plugin. Keys are at most 256 bytes.

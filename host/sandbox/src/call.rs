@@ -3,13 +3,16 @@
 use crate::bindings::host::vmferry::plugin::types::Error as GuestError;
 use crate::breaker::Breaker;
 use crate::convert;
-use crate::egress::Egress;
+use crate::egress::{Egress, Streams};
 use crate::engines::{Lane, TICK};
 use crate::guest_log::{CallLog, LineRate, Speaker, StdioToLog};
-use crate::limits::{Budget, CALLS_AT_A_TIME, HOSTCALL_BYTES, HTTP_HEADERS, RANDOM_BYTES};
+use crate::limits::{Budget, CALLS_AT_A_TIME, HOSTCALL_BYTES, HTTP_HEADERS, HTTP_STREAMED_BODY, RANDOM_BYTES, TARGET_HOSTCALL_BYTES};
+use crate::manifest::Kind;
 use crate::memory::{Exceeded, Limiter};
 use crate::state::{Lent, Refusals, State};
 use crate::sterile::{Replay, sterilise};
+use crate::target::data::Data;
+use crate::target::{Progress, Traffic};
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,13 +21,14 @@ use vmferry_model::plugin::{PluginError, PluginFailure, PluginId};
 use wasmtime::component::{ResourceTable, ResourceTableError};
 use wasmtime::{Store, Trap, UpdateDeadline, WasmBacktrace};
 use wasmtime_wasi::WasiCtxBuilder;
+use wasmtime_wasi::filesystem::FsPerms;
 use wasmtime_wasi_http::WasiHttpCtx;
 
 /// What a guest's export answers: a trap or a fault of the host outside, the plugin's own error inside.
 pub(crate) type Answer<T> = wasmtime::Result<Result<T, GuestError>>;
 
-/// What a call leaves: its store, which still knows why things went as they did, and its answer.
-pub(crate) type Called<T> = (Store<State>, Answer<T>);
+/// What a call leaves: its store, which still knows why things went as they did, and its answer; or why it never began.
+pub(crate) type Called<T> = Result<(Store<State>, Answer<T>), PluginFailure>;
 
 /// In what world a call happens.
 pub(crate) enum Surroundings {
@@ -32,6 +36,18 @@ pub(crate) enum Surroundings {
     Sterile(Replay),
     /// Real time, real randomness, and the network as granted.
     Open,
+    /// The same with the granted folders, and with bodies of requests that stream: for a target's call, which has a thread of
+    /// its own.
+    Target(Vec<String>),
+}
+
+/// How long a call may take.
+#[derive(Clone)]
+enum Patience {
+    /// Neither waiting for its turn nor running goes beyond this.
+    Until(Instant),
+    /// As long as it makes progress.
+    WhileItMoves(Arc<Progress>),
 }
 
 /// Calls one use of a plugin: these settings, these rights, this tenant.
@@ -44,6 +60,8 @@ pub(crate) struct Caller {
     turns: Semaphore,
     breaker: Mutex<Breaker>,
     rate: Arc<Mutex<LineRate>>,
+    pub(crate) traffic: Arc<Traffic>,
+    hostcall_bytes: usize,
     tenant: Arc<str>,
     plugin: Arc<str>,
 }
@@ -62,8 +80,10 @@ impl From<Refused> for PluginError {
 }
 
 impl Caller {
-    pub(crate) fn new(id: PluginId, lane: Arc<Lane>, budget: Budget, lent: Lent) -> Self {
+    pub(crate) fn new(id: PluginId, kind: Kind, lane: Arc<Lane>, budget: Budget, lent: Lent) -> Self {
         Self {
+            traffic: Arc::default(),
+            hostcall_bytes: if kind == Kind::Target { TARGET_HOSTCALL_BYTES } else { HOSTCALL_BYTES },
             budget,
             lane,
             turns: Semaphore::new(CALLS_AT_A_TIME),
@@ -99,8 +119,30 @@ impl Caller {
         surroundings: Surroundings,
         guest: impl FnOnce(Store<State>) -> F + Send,
     ) -> Result<T, Refused> {
+        self.try_call(Patience::Until(deadline), name, surroundings, Arc::default(), guest).await
+    }
+
+    /// Calls an export that moves disk data. It waits for its turn as long as it takes, and its source with it.
+    pub(crate) async fn transfer<T, F: Future<Output = Called<T>> + Send>(
+        &self,
+        name: &'static str,
+        surroundings: Surroundings,
+        guest: impl FnOnce(Store<State>) -> F + Send,
+    ) -> Result<T, Refused> {
+        let progress = Arc::<Progress>::default();
+        self.try_call(Patience::WhileItMoves(progress.clone()), name, surroundings, progress, guest).await
+    }
+
+    async fn try_call<T, F: Future<Output = Called<T>> + Send>(
+        &self,
+        patience: Patience,
+        name: &'static str,
+        surroundings: Surroundings,
+        progress: Arc<Progress>,
+        guest: impl FnOnce(Store<State>) -> F + Send,
+    ) -> Result<T, Refused> {
         let started = Instant::now();
-        let outcome = self.attempt(deadline, name, surroundings, guest).await;
+        let outcome = self.attempt(patience, name, surroundings, progress, guest).await;
         let (failure, retry_after) = match outcome {
             Ok(Ok(answer)) => {
                 tracing::debug!(plugin = %self.id, call = name, seconds = started.elapsed().as_secs_f64(), "answered");
@@ -124,9 +166,10 @@ impl Caller {
 
     async fn attempt<T, F: Future<Output = Called<T>> + Send>(
         &self,
-        deadline: Instant,
+        patience: Patience,
         name: &'static str,
         surroundings: Surroundings,
+        progress: Arc<Progress>,
         guest: impl FnOnce(Store<State>) -> F + Send,
     ) -> Result<Result<T, (PluginFailure, Option<Duration>)>, PluginFailure> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner).check(Instant::now()).map_err(|rest| {
@@ -134,14 +177,30 @@ impl Caller {
             PluginFailure::Denied(format!("broke down five times within ten minutes; it is asked again in {seconds} s"))
         })?;
         // Waiting for a turn is not the plugin's time, so the clock starts behind it.
-        let _turn = tokio::time::timeout(self.time_until(deadline), self.turn()).await.map_err(|_| self.busy())??;
-        let time = self.time_until(deadline);
-        let called = tokio::time::timeout(time, guest(self.store(name, surroundings))).await;
-        match called {
-            Err(_) => Err(PluginFailure::Timeout(time)),
-            Ok((store, Err(error))) => Err(self.judge(&error, store.data())),
-            Ok((store, Ok(Err(error)))) => Ok(Err(refused(&error, store.data()))),
-            Ok((_, Ok(Ok(answer)))) => Ok(Ok(answer)),
+        let _turn = match &patience {
+            Patience::Until(deadline) => tokio::time::timeout(self.time_until(*deadline), self.turn(&self.turns))
+                .await
+                .map_err(|_| self.busy())??,
+            Patience::WhileItMoves(_) => self.turn(&self.lane.transfers).await?,
+        };
+        let (store, stall) = (self.store(name, surroundings, &patience, progress)?, self.budget.stall);
+        let called = match patience {
+            Patience::Until(deadline) => {
+                let time = self.time_until(deadline);
+                tokio::time::timeout(time, guest(store)).await.map_err(|_| PluginFailure::Timeout(time))?
+            }
+            Patience::WhileItMoves(progress) => tokio::select! {
+                biased;
+                called = guest(store) => called,
+                () = progress.stalls(stall) => {
+                    return Err(limit("time without progress", format!("{} s", stall.as_secs_f64()), "stall"));
+                }
+            },
+        };
+        match called? {
+            (store, Err(error)) => Err(self.judge(&error, store.data())),
+            (store, Ok(Err(error))) => Ok(Err(refused(&error, store.data()))),
+            (_, Ok(Ok(answer))) => Ok(Ok(answer)),
         }
     }
 
@@ -151,10 +210,13 @@ impl Caller {
         if left < self.budget.timeout { Duration::from_millis(left.as_millis() as u64) } else { self.budget.timeout }
     }
 
-    /// A turn of this use and a slot of the engine.
-    async fn turn(&self) -> Result<(SemaphorePermit<'_>, SemaphorePermit<'_>), PluginFailure> {
+    /// A turn among others and a slot of the engine.
+    async fn turn<'a>(
+        &'a self,
+        turns: &'a Semaphore,
+    ) -> Result<(SemaphorePermit<'a>, SemaphorePermit<'a>), PluginFailure> {
         let closed = |_| PluginFailure::Host("the sandbox is shutting down".to_owned());
-        let turn = self.turns.acquire().await.map_err(closed)?;
+        let turn = turns.acquire().await.map_err(closed)?;
         Ok((turn, self.lane.slots.acquire().await.map_err(closed)?))
     }
 
@@ -167,43 +229,68 @@ impl Caller {
     }
 
     /// A store for one call, with every limit armed before any guest code runs: instantiating runs guest code, too.
-    fn store(&self, call: &'static str, surroundings: Surroundings) -> Store<State> {
+    fn store(
+        &self,
+        call: &'static str,
+        surroundings: Surroundings,
+        patience: &Patience,
+        progress: Arc<Progress>,
+    ) -> Result<Store<State>, PluginFailure> {
         let speaker = Speaker { tenant: self.tenant.clone(), plugin: self.plugin.clone(), call };
         let log = CallLog::new(speaker, self.rate.clone(), self.budget.log);
         let mut wasi = WasiCtxBuilder::new();
         wasi.stdout(StdioToLog::output(log.clone())).stderr(StdioToLog::errors(log.clone()));
         wasi.max_random_size(RANDOM_BYTES);
-        match surroundings {
-            Surroundings::Sterile(replay) => sterilise(&mut wasi, &replay),
-            Surroundings::Open => {}
-        }
+        let refusals = Refusals::default();
+        let whole = || Egress::whole(self.lent.clone(), refusals.clone());
+        let egress = match surroundings {
+            Surroundings::Sterile(replay) => {
+                sterilise(&mut wasi, &replay);
+                whole()
+            }
+            Surroundings::Open => whole(),
+            Surroundings::Target(folders) => {
+                // On a thread of its own nothing is won by handing each operation to another; it holds for folders opened after.
+                wasi.allow_blocking_current_thread(true);
+                for folder in folders {
+                    let opened = wasi.preopened_dir(&folder, &folder, FsPerms::ReadWrite);
+                    opened.map_err(|problem| PluginFailure::Host(format!("its folder {folder}: {problem}")))?;
+                }
+                let moving = progress.clone();
+                let streams = Streams::new(HTTP_STREAMED_BODY, Arc::new(move |_| moving.moved()));
+                Egress::streamed(self.lent.clone(), refusals.clone(), streams)
+            }
+        };
         let mut table = ResourceTable::new();
         table.set_max_capacity(self.budget.host_objects as usize);
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(HTTP_HEADERS);
-        let refusals = Refusals::default();
         let state = State {
             wasi: wasi.build(),
             http,
-            egress: Egress::whole(self.lent.clone(), refusals.clone()),
+            egress,
             table,
             limiter: Limiter::new(&self.budget),
             log,
             lent: self.lent.clone(),
             refusals,
             store_operations: 0,
+            data: Data::new(progress, Traffic::of_call(self.traffic.clone()), self.budget.held),
         };
         let mut store = Store::new(&self.lane.engine, state);
         store.limiter(|state| &mut state.limiter);
-        store.set_hostcall_fuel(HOSTCALL_BYTES);
+        store.set_hostcall_fuel(self.hostcall_bytes);
         // Every tick the guest lets others run, which is also when the wall clock can end it.
         store.set_epoch_deadline(1);
-        let mut ticks = (self.budget.cpu.as_millis() / TICK.as_millis()).max(1);
+        let mut ticks = match patience {
+            Patience::Until(_) => (self.budget.cpu.as_millis() / TICK.as_millis()).max(1),
+            Patience::WhileItMoves(_) => u128::MAX,
+        };
         store.epoch_deadline_callback(move |_| {
             ticks -= 1;
             Ok(if ticks == 0 { UpdateDeadline::Interrupt } else { UpdateDeadline::Yield(1) })
         });
-        store
+        Ok(store)
     }
 
     /// Why the guest did not return.
@@ -269,7 +356,6 @@ mod tests {
     use crate::grants::{Grants, Rights};
     use crate::lent::HostServices;
     use crate::lookup::Lookups;
-    use crate::manifest::Kind;
     use wasmtime_wasi::p2::bindings::random::random::Host;
 
     #[test]
@@ -284,10 +370,11 @@ mod tests {
             lookups: Lookups::default(),
         };
         let id = PluginId { name: "any".to_owned(), version: "1".to_owned() };
-        let caller = Caller::new(id, engines.notifier, Budget::default_for(Kind::Notifier), lent);
+        let caller = Caller::new(id, Kind::Notifier, engines.notifier, Budget::default_for(Kind::Notifier), lent);
         let replay = Replay { now: jiff::Timestamp::UNIX_EPOCH, input: blake3::hash(b"input") };
         for surroundings in [Surroundings::Open, Surroundings::Sterile(replay)] {
-            let mut store = caller.store("handle", surroundings);
+            let patience = Patience::Until(Instant::now());
+            let mut store = caller.store("handle", surroundings, &patience, Arc::default()).expect("a store");
             let random = store.data_mut().wasi.random();
             assert_eq!(random.get_random_bytes(RANDOM_BYTES).expect("as many as allowed").len(), RANDOM_BYTES as usize);
             assert!(random.get_random_bytes(RANDOM_BYTES + 1).is_err());

@@ -100,14 +100,18 @@ fn check_import(import: &str, kind: Kind) -> Result<(), Misfit> {
         if version != VERSION {
             return Err(Misfit::Version { found: own() });
         }
-        return match (name, kind.is_policy()) {
-            ("types" | "log", _) | ("store" | "sign", false) => Ok(()),
-            ("xapi" | "mail", false) => Err(Misfit::NotOfferedYet { import: own() }),
-            ("store" | "sign" | "xapi" | "mail", true) => {
+        return match (name, kind) {
+            ("types" | "log", _) | ("store" | "sign", Kind::Notifier | Kind::Target) => Ok(()),
+            ("seal" | "lock" | "delta", Kind::Target) => Ok(()),
+            ("xapi" | "mail", Kind::Notifier) => Err(Misfit::NotOfferedYet { import: own() }),
+            ("store" | "sign" | "xapi" | "mail", Kind::Scheduler | Kind::Retention) => {
                 Err(Misfit::NotForKind { import: own(), kind, reason: "a policy decides from its input alone" })
             }
-            ("lock" | "delta", _) => {
+            ("seal" | "lock" | "delta", _) => {
                 Err(Misfit::NotForKind { import: own(), kind, reason: "it belongs to the `target` world" })
+            }
+            ("xapi" | "mail", Kind::Target) => {
+                Err(Misfit::NotForKind { import: own(), kind, reason: "it belongs to the `notifier` world" })
             }
             _ => Err(Misfit::Unknown { import: own(), kind }),
         };
@@ -128,7 +132,7 @@ fn check_import(import: &str, kind: Kind) -> Result<(), Misfit> {
         return Err(Misfit::NotForKind {
             import: own(),
             kind,
-            reason: "sockets are given to no plugin; a notifier can use `wasi:http/outgoing-handler`",
+            reason: "sockets are given to no plugin; notifiers and targets can use `wasi:http/outgoing-handler`",
         });
     }
     Err(Misfit::Unknown { import: own(), kind })

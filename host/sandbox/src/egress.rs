@@ -13,14 +13,12 @@
 
 mod credential;
 mod sigv4;
-#[allow(dead_code, reason = "for the calls of targets")]
 mod streamed;
 mod whole;
 
 pub(crate) use credential::Unproven;
 pub use credential::{AwsKey, Credential, CredentialError};
-#[allow(unused_imports, reason = "for the calls of targets")]
-pub(crate) use streamed::{Moved, Streams};
+pub(crate) use streamed::Streams;
 
 use crate::address::{is_nobody, not_public};
 use crate::grants::Addresses;
@@ -52,7 +50,6 @@ pub(crate) struct Egress {
 /// How bodies travel.
 enum Way {
     Whole,
-    #[allow(dead_code, reason = "for the calls of targets")]
     Streamed(Arc<Streams>),
 }
 
@@ -63,7 +60,6 @@ impl Egress {
     }
 
     /// Bodies stream.
-    #[allow(dead_code, reason = "for the calls of targets")]
     pub(crate) fn streamed(lent: Arc<Lent>, refusals: Refusals, streams: Streams) -> Self {
         Self::new(lent, refusals, Way::Streamed(Arc::new(streams)))
     }

@@ -1,9 +1,10 @@
-//! The two compilers-and-runtimes, and the thread that ends guests that do not end.
+//! The compilers-and-runtimes, one per kind of work, and the thread that ends guests that do not end.
 //!
 //! Policies and notifiers have an engine each because they want opposite things: a policy's call costs a third
-//! without concurrency support, and has to be deterministic; a notifier waits for the network.
+//! without concurrency support, and has to be deterministic; a notifier waits for the network. Targets have one because
+//! their calls last for hours, and nobody else should wait for a slot that long.
 
-use crate::limits::{MAX_CORE_INSTANCES, MAX_MEMORIES, MAX_MEMORY, MAX_TABLE_ELEMENTS, MAX_TABLES};
+use crate::limits::{MAX_CORE_INSTANCES, MAX_MEMORIES, MAX_MEMORY, MAX_TABLE_ELEMENTS, MAX_TABLES, TRANSFERS};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -14,6 +15,9 @@ pub(crate) const TICK: Duration = Duration::from_millis(10);
 
 /// Instances that run at a time, over all plugins of one engine: the pool has so many slots.
 const INSTANCES: u32 = 32;
+
+/// The same for targets: what moves disk data, and what answers meanwhile.
+const TARGET_INSTANCES: u32 = TRANSFERS + INSTANCES;
 
 /// What the pool keeps of an instance's memory when the kernel can tell which pages were touched; without that every
 /// kept byte is written on every reset.
@@ -50,24 +54,26 @@ pub(crate) struct Lane {
     pub(crate) engine: Engine,
     /// One permit per slot, so that waiting for a slot is waiting and not an error.
     pub(crate) slots: Semaphore,
+    /// Of targets: calls that move disk data, fewer than there are slots, so that others do not wait for them.
+    pub(crate) transfers: Semaphore,
 }
 
-/// Both engines with epochs enabled, and the thread that makes epochs pass. They come together: an engine whose
+/// All engines with epochs enabled, and the thread that makes epochs pass. They come together: an engine whose
 /// epoch never moves would let guests run forever, and one that is interrupted unprepared would end all of them.
 pub(crate) struct Engines {
     pub(crate) policy: Arc<Lane>,
     pub(crate) notifier: Arc<Lane>,
+    pub(crate) target: Arc<Lane>,
     pub(crate) allocation: Allocation,
 }
 
 impl Engines {
     pub(crate) fn start() -> Result<Self, EngineError> {
-        let (policy, notifier, allocation) = match engines(Allocation::Pooled) {
-            Ok((policy, notifier)) => (policy, notifier, Allocation::Pooled),
+        let (engines, allocation) = match engines(Allocation::Pooled) {
+            Ok(engines) => (engines, Allocation::Pooled),
             Err(error) => {
                 tracing::warn!(%error, "no address space for pooled plugin instances; each instance allocates its own");
-                let (policy, notifier) = engines(Allocation::OnDemand)?;
-                (policy, notifier, Allocation::OnDemand)
+                (engines(Allocation::OnDemand)?, Allocation::OnDemand)
             }
         };
         tracing::info!(
@@ -76,18 +82,28 @@ impl Engines {
             page_scan = PoolingAllocationConfig::is_pagemap_scan_available(),
             "plugin sandbox ready"
         );
-        start_ticker(&[&policy, &notifier])?;
-        let lane = |engine| Arc::new(Lane { engine, slots: Semaphore::new(INSTANCES as usize) });
-        Ok(Self { policy: lane(policy), notifier: lane(notifier), allocation })
+        start_ticker(&engines)?;
+        let lane = |engine, slots: u32| {
+            let (slots, transfers) = (Semaphore::new(slots as usize), Semaphore::new(TRANSFERS as usize));
+            Arc::new(Lane { engine, slots, transfers })
+        };
+        let [policy, notifier, target] = engines;
+        Ok(Self {
+            policy: lane(policy, INSTANCES),
+            notifier: lane(notifier, INSTANCES),
+            target: lane(target, TARGET_INSTANCES),
+            allocation,
+        })
     }
 }
 
-fn engines(allocation: Allocation) -> Result<(Engine, Engine), EngineError> {
+/// Those of policies, notifiers and targets.
+fn engines(allocation: Allocation) -> Result<[Engine; 3], EngineError> {
     let engine = |config| Engine::new(&config).map_err(|error| EngineError::Engine(format!("{error:#}")));
-    Ok((engine(policy_config(allocation))?, engine(config(allocation))?))
+    Ok([engine(policy_config(allocation))?, engine(config(allocation, INSTANCES))?, engine(target_config(allocation))?])
 }
 
-fn config(allocation: Allocation) -> Config {
+fn config(allocation: Allocation, instances: u32) -> Config {
     let mut config = Config::new();
     config
         .epoch_interruption(true)
@@ -96,25 +112,32 @@ fn config(allocation: Allocation) -> Config {
         .wasm_stack_switching(false)
         .wasm_backtrace_max_frames(std::num::NonZeroUsize::new(16));
     if allocation == Allocation::Pooled {
-        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool()));
+        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(instances)));
     }
     config
 }
 
 /// Decisions can be replayed: the same input gives the same answer on any machine.
 fn policy_config(allocation: Allocation) -> Config {
-    let mut config = config(allocation);
+    let mut config = config(allocation, INSTANCES);
     config.concurrency_support(false).cranelift_nan_canonicalization(true).relaxed_simd_deterministic(true);
     config
 }
 
-fn pool() -> PoolingAllocationConfig {
+/// A target calls the host for every piece that it moves, and such a call costs half without concurrency support.
+fn target_config(allocation: Allocation) -> Config {
+    let mut config = config(allocation, TARGET_INSTANCES);
+    config.concurrency_support(false);
+    config
+}
+
+fn pool(instances: u32) -> PoolingAllocationConfig {
     let mut pool = PoolingAllocationConfig::new();
-    pool.total_component_instances(INSTANCES)
-        .total_core_instances(INSTANCES * MAX_CORE_INSTANCES)
-        .total_memories(INSTANCES * MAX_MEMORIES)
-        .total_tables(INSTANCES * MAX_TABLES)
-        .total_stacks(INSTANCES)
+    pool.total_component_instances(instances)
+        .total_core_instances(instances * MAX_CORE_INSTANCES)
+        .total_memories(instances * MAX_MEMORIES)
+        .total_tables(instances * MAX_TABLES)
+        .total_stacks(instances)
         .max_unused_warm_slots(WARM_SLOTS)
         .max_core_instances_per_component(MAX_CORE_INSTANCES)
         .max_memories_per_component(MAX_MEMORIES)
@@ -133,7 +156,7 @@ fn pool() -> PoolingAllocationConfig {
 }
 
 /// A thread, not a task: it has to run when guests keep all workers busy. It ends with the engines.
-fn start_ticker(engines: &[&Engine]) -> Result<(), std::io::Error> {
+fn start_ticker(engines: &[Engine]) -> Result<(), std::io::Error> {
     let engines: Vec<_> = engines.iter().map(|engine| engine.weak()).collect();
     std::thread::Builder::new().name("plugin-epochs".to_owned()).spawn(move || {
         loop {

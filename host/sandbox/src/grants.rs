@@ -16,6 +16,12 @@ pub struct Grants {
     pub http: Vec<HostPattern>,
     /// Names of keys to sign with; `*` stands for any.
     pub sign: Vec<String>,
+    /// Names of keys to seal with; `*` stands for any.
+    pub seal: Vec<String>,
+    /// Whether exclusive rights may be taken.
+    pub lock: bool,
+    /// Folders with whatever is in them, by absolute paths. A manifest can only ask for some, with `["*"]`.
+    pub folders: Vec<String>,
     /// Whether small values may be kept. The operator's side is the quota, [`Limits::store`](crate::Limits::store).
     pub store: bool,
     /// Whether servers may have loopback, link-local and private addresses. An address that a grant spells out
@@ -183,9 +189,7 @@ pub(crate) enum Refusal {
     #[error("its plugin.toml does not request {what}; a plugin gets only what it requests and is granted")]
     NotRequested { what: String },
     /// The name is the guest's own, and so not repeated.
-    #[error(
-        "it asked for a signing key by a name that no key has; names have 1 to 64 letters, digits, `.`, `_` and `-`"
-    )]
+    #[error("it asked for a key by a name that no key has; names have 1 to 64 letters, digits, `.`, `_` and `-`")]
     NoKeyName,
     #[error(
         "it set the user or `authorization` of a request to {server} itself, for which the host has a credential; take \
@@ -234,19 +238,52 @@ impl Rights {
         }
     }
 
-    /// May this key be used?
+    /// May this key sign?
     pub(crate) fn sign(&self, key: &str) -> Result<(), Refusal> {
-        if !is_key_name(key) {
+        self.key(key, "sign", |grants| &grants.sign)
+    }
+
+    /// May this key seal?
+    pub(crate) fn seal(&self, key: &str) -> Result<(), Refusal> {
+        self.key(key, "seal", |grants| &grants.seal)
+    }
+
+    fn key(&self, key: &str, grant: &str, names: impl Fn(&Grants) -> &[String]) -> Result<(), Refusal> {
+        if !is_name(key) {
             return Err(Refusal::NoKeyName);
         }
-        let named = |grants: &Grants| grants.sign.iter().any(|name| name == "*" || name == key);
+        let named = |grants: &Grants| names(grants).iter().any(|name| name == "*" || name == key);
+        let what = format!("the {grant}ing key `{key}`");
         if self.requested.as_ref().is_some_and(|requested| !named(requested)) {
-            return Err(Refusal::NotRequested { what: format!("the signing key `{key}`") });
+            return Err(Refusal::NotRequested { what });
         }
         if !named(&self.granted) {
-            return Err(self.not_granted(format!("the signing key `{key}`"), format!("grants.sign = [\"{key}\"]")));
+            return Err(self.not_granted(what, format!("grants.{grant} = [\"{key}\"]")));
         }
         Ok(())
+    }
+
+    /// May exclusive rights be taken?
+    pub(crate) fn lock(&self) -> Result<(), Refusal> {
+        let what = "locks".to_owned();
+        if self.requested.as_ref().is_some_and(|requested| !requested.lock) {
+            return Err(Refusal::NotRequested { what });
+        }
+        if !self.granted.lock {
+            return Err(self.not_granted(what, "grants.lock = true".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// The folders that it has. What it names itself it finds among them or not at all, so there is nothing to refuse but to ask
+    /// for none.
+    pub(crate) fn folders(&self) -> Result<&[String], Refusal> {
+        match &self.requested {
+            Some(requested) if requested.folders.is_empty() && !self.granted.folders.is_empty() => {
+                Err(Refusal::NotRequested { what: "folders".to_owned() })
+            }
+            _ => Ok(&self.granted.folders),
+        }
     }
 
     /// May values be kept?
@@ -265,8 +302,8 @@ impl Rights {
     }
 }
 
-/// Whether a key can have this name: one that can stand in a configuration and in a log line as it is.
-fn is_key_name(name: &str) -> bool {
+/// Whether a key or a lock can have this name: one that can stand in a configuration and in a log line as it is.
+pub(crate) fn is_name(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 

@@ -52,14 +52,17 @@ mod guest_log;
 mod lent;
 mod limits;
 mod load;
+mod lock;
 mod lookup;
 mod manifest;
 mod memory;
 mod package;
 mod plugin;
 mod request_line;
+mod seal;
 mod state;
 mod sterile;
+mod target;
 
 pub use cache::CacheError;
 pub use contract::Misfit;
@@ -72,6 +75,8 @@ pub use load::{LoadError, LoadFailure};
 pub use manifest::{Kind, Manifest, ManifestError};
 pub use package::{ComponentDigest, Package, PackageError};
 pub use plugin::{Instance, Plugin};
+pub use target::{Passed, Target};
+pub use vmferry_disk::encoding::SealKey;
 
 use load::Loader;
 use std::path::PathBuf;

@@ -12,12 +12,18 @@ use std::time::Duration;
 /// In an operator's hands these are grants; in a manifest they are requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Wall time of one call, waiting for the network included. Default: 2 s for policies, 15 s for notifiers. A call
-    /// waits for its turn at most as long again, and all attempts of a notifier together have twice this time.
+    /// Wall time of one call, waiting for the network included. Default: 2 s for policies, 15 s for notifiers, 60 s for
+    /// targets. A call waits for its turn at most as long again, and all attempts of a notifier together have twice this
+    /// time. A call of a target that moves disk data has no such limit but [`stall`](Self::stall).
     pub timeout: Option<Duration>,
-    /// CPU time of one call, to within a tick of 10 ms. Default: 2 s.
+    /// How long a call that moves disk data may go without moving any. Waiting for the source does not count. Default 60 s.
+    pub stall: Option<Duration>,
+    /// CPU time of one call, to within a tick of 10 ms. Default: 2 s, for targets 60 s; a call that moves disk data has no
+    /// such limit.
     pub cpu: Option<Duration>,
-    /// All linear memories of one instance together. Default 64 MiB; at most [`MAX_MEMORY`].
+    /// Disk data that a call makes the host hold for it: chunks, payloads, pieces that are put. Default 64 MiB.
+    pub held: Option<u64>,
+    /// All linear memories of one instance together. Default 64 MiB, for targets 128 MiB; at most [`MAX_MEMORY`].
     pub memory: Option<u64>,
     /// What the plugin may keep in its store: keys and values, per tenant. Default 256 KiB.
     pub store: Option<u64>,
@@ -26,8 +32,8 @@ pub struct Limits {
     /// Entries of all function tables together. Default 20,000, which guests with an interpreter stay below; at most
     /// [`MAX_TABLE_ELEMENTS`].
     pub table_elements: Option<u64>,
-    /// Host objects held at a time: streams, requests, timers. Default 16 for policies, 256 for notifiers; at most
-    /// [`MAX_HOST_OBJECTS`].
+    /// Host objects held at a time: streams, requests, timers. Default 16 for policies, 256 for notifiers, 4,096 for
+    /// targets, which is also the most: [`MAX_HOST_OBJECTS`].
     pub host_objects: Option<u64>,
 }
 
@@ -55,6 +61,12 @@ pub(crate) const MAX_CORE_INSTANCES: u32 = 32;
 
 /// Bytes a guest may hand to the host in one call of a host function; the host copies them before it looks.
 pub(crate) const HOSTCALL_BYTES: usize = 8 << 20;
+
+/// The same for a target, whose answers may list a million ranges of a disk.
+pub(crate) const TARGET_HOSTCALL_BYTES: usize = 64 << 20;
+
+/// Calls of all targets that move disk data at a time; more wait, and with them their sources.
+pub(crate) const TRANSFERS: u32 = 64;
 
 /// The longest text of a plugin that goes into a report: a reason, a rule, an error message.
 pub(crate) const MAX_TEXT: usize = 4 << 10;
@@ -86,6 +98,9 @@ pub(crate) const HTTP_PATH: usize = 16 << 10;
 /// The largest piece of a request body that a guest writes at once. Two of them wait in the host until the body is
 /// read, which for a request that is never sent is the end of the call.
 pub(crate) const HTTP_PIECE: usize = 64 << 10;
+
+/// The largest body that streams: what S3 takes in one request.
+pub(crate) const HTTP_STREAMED_BODY: u64 = 5 << 30;
 
 /// The largest piece of a streamed request body: what a guest splices at once.
 pub(crate) const HTTP_STREAMED_PIECE: usize = 1 << 20;
@@ -131,7 +146,9 @@ pub(crate) const HTTP_SERVERS: usize = 16;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Budget {
     pub(crate) timeout: Duration,
+    pub(crate) stall: Duration,
     pub(crate) cpu: Duration,
+    pub(crate) held: u64,
     pub(crate) memory: u64,
     pub(crate) store: u64,
     pub(crate) log: u64,
@@ -144,7 +161,9 @@ impl Budget {
     pub(crate) fn default_for(kind: Kind) -> Self {
         let policy = Self {
             timeout: Duration::from_secs(2),
+            stall: Duration::from_secs(60),
             cpu: Duration::from_secs(2),
+            held: 64 << 20,
             memory: 64 << 20,
             store: 256 << 10,
             log: 64 << 10,
@@ -154,6 +173,13 @@ impl Budget {
         match kind {
             Kind::Scheduler | Kind::Retention => policy,
             Kind::Notifier => Self { timeout: Duration::from_secs(15), host_objects: 256, ..policy },
+            Kind::Target => Self {
+                timeout: Duration::from_secs(60),
+                cpu: Duration::from_secs(60),
+                memory: 128 << 20,
+                host_objects: MAX_HOST_OBJECTS,
+                ..policy
+            },
         }
     }
 
@@ -163,7 +189,9 @@ impl Budget {
         let default = Self::default_for(kind);
         let settled = Self {
             timeout: given("timeout", time, default.timeout, requested.timeout, granted.timeout)?,
+            stall: given("stall", time, default.stall, requested.stall, granted.stall)?,
             cpu: given("cpu", time, default.cpu, requested.cpu, granted.cpu)?,
+            held: given("held", size, default.held, requested.held, granted.held)?,
             memory: given("memory", size, default.memory, requested.memory, granted.memory)?,
             store: given("store", size, default.store, requested.store, granted.store)?,
             log: given("log", size, default.log, requested.log, granted.log)?,
@@ -255,7 +283,9 @@ fn count(count: u64) -> String {
 #[serde(deny_unknown_fields)]
 pub(crate) struct WrittenLimits {
     timeout: Option<String>,
+    stall: Option<String>,
     cpu: Option<String>,
+    held: Option<String>,
     memory: Option<String>,
     store: Option<String>,
     log: Option<String>,
@@ -267,7 +297,9 @@ impl WrittenLimits {
     pub(crate) fn read(&self) -> Result<Limits, String> {
         Ok(Limits {
             timeout: read("timeout", self.timeout.as_deref(), read_time)?,
+            stall: read("stall", self.stall.as_deref(), read_time)?,
             cpu: read("cpu", self.cpu.as_deref(), read_time)?,
+            held: read("held", self.held.as_deref(), read_size)?,
             memory: read("memory", self.memory.as_deref(), read_size)?,
             store: read("store", self.store.as_deref(), read_size)?,
             log: read("log", self.log.as_deref(), read_size)?,

@@ -5,6 +5,8 @@ use crate::bindings::host::vmferry::plugin::{log, sign, store, types};
 use crate::bindings::notifier::NotifierPre;
 use crate::bindings::retention::RetentionPre;
 use crate::bindings::scheduler::SchedulerPre;
+use crate::bindings::target::TargetPre;
+use crate::bindings::target::vmferry::plugin::{delta, lock, seal};
 use crate::cache::Cache;
 use crate::call::{Caller, Surroundings};
 use crate::contract::{self, Misfit};
@@ -20,6 +22,7 @@ use crate::plugin::{Guest, Plugin};
 use crate::request_line;
 use crate::state::{HasState, Lent, State};
 use crate::sterile::{Replay, stop_the_clock};
+use crate::target;
 use std::sync::Arc;
 use vmferry_model::plugin::{PluginError, PluginId};
 use wasmtime::component::{Component, Linker};
@@ -81,17 +84,23 @@ pub(crate) struct Loader {
     pub(crate) cache: Option<Cache>,
     policy: Linker<State>,
     notifier: Linker<State>,
+    target: Linker<State>,
 }
 
 impl Loader {
     pub(crate) fn new(engines: Engines, cache: Option<Cache>) -> wasmtime::Result<Self> {
         let policy = policy_linker(&engines.policy)?;
         let notifier = notifier_linker(&engines.notifier)?;
-        Ok(Self { engines, cache, policy, notifier })
+        let target = target_linker(&engines.target)?;
+        Ok(Self { engines, cache, policy, notifier, target })
     }
 
     fn lane(&self, kind: Kind) -> &Arc<Lane> {
-        if kind.is_policy() { &self.engines.policy } else { &self.engines.notifier }
+        match kind {
+            Kind::Scheduler | Kind::Retention => &self.engines.policy,
+            Kind::Notifier => &self.engines.notifier,
+            Kind::Target => &self.engines.target,
+        }
     }
 
     /// Compiles, or takes from the cache. Blocks for as long as a compilation takes.
@@ -151,6 +160,7 @@ impl Loader {
             Kind::Scheduler => Guest::Scheduler(SchedulerPre::new(self.policy.instantiate_pre(component)?)?),
             Kind::Retention => Guest::Retention(RetentionPre::new(self.policy.instantiate_pre(component)?)?),
             Kind::Notifier => Guest::Notifier(NotifierPre::new(self.notifier.instantiate_pre(component)?)?),
+            Kind::Target => Guest::Target(TargetPre::new(self.target.instantiate_pre(component)?)?),
         })
     }
 }
@@ -176,6 +186,15 @@ fn policy_linker(lane: &Lane) -> wasmtime::Result<Linker<State>> {
     stop_the_clock(&mut linker)?;
     types::add_to_linker::<_, HasState>(&mut linker, |state| state)?;
     log::add_to_linker::<_, HasState>(&mut linker, |state| state)?;
+    Ok(linker)
+}
+
+fn target_linker(lane: &Lane) -> wasmtime::Result<Linker<State>> {
+    let mut linker = notifier_linker(lane)?;
+    target::watch(&mut linker)?;
+    seal::add_to_linker::<_, HasState>(&mut linker, |state| state)?;
+    lock::add_to_linker::<_, HasState>(&mut linker, |state| state)?;
+    delta::add_to_linker::<_, HasState>(&mut linker, |state| state)?;
     Ok(linker)
 }
 
@@ -208,7 +227,7 @@ async fn describe(package: &Package, kind: Kind, guest: &Guest, lane: &Arc<Lane>
         services: HostServices::default(),
         lookups: Lookups::default(),
     };
-    let caller = Caller::new(id, lane.clone(), budget, lent);
+    let caller = Caller::new(id, kind, lane.clone(), budget, lent);
     Ok(caller.call("describe", introduction(kind, &package.digest), |store| guest.describe(store)).await?)
 }
 

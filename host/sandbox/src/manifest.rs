@@ -15,11 +15,13 @@ pub enum Kind {
     Retention,
     /// Tells somebody about events.
     Notifier,
+    /// Keeps recovery points somewhere else.
+    Target,
 }
 
 impl Kind {
     /// All of them.
-    pub(crate) const ALL: [Self; 3] = [Self::Scheduler, Self::Retention, Self::Notifier];
+    pub(crate) const ALL: [Self; 4] = [Self::Scheduler, Self::Retention, Self::Notifier, Self::Target];
 
     /// The interface that a component of this kind exports, without its version.
     pub(crate) fn export(self) -> &'static str {
@@ -27,6 +29,7 @@ impl Kind {
             Self::Scheduler => "vmferry:plugin/schedule",
             Self::Retention => "vmferry:plugin/retain",
             Self::Notifier => "vmferry:plugin/notify",
+            Self::Target => "vmferry:plugin/replicate",
         }
     }
 
@@ -42,6 +45,7 @@ impl std::fmt::Display for Kind {
             Self::Scheduler => "scheduler",
             Self::Retention => "retention",
             Self::Notifier => "notifier",
+            Self::Target => "target",
         })
     }
 }
@@ -107,6 +111,9 @@ struct Written {
 struct WrittenGrants {
     http: Vec<String>,
     sign: Vec<String>,
+    seal: Vec<String>,
+    lock: bool,
+    folders: bool,
     store: bool,
 }
 
@@ -128,7 +135,15 @@ impl Manifest {
             kind: written.kind,
             description: convert::text(&written.description),
             component: written.component,
-            grants: Grants { http, sign: written.grants.sign, store: written.grants.store, private_addresses: false },
+            grants: Grants {
+                http,
+                sign: written.grants.sign,
+                seal: written.grants.seal,
+                lock: written.grants.lock,
+                folders: if written.grants.folders { vec!["*".to_owned()] } else { Vec::new() },
+                store: written.grants.store,
+                private_addresses: false,
+            },
             limits: written.limits.read().map_err(ManifestError::Limit)?,
             config: written.config,
         })

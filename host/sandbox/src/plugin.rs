@@ -4,6 +4,7 @@ use crate::bindings::host::vmferry::plugin::types::Description;
 use crate::bindings::notifier::NotifierPre;
 use crate::bindings::retention::RetentionPre;
 use crate::bindings::scheduler::SchedulerPre;
+use crate::bindings::target::TargetPre;
 use crate::call::{Answer, Called, Caller, Surroundings};
 use crate::convert;
 use crate::engines::Lane;
@@ -15,6 +16,7 @@ use crate::manifest::{Kind, Manifest};
 use crate::package::ComponentDigest;
 use crate::state::{Lent, State};
 use crate::sterile::Replay;
+use crate::target::Target;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use std::sync::Arc;
@@ -65,6 +67,7 @@ pub(crate) enum Guest {
     Scheduler(SchedulerPre<State>),
     Retention(RetentionPre<State>),
     Notifier(NotifierPre<State>),
+    Target(TargetPre<State>),
 }
 
 /// Instantiates a world's component in a store and calls one function of the interface it exports.
@@ -77,10 +80,11 @@ macro_rules! calling {
                 instance.$interface().$function(&mut store, $($argument),*).await
             }
             .await;
-            (store, answer)
+            Ok((store, answer))
         }
     };
 }
+pub(crate) use calling;
 
 impl Guest {
     pub(crate) async fn describe(&self, store: Store<State>) -> Called<Description> {
@@ -88,6 +92,7 @@ impl Guest {
             Self::Scheduler(pre) => calling!(pre, store, vmferry_plugin_schedule, call_describe()).await,
             Self::Retention(pre) => calling!(pre, store, vmferry_plugin_retain, call_describe()).await,
             Self::Notifier(pre) => calling!(pre, store, vmferry_plugin_notify, call_describe()).await,
+            Self::Target(pre) => calling!(pre, store, vmferry_plugin_replicate, call_describe()).await,
         }
     }
 
@@ -96,6 +101,7 @@ impl Guest {
             Self::Scheduler(pre) => calling!(pre, store, vmferry_plugin_schedule, call_validate_config(config)).await,
             Self::Retention(pre) => calling!(pre, store, vmferry_plugin_retain, call_validate_config(config)).await,
             Self::Notifier(pre) => calling!(pre, store, vmferry_plugin_notify, call_validate_config(config)).await,
+            Self::Target(pre) => calling!(pre, store, vmferry_plugin_replicate, call_validate_config(config)).await,
         }
     }
 }
@@ -156,6 +162,14 @@ impl Plugin {
         }
     }
 
+    /// Sets the plugin up as a target, after it has checked its settings and said how it wants its data.
+    pub async fn target(&self, instance: Instance) -> Result<Arc<Target>, PluginError> {
+        match &self.guest {
+            Guest::Target(pre) => Ok(Arc::new(Target::new(pre.clone(), self.set_up(instance).await?).await?)),
+            _ => Err(self.other_kind(Kind::Target)),
+        }
+    }
+
     fn other_kind(&self, wanted: Kind) -> PluginError {
         let failure = PluginFailure::Denied(format!("it is a {}, and cannot be used as a {wanted}", self.kind));
         PluginError { plugin: self.id.clone(), call: "setup".to_owned(), failure }
@@ -180,8 +194,14 @@ impl Plugin {
             services: host,
             lookups: Lookups::default(),
         };
-        let caller = Caller::new(self.id.clone(), self.lane.clone(), budget, lent);
-        let set_up = SetUp { caller, config, component: self.digest, is_policy: self.kind.is_policy() };
+        let folders = lent.rights.folders().map_err(|refusal| refused(PluginFailure::Denied(refusal.to_string())))?;
+        let folders = folders.to_vec();
+        let caller = Caller::new(self.id.clone(), self.kind, self.lane.clone(), budget, lent);
+        let set_up = SetUp { caller, config, folders, component: self.digest, is_policy: self.kind.is_policy() };
+        if self.kind == Kind::Target {
+            // It may look into its folders, for which a call needs a thread of its own: see `Target::new`.
+            return Ok(set_up);
+        }
         let surroundings = set_up.surroundings("validate-config", Timestamp::UNIX_EPOCH, |_| {});
         set_up
             .caller
@@ -192,9 +212,10 @@ impl Plugin {
 }
 
 /// Everything about a use that does not depend on its kind.
-struct SetUp {
-    caller: Caller,
-    config: String,
+pub(crate) struct SetUp {
+    pub(crate) caller: Caller,
+    pub(crate) config: String,
+    pub(crate) folders: Vec<String>,
     component: ComponentDigest,
     is_policy: bool,
 }

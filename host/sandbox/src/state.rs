@@ -10,10 +10,11 @@ use crate::lent::HostServices;
 use crate::limits::STORE_OPERATIONS;
 use crate::lookup::Lookups;
 use crate::memory::Limiter;
+use crate::target::data::Data;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use std::sync::{Arc, Mutex, PoisonError};
-use vmferry_model::store::KeyValueError;
+use vmferry_model::store::{KeyValueError, StoreError};
 use wasmtime::component::{HasData, ResourceTable};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
@@ -33,6 +34,8 @@ pub(crate) struct State {
     pub(crate) refusals: Refusals,
     /// How often the guest has used its store.
     pub(crate) store_operations: u32,
+    /// Disk data that a target moves.
+    pub(crate) data: Data,
 }
 
 /// What the host lends to one use of a plugin.
@@ -152,7 +155,7 @@ impl State {
             .ok_or_else(|| error(ErrorCode::Unsupported, "this host keeps nothing for plugins".to_owned()))
     }
 
-    fn denied(&self, refusal: Refusal) -> Error {
+    pub(crate) fn denied(&self, refusal: Refusal) -> Error {
         let message = refusal.to_string();
         self.refusals.note(refusal);
         error(ErrorCode::Denied, message)
@@ -162,17 +165,16 @@ impl State {
 fn unavailable(problem: KeyValueError) -> Error {
     match problem {
         KeyValueError::Quota { .. } => error(ErrorCode::Limit, problem.to_string()),
-        // Where the store is and why it fails is the operator's business, not the plugin's.
-        KeyValueError::Store(problem) => {
-            tracing::warn!(error = %problem, "a plugin's store could not answer");
-            Error {
-                retry_after: Some(30),
-                ..error(ErrorCode::Unavailable, "the host's store could not answer".to_owned())
-            }
-        }
+        KeyValueError::Store(problem) => no_answer(&problem),
     }
 }
 
-fn error(code: ErrorCode, message: String) -> Error {
+/// Where the store is and why it fails is the operator's business, not the plugin's.
+pub(crate) fn no_answer(problem: &StoreError) -> Error {
+    tracing::warn!(error = %problem, "a plugin's store could not answer");
+    Error { retry_after: Some(30), ..error(ErrorCode::Unavailable, "the host's store could not answer".to_owned()) }
+}
+
+pub(crate) fn error(code: ErrorCode, message: String) -> Error {
     Error { code, message, retry_after: None, extensions: Vec::new() }
 }

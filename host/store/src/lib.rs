@@ -1,7 +1,7 @@
 //! Run history and plugins' small values on SQLite, in one folder that needs no set-up.
 //!
 //! ```text
-//! <folder>/state.db     history and values (plus SQLite's -wal and -shm beside it)
+//! <folder>/state.db     history, values and locks (plus SQLite's -wal and -shm beside it)
 //! <folder>/state.lock   held while the database is opened, so that two processes do not both create it
 //! <folder>/digests/     digest tables of recovery points, written by the engine
 //! ```
@@ -13,6 +13,7 @@
 //! database's write lock first, so writers wait for each other instead of failing.
 
 mod key_value;
+mod leases;
 mod runs;
 mod schema;
 

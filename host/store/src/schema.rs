@@ -9,8 +9,11 @@ use sqlx::{AssertSqlSafe, Executor};
 use std::path::Path;
 
 /// Version N is the result of the first N scripts. A released script is never edited.
-const MIGRATIONS: [&str; 2] =
-    [include_str!("../migrations/0001_runs_and_values.sql"), include_str!("../migrations/0002_facts.sql")];
+const MIGRATIONS: [&str; 3] = [
+    include_str!("../migrations/0001_runs_and_values.sql"),
+    include_str!("../migrations/0002_facts.sql"),
+    include_str!("../migrations/0003_leases.sql"),
+];
 
 /// Brings the database to the newest version, and refuses one that is newer than that.
 pub(crate) async fn migrate(pool: &SqlitePool, file: &Path) -> Result<(), OpenError> {

@@ -36,7 +36,7 @@ async fn a_newer_schema_is_refused() {
 
     assert_eq!(
         text(&refusal(folder.path()).await, folder.path()),
-        "FOLDER/state.db has schema version 1000, this program knows versions up to 2; use the newer program, \
+        "FOLDER/state.db has schema version 1000, this program knows versions up to 3; use the newer program, \
          or move the folder away to begin a new history"
     );
 }

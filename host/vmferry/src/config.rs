@@ -26,6 +26,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use toml::de::DeTable;
+use vmferry_sandbox::SealKey;
 
 /// Where the store is unless `store.path` says otherwise.
 pub const DEFAULT_STORE: &str = "/var/lib/vmferry";
@@ -45,6 +46,8 @@ pub struct Config {
     pub plugins: BTreeMap<String, plugin::Plugin>,
     /// Keys that plugins may sign with, by name.
     pub keys: BTreeMap<String, Secret>,
+    /// Keys that plugins may seal with, by name.
+    pub seal_keys: BTreeMap<String, SealKey>,
     /// Limits of links that targets are behind, by name.
     pub links: BTreeMap<String, limit::Limit>,
     /// What is allowed and should not be.
@@ -87,6 +90,7 @@ struct References {
     links: Vec<Named>,
     plugins: Vec<Named>,
     keys: Vec<Named>,
+    seal_keys: Vec<Named>,
 }
 
 /// What the configuration depends on beside its files.
@@ -120,9 +124,15 @@ pub fn load(main: &Path, surroundings: &Surroundings<'_>) -> Result<Config, Vec<
     let throttles: BTreeMap<&String, _> = links.iter().map(|(name, limit)| (name, limit.throttle())).collect();
     let mut jobs = values(draft.jobs);
     for job in jobs.values_mut() {
-        for (target, link) in job.targets.iter_mut().zip(&job.links) {
+        let of_link = |link: &Option<String>| {
             let throttle = link.as_ref().and_then(|link| throttles.get(link)?.clone());
-            target.throttles = throttle.into_iter().collect();
+            throttle.into_iter().collect::<Vec<_>>()
+        };
+        for (target, link) in job.targets.iter_mut().zip(&job.links) {
+            target.throttles = of_link(link);
+        }
+        for store in &mut job.stores {
+            store.throttles = of_link(&store.link);
         }
     }
     Ok(Config {
@@ -133,6 +143,7 @@ pub fn load(main: &Path, surroundings: &Surroundings<'_>) -> Result<Config, Vec<
         links,
         plugins: values(draft.plugins),
         keys: values(draft.keys),
+        seal_keys: values(draft.seal_keys),
         warnings: notes.warnings.into_inner(),
     })
 }
@@ -191,6 +202,7 @@ struct Draft {
     jobs: Entries<job::Job>,
     plugins: Entries<plugin::Plugin>,
     keys: Entries<Secret>,
+    seal_keys: Entries<SealKey>,
     links: Entries<limit::Limit>,
     references: References,
 }
@@ -217,6 +229,9 @@ impl Draft {
         }
         for (name, section) in root.named_sections("key") {
             add(&root, &mut self.keys, name, || read_key(section, surroundings.environment));
+        }
+        for (name, section) in root.named_sections("seal_key") {
+            add(&root, &mut self.seal_keys, name, || read_seal_key(section, surroundings.environment));
         }
         if let Some(section) = root.section("store") {
             self.read_store(section);
@@ -250,6 +265,8 @@ impl Draft {
         check(&self.references.links, "link", &links);
         let keys: Vec<_> = self.keys.keys().map(String::as_str).collect();
         check(&self.references.keys, "key", &keys);
+        let seal_keys: Vec<_> = self.seal_keys.keys().map(String::as_str).collect();
+        check(&self.references.seal_keys, "seal_key", &seal_keys);
         let own = self.plugins.keys().map(String::as_str).filter(|name| !bundled.contains(name));
         let plugins: Vec<_> = bundled.iter().copied().chain(own).collect();
         check(&self.references.plugins, "plugin", &plugins);
@@ -282,14 +299,44 @@ fn twice(key: &str, place: &str, first: &str) -> Problem {
 const KEY: secret::Keys = secret::Keys { noun: "key", inline: "secret", file: "secret_file", env: "secret_env" };
 
 fn read_key(mut section: Section<'_>, environment: &dyn Fn(&str) -> Option<String>) -> Option<Secret> {
-    let key = match secret::read(&mut section, &KEY, environment) {
+    let key = read_secret(&mut section, environment);
+    section.finish();
+    key
+}
+
+/// A key that data is sealed with has to be random: it is not stretched.
+fn read_seal_key(mut section: Section<'_>, environment: &dyn Fn(&str) -> Option<String>) -> Option<SealKey> {
+    let text = read_secret(&mut section, environment);
+    let key = text.as_ref().and_then(|text| seal_key(text.reveal()));
+    if text.is_some() && key.is_none() {
+        let what = format!("{}: the key is not 64 hexadecimal digits", section.path);
+        let remedy = "make one with `openssl rand -hex 32`, and keep a copy elsewhere: what it sealed is lost with it";
+        section.error(Problem::new(what).at(section.place()).remedy(remedy));
+    }
+    section.finish();
+    key
+}
+
+fn read_secret(section: &mut Section<'_>, environment: &dyn Fn(&str) -> Option<String>) -> Option<Secret> {
+    match secret::read(section, &KEY, environment) {
         Given::Secret(key) => Some(key),
         Given::Wrong => None,
         Given::Nothing => {
             section.missing("secret_file", "\"secrets/key\"");
             None
         }
-    };
-    section.finish();
-    key
+    }
+}
+
+fn seal_key(text: &str) -> Option<SealKey> {
+    let mut bytes = [0; 32];
+    let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return None };
+    if pairs.len() != bytes.len() {
+        return None;
+    }
+    for (byte, pair) in bytes.iter_mut().zip(pairs) {
+        let [high, low] = pair.map(|digit| char::from(digit).to_digit(16));
+        *byte = u8::try_from(high? << 4 | low?).ok()?;
+    }
+    Some(SealKey::new(bytes))
 }

@@ -33,10 +33,16 @@ notify = [{ plugin = "notify-webhook", on = ["failed"], with = { url = "https://
 [plugin.notify-webhook]
 grants = { http = ["https://ops.example.org"], sign = ["hook"] }
 limits = { timeout = "5s", memory = "16MiB" }
-credentials = [{ server = "https://ops.example.org", bearer_env = "HOOK_KEY" }]
 
 [key.hook]
 secret_env = "HOOK_KEY"
+
+[plugin.example-target-folder]
+grants = { folders = ["/mnt/backup"], seal = ["backup"], lock = true }
+limits = { stall = "5m", held = "32MiB" }
+
+[seal_key.backup]
+secret_env = "SEAL_KEY"
 "#;
 
 /// A folder with a configuration and what belongs to it.
@@ -65,8 +71,13 @@ impl Folder {
     }
 
     fn load(&self) -> Result<Config, Vec<Problem>> {
-        let environment = |name: &str| (name == "HOOK_KEY").then(|| "key material".to_owned());
-        let bundled = ["notify-webhook", "retain-count", "schedule-interval"];
+        let environment = |name: &str| match name {
+            "HOOK_KEY" => Some("key material".to_owned()),
+            "SEAL_KEY" => Some("0f".repeat(32)),
+            "SHORT_KEY" => Some("0f".repeat(31)),
+            _ => None,
+        };
+        let bundled = ["example-target-folder", "notify-webhook", "retain-count", "schedule-interval"];
         let surroundings = Surroundings { environment: &environment, bundled: &bundled };
         config::load(&self.0.path().join("vmferry.toml"), &surroundings)
     }
@@ -113,6 +124,11 @@ fn a_good_configuration_says_what_it_says() {
     assert_eq!(plugin.limits.timeout, Some(Duration::from_secs(5)));
     assert_eq!(plugin.limits.memory, Some(16 << 20));
     assert_eq!(config.keys["hook"].reveal(), "key material");
+    let target = &config.plugins["example-target-folder"];
+    assert_eq!(target.grants.folders, ["/mnt/backup"]);
+    assert!(target.grants.lock && target.grants.seal == ["backup"]);
+    assert_eq!((target.limits.stall, target.limits.held), (Some(Duration::from_secs(300)), Some(32 << 20)));
+    assert!(config.seal_keys.contains_key("backup"));
     assert!(config.store.ends_with("state"));
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
 }
@@ -389,6 +405,115 @@ fn a_grant_that_is_no_server_is_refused() {
 }
 
 #[test]
+fn a_folder_is_granted_by_its_absolute_path() {
+    check_with(
+        "/mnt/backup",
+        "backup",
+        expect![[r#"
+        error: plugin.example-target-folder.grants.folders[0]: a folder is granted by its absolute path: `/mnt/backup`
+          where: vmferry.toml:29:24
+    "#]],
+    );
+}
+
+#[test]
+fn a_seal_key_that_is_not_random_enough_is_refused() {
+    check_with(
+        "SEAL_KEY",
+        "SHORT_KEY",
+        expect![[r#"
+        error: seal_key.backup: the key is not 64 hexadecimal digits
+          where: vmferry.toml:32:11
+          remedy: make one with `openssl rand -hex 32`, and keep a copy elsewhere: what it sealed is lost with it
+    "#]],
+    );
+    check_with(
+        "seal = [\"backup\"]",
+        "seal = [\"bakcup\"]",
+        expect![[r#"
+        error: plugin.example-target-folder.grants.seal[0]: there is no seal_key `bakcup`
+          where: vmferry.toml:29:49
+          remedy: did you mean `backup`? known here: `backup`
+    "#]],
+    );
+}
+
+#[test]
+fn a_credential_says_for_which_server_and_with_what() {
+    let limits = "limits = { timeout = \"5s\", memory = \"16MiB\" }\n";
+    let with = |credential: &str| format!("{limits}credentials = [{{ {credential} }}]\n");
+    let server = |rest: &str| with(&format!("server = \"https://ops.example.org\", {rest}"));
+    check_with(
+        limits,
+        &server(""),
+        expect![[r#"
+        error: plugin.notify-webhook.credentials[0]: it does not say what proves who is asking
+          where: vmferry.toml:24:16
+          remedy: add `access_key`, `secret_key_file` and `region`, or `user` and `password_file`, or `bearer_file`
+    "#]],
+    );
+    check_with(
+        limits,
+        &with("bearer_env = \"HOOK_KEY\""),
+        expect![[r#"
+        error: plugin.notify-webhook.credentials[0]: `server` is missing
+          where: vmferry.toml:24:16
+          remedy: add `server = "https://s3.example.org"`
+    "#]],
+    );
+    check_with(
+        limits,
+        &server("user = \"me\""),
+        expect![[r#"
+        error: plugin.notify-webhook.credentials[0]: `password_file` is missing
+          where: vmferry.toml:24:16
+          remedy: add `password_file = "secrets/store"`
+    "#]],
+    );
+    check_with(
+        limits,
+        &server("user = \"m:e\", password = \"p\""),
+        expect![[r#"
+        error: plugin.notify-webhook.credentials[0]: the user name has a colon, which would end it; the server would take the rest for the password
+          where: vmferry.toml:24:16
+          remedy: write it as the server gave it
+    "#]],
+    );
+    check_with(
+        limits,
+        &server("access_key = \"AK\", secret_key_env = \"HOOK_KEY\""),
+        expect![[r#"
+        error: plugin.notify-webhook.credentials[0]: `region` is missing
+          where: vmferry.toml:24:16
+          remedy: add `region = "us-east-1"`
+    "#]],
+    );
+    check_with(
+        limits,
+        &server("bearer_env = \"HOOK_KEX\""),
+        expect![[r#"
+        error: plugin.notify-webhook.credentials[0].bearer_env: the environment variable HOOK_KEX is not set
+          where: vmferry.toml:24:67
+          remedy: set it to the bearer token before the program starts
+    "#]],
+    );
+    check_with(
+        limits,
+        &server("bearer = \"t\", user = \"me\", password = \"p\""),
+        expect![[r#"
+        error: plugin.notify-webhook.credentials[0]: unknown key `bearer`
+          where: vmferry.toml:24:54
+          remedy: did you mean `server`? known here: `server`, `user`, `password`, `password_file`, `password_env`
+    "#]],
+    );
+    let aws = "access_key = \"AK\", secret_key_env = \"HOOK_KEY\", region = \"us-east-1\"";
+    let config = Folder::with(&GOOD.replace(limits, &server(aws))).load().unwrap();
+    let credential = &config.plugins["notify-webhook"].credentials[0];
+    assert_eq!(credential.server().to_string(), "https://ops.example.org");
+    assert!(!format!("{config:?}").contains("key material"));
+}
+
+#[test]
 fn names_that_stand_for_nothing_are_answered_with_the_nearest_that_does() {
     check_with(
         "pool = \"prod\"",
@@ -405,7 +530,7 @@ fn names_that_stand_for_nothing_are_answered_with_the_nearest_that_does() {
         expect![[r#"
         error: job.erp.schedule.plugin: there is no plugin `schedule-intervall`
           where: vmferry.toml:17:23
-          remedy: did you mean `schedule-interval`? known here: `notify-webhook`, `retain-count`, `schedule-interval`
+          remedy: did you mean `schedule-interval`? known here: `example-target-folder`, `notify-webhook`, `retain-count`, `schedule-interval`
     "#]],
     );
     check_with(

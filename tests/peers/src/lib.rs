@@ -36,7 +36,7 @@ impl Peer {
     /// It is missing and required.
     pub fn python() -> anyhow::Result<Option<Self>> {
         let python = installed("venv/bin/python");
-        Self::found(python.is_file().then_some(python), "python with XenAPI", "run tests/peers/install")
+        Self::found(python.is_file().then_some(python), "python with XenAPI and moto", "run tests/peers/install")
     }
 
     /// Node, for scripts that use the packages in [`node_modules`].
@@ -48,6 +48,12 @@ impl Peer {
             return Self::system("node");
         }
         Self::found(None, "node with xen-api", "run tests/peers/install")
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     fn found(path: Option<PathBuf>, name: &str, remedy: &str) -> anyhow::Result<Option<Self>> {

@@ -89,6 +89,16 @@ impl Shelf {
         self.stalled.notified().await;
     }
 
+    /// Has nothing happen to any call any more.
+    pub fn calm(&self) {
+        self.lock().next = None;
+    }
+
+    /// The points as they are told.
+    pub fn stored(&self) -> Vec<StoredPoint> {
+        self.lock().points.iter().map(|(point, _)| point.clone()).collect()
+    }
+
     /// The points, oldest first.
     pub fn ids(&self) -> Vec<String> {
         self.lock().points.iter().map(|(point, _)| point.id.clone()).collect()

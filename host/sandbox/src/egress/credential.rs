@@ -82,10 +82,13 @@ impl Credential {
 
     /// AWS Signature Version 4 of each request.
     pub fn aws(server: HostPattern, key: AwsKey) -> Result<Self, CredentialError> {
+        if key.secret_key.is_empty() {
+            return Err(CredentialError::Empty("secret key"));
+        }
+        // The others stand in headers.
         let token = key.session_token.as_deref().unwrap_or("none");
         let parts = [
             ("access key", &*key.access_key),
-            ("secret key", &*key.secret_key),
             ("session token", token),
             ("region", &*key.region),
             ("service", &*key.service),

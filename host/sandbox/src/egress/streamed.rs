@@ -122,8 +122,8 @@ impl Streams {
             }
             match cause.downcast_ref::<Broken>() {
                 Some(Broken::Size) => return Error::HttpRequestBodySize(Some(self.limit)),
-                Some(Broken::Short { sent }) => return Error::HttpRequestBodySize(Some(*sent)),
-                Some(Broken::Guest) | None => {}
+                Some(Broken::GivenUp) => return Error::HttpProtocolError,
+                None => {}
             }
         }
         failed(problem)
@@ -172,10 +172,8 @@ async fn falls_silent(mut waiting: watch::Receiver<Option<Instant>>, silence: Du
 enum Broken {
     #[error("the body is larger than allowed, or than its content-length")]
     Size,
-    #[error("the body ended after {sent} bytes, before its content-length")]
-    Short { sent: u64 },
-    #[error("the plugin gave up")]
-    Guest,
+    #[error("the plugin gave the body up, or it ended before its content-length")]
+    GivenUp,
 }
 
 /// A request's body on its way from the guest to the server.
@@ -201,9 +199,9 @@ impl Body for Outgoing {
         let frame = Pin::new(body).poll_frame(cx);
         this.waiting.send_replace(frame.is_ready().then(Instant::now));
         let frame = match ready!(frame) {
-            None if this.length.is_some_and(|length| this.sent < length) => Err(Broken::Short { sent: this.sent }),
+            None if this.length.is_some_and(|length| this.sent < length) => Err(Broken::GivenUp),
             None => return Poll::Ready(None),
-            Some(Err(_)) => Err(Broken::Guest),
+            Some(Err(_)) => Err(Broken::GivenUp),
             Some(Ok(frame)) => {
                 let piece = frame.data_ref().map_or(0, Bytes::len) as u64;
                 this.sent += piece;

@@ -1,20 +1,14 @@
 //! The plugins that come with the program, as an operator meets them.
 
 use crate::address_book::{Server, http};
-use crate::house::{SANDBOX, event, points, with};
+use crate::house::{bundled, event, points, with};
 use vmferry_model::plan::{DiskPlan, ExpectedFrom, FullReason, JobPlan, Kind, TargetPlan, VmPlan};
 use vmferry_model::plugin::{Approval, NextRun, ScheduleState, Verdict};
-use vmferry_sandbox::{Grants, Instance, Package, Plugin};
-
-async fn bundled(id: &str) -> Plugin {
-    let plugin = vmferry_bundle::get(id).expect("a bundled plugin");
-    let package = Package::from_parts(id, plugin.manifest, plugin.component).expect("a package");
-    SANDBOX.load(&package).await.expect("a plugin")
-}
+use vmferry_sandbox::{Grants, Instance};
 
 #[tokio::test]
 async fn every_bundled_plugin_loads_and_is_who_its_manifest_says() {
-    assert!(vmferry_bundle::all().len() >= 4);
+    assert!(vmferry_bundle::all().len() >= 5);
     for plugin in vmferry_bundle::all() {
         let loaded = bundled(plugin.id).await;
         assert_eq!(loaded.id().name, plugin.id);

@@ -8,3 +8,5 @@ mod loading;
 mod network;
 mod rights;
 mod sterile;
+mod target_faults;
+mod targets;

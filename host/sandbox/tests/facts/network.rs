@@ -4,7 +4,7 @@
 use crate::address_book::{Server, http};
 use crate::house::{event, failure, load, with};
 use vmferry_model::plugin::{PluginError, PluginFailure, Verdict};
-use vmferry_sandbox::{Grants, Instance};
+use vmferry_sandbox::{Credential, Grants, HostServices, Instance};
 
 const ANY: &str = "[grants]\nhttp = ['https://*:*', 'http://*:*']";
 
@@ -149,4 +149,30 @@ async fn a_server_that_is_not_there_is_told_from_a_denial() {
     let config = serde_json::json!({ "url": "http://127.0.0.1:1/" });
     let failure = failure(call(ANY, granted(&["http://127.0.0.1:1"]), config).await);
     assert!(matches!(&failure, PluginFailure::Refused { code, .. } if code == "unavailable"), "{failure}");
+}
+
+#[tokio::test]
+async fn a_credential_is_added_for_its_server_and_for_no_other() {
+    let server = Server::answering(http("200 OK", "well")).await;
+    let other = Server::answering(http("200 OK", "well")).await;
+    let at = |server: &Server| format!("http://127.0.0.1:{}", server.port);
+    let pattern = at(&server).parse().expect("a pattern");
+    let credential = Credential::bearer(pattern, "t0ken").expect("a credential");
+    let host = HostServices { credentials: vec![credential], ..HostServices::default() };
+    let plugin = load("calls_http", "notifier", ANY).await;
+    let grants = granted(&[&at(&server), &at(&other)]);
+    let ask = async |config: serde_json::Value| {
+        let instance = Instance { grants: grants.clone(), host: host.clone(), ..with(config) };
+        plugin.notifier(instance).await.expect("set up").handle(&event()).await
+    };
+    let well = Ok(Verdict::Skip("200 well".to_owned()));
+    assert_eq!(ask(serde_json::json!({ "url": at(&server) })).await, well);
+    assert_eq!(ask(serde_json::json!({ "url": at(&other) })).await, well);
+    assert!(server.requests()[0].to_lowercase().contains("\r\nauthorization: bearer t0ken\r\n"));
+    assert!(!other.requests()[0].to_lowercase().contains("authorization"));
+
+    let text = denied(ask(serde_json::json!({ "url": at(&server), "authorization": "mine" })).await);
+    assert!(text.contains("for which the host has a credential") && !text.contains("t0ken"), "{text}");
+    assert_eq!(server.requests().len(), 1, "it did not leave");
+    assert_eq!(ask(serde_json::json!({ "url": at(&other), "authorization": "mine" })).await, well);
 }

@@ -18,6 +18,7 @@ fn services() -> HostServices {
     HostServices {
         key_value: Some(Arc::new(Memory::default())),
         sign_keys: [("hooks".to_owned(), b"key".to_vec())].into(),
+        ..HostServices::default()
     }
 }
 

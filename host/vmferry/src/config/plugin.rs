@@ -1,8 +1,8 @@
 //! `[plugin.NAME]`: where a plugin comes from, what it may do and how much it may use.
 
-use super::read::Section;
+use super::read::{Found, Section};
 use super::{Named, References, credential};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use vmferry_sandbox::{Credential, Grants, HostPattern, Limits};
 
 /// What the operator says about a plugin. A plugin gets the intersection of this with what its manifest asks for.
@@ -42,15 +42,28 @@ fn read_grants(mut section: Section<'_>, references: &mut References) -> Grants 
     }
     let sign = section.strings("sign");
     references.keys.extend(sign.iter().filter(|name| name.value != "*").map(Named::from));
+    let seal = section.strings("seal");
+    references.seal_keys.extend(seal.iter().filter(|name| name.value != "*").map(Named::from));
+    let mut folders = Vec::new();
+    for folder in section.strings("folders") {
+        match Path::new(&folder.value).is_absolute() {
+            true => folders.push(folder.value),
+            false => section.error(folder.problem("a folder is granted by its absolute path: `/mnt/backup`")),
+        }
+    }
+    let lock = section.boolean("lock").is_some_and(|allowed| allowed.value);
     let private_addresses = section.boolean("private_addresses").is_some_and(|allowed| allowed.value);
     section.finish();
-    Grants { http, sign: sign.into_iter().map(|name| name.value).collect(), private_addresses, ..Grants::default() }
+    let names = |found: Vec<Found<String>>| found.into_iter().map(|name| name.value).collect();
+    Grants { http, sign: names(sign), seal: names(seal), lock, folders, private_addresses, ..Grants::default() }
 }
 
 fn read_limits(mut section: Section<'_>) -> Limits {
     let limits = Limits {
         timeout: section.duration("timeout").map(|timeout| timeout.value),
+        stall: section.duration("stall").map(|stall| stall.value),
         cpu: section.duration("cpu").map(|cpu| cpu.value),
+        held: section.size("held").map(|held| held.value),
         memory: section.size("memory").map(|memory| memory.value),
         store: section.size("store").map(|store| store.value),
         log: section.size("log").map(|log| log.value),

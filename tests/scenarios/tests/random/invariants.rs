@@ -7,9 +7,11 @@
 
 use crate::life::Life;
 use serde_json::Value;
+use sha2::Digest as _;
 use std::collections::{BTreeMap, BTreeSet};
 use vmferry_engine::{CloneRequest, NetworkChoice};
 use vmferry_model::report::{Outcome, RunReport};
+use vmferry_model::target::StoredDisk;
 use xapi_sim::Sim;
 
 /// SHA-256 of every snapshot disk that the source ever had, by uuid. Snapshots do not change.
@@ -78,14 +80,18 @@ impl Life {
             let of = snapshots.get(&content_key(&self.world.target, &disk)).and_then(|of| live.get(of));
             bases.extend(of.map(|live| (live.clone(), target)));
         }
+        for (_, disk) in self.stored_disks() {
+            let of = snapshots.get(&disk.content).and_then(|of| live.get(of));
+            bases.extend(of.map(|live| (live.clone(), "shelf".to_owned())));
+        }
         bases
     }
 
     /// The disks of all recovery points, with the names of their targets.
     async fn point_disks(&self) -> Vec<(String, String)> {
         let replicas = self.world.points().await;
-        let points =
-            replicas.iter().flat_map(|replica| replica.points.iter().map(|point| (&replica.target, &point.id)));
+        let on_pools = replicas.iter().filter(|replica| replica.replica.is_some());
+        let points = on_pools.flat_map(|replica| replica.points.iter().map(|point| (&replica.target, &point.id)));
         points
             .flat_map(|(target, point)| {
                 self.world.target.vm_disks(point).into_iter().map(|disk| (target.clone(), disk))
@@ -93,8 +99,24 @@ impl Life {
             .collect()
     }
 
+    /// The disks of the store's points.
+    fn stored_disks(&self) -> Vec<(String, StoredDisk)> {
+        let points = self.shelf.iter().flat_map(|shelf| shelf.stored());
+        points.flat_map(|point| point.disks.into_iter().map(move |disk| (point.id.clone(), disk))).collect()
+    }
+
     /// 1.
     pub(crate) async fn assert_points(&self, known: &Known) {
+        for (point, disk) in self.stored_disks() {
+            let expected = known.0.get(&disk.content);
+            let found = self.shelf.as_ref().map(|shelf| sha256(&shelf.read_disk(&point, &disk.disk)));
+            let StoredDisk { disk, content, .. } = disk;
+            assert_eq!(
+                found.as_ref(),
+                expected,
+                "disk {disk} of point {point} in the store is not the {content} that it claims"
+            );
+        }
         for (target, disk) in self.point_disks().await {
             let content = content_key(&self.world.target, &disk);
             let expected = known.0.get(&content);
@@ -110,6 +132,12 @@ impl Life {
         let targets = report.vms.iter().flat_map(|vm| &vm.targets);
         for target in targets.filter(|target| target.outcome == Outcome::Succeeded) {
             let point = target.recovery_point.as_ref().unwrap_or_else(|| panic!("a point: {report:#?}"));
+            if target.target == "shelf" {
+                let disks: Vec<_> = self.stored_disks().into_iter().filter(|(found, _)| found == point).collect();
+                assert_eq!(disks.len(), self.world.source.vm_disks(&self.world.vm).len(), "{report:#?}");
+                assert!(disks.iter().all(|(_, disk)| now.contains(&known.0[&disk.content])), "{report:#?}");
+                continue;
+            }
             let disks = self.world.target.vm_disks(point);
             assert_eq!(disks.len(), self.world.source.vm_disks(&self.world.vm).len(), "{report:#?}");
             for disk in disks {
@@ -153,7 +181,9 @@ impl Life {
                 assert_eq!(keys.get("vmferry:lease"), None, "a lease on {uuid} on the {side}");
                 let is_base = side == "source" && keys["vmferry:self"] == vm["uuid"] && bases.contains(&uuid);
                 // A replica that somebody used is theirs to keep, also when its points are gone.
-                let used = vm["is_a_snapshot"] == false && keys.get("vmferry:state").is_none();
+                // Whoever starts one takes its block off, whatever a run had written of it.
+                let unblocked = vm["blocked_operations"].get("start").is_none();
+                let used = vm["is_a_snapshot"] == false && (keys.get("vmferry:state").is_none() || unblocked);
                 let what = serde_json::json!([vm["name_label"], vm["is_a_snapshot"], keys]);
                 assert!(ours.contains(&uuid) || is_base || used, "VM {uuid} is left on the {side}: {what:#}");
             }
@@ -169,11 +199,8 @@ impl Life {
             .filter(|vm| vm["is_a_snapshot"] == true)
             .filter(|vm| vm["other_config"]["vmferry:self"] == vm["uuid"])
             .count();
-        assert!(
-            snapshots <= world.job.targets.len(),
-            "{snapshots} source snapshots for {} targets",
-            world.job.targets.len()
-        );
+        let targets = world.job.targets.len() + world.job.stores.len();
+        assert!(snapshots <= targets, "{snapshots} source snapshots for {targets} targets");
     }
 
     /// 4, second half.
@@ -188,6 +215,10 @@ impl Life {
         found.sort();
         assert_eq!(found, expected, "the started clone is what the source was at the last run");
     }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What a disk of a recovery point claims to be.

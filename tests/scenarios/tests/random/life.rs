@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use vmferry_engine::{Integrity, Nbd};
 use vmferry_model::report::{Outcome, RunReport};
+use vmferry_scenarios::shelf::Shelf;
 use vmferry_scenarios::{Keep, MIB, World, destroy_vm};
 use vmferry_xapi::records::{Vbd, Vdi, Vm};
 use vmferry_xapi::{Ref, Session, params};
@@ -28,6 +29,9 @@ const CALLS: [&str; 12] = [
     "*.add_to_other_config",
 ];
 
+/// Calls of a store that may fail or never end.
+const CALLS_OF_A_STORE: [&str; 6] = ["points", "write", "write", "commit", "abort", "delete"];
+
 /// A run has about this many calls on a side.
 const CALLS_OF_A_RUN: u64 = 140;
 
@@ -36,6 +40,8 @@ type Done = Option<String>;
 
 pub(crate) struct Life {
     pub(crate) world: World,
+    /// A store among the job's targets.
+    pub(crate) shelf: Option<Shelf>,
     dice: Dice,
     story: Arc<Mutex<Vec<String>>>,
     /// What every snapshot of the source held.
@@ -55,7 +61,12 @@ impl Life {
         if dice.one_in(2) {
             world.policies.retention = Some(Arc::new(Keep(1 + dice.below(3) as usize)));
         }
-        let mut life = Self { world, dice, story, known: Known::default(), foreign: Vec::new(), byte: 0 };
+        let mut shelf = dice.one_in(2).then(|| Shelf::new(*dice.pick(&[64 << 10, 256 << 10, 1 << 20]).unwrap()));
+        if dice.one_in(3) {
+            shelf = shelf.map(Shelf::only_newest);
+        }
+        world.job.stores.extend(shelf.iter().map(|shelf| shelf.target("shelf")));
+        let mut life = Self { world, shelf, dice, story, known: Known::default(), foreign: Vec::new(), byte: 0 };
         if life.dice.one_in(2) {
             life.add_target();
         }
@@ -71,7 +82,7 @@ impl Life {
     /// One thing happens, and everything still holds.
     pub(crate) async fn step(&mut self) {
         let done = loop {
-            let done = match self.dice.below(26) {
+            let done = match self.dice.below(30) {
                 0..=3 => self.clean_run().await,
                 4..=8 => self.run_with_fault().await,
                 9..=11 => self.run_that_dies().await,
@@ -81,6 +92,9 @@ impl Life {
                 19..=21 => self.hands_on_the_target().await,
                 22 => self.settings_change(),
                 23 | 24 => self.run_with_a_toolstack_restarted().await,
+                25 | 26 => self.run_with_a_store_that_fails().await,
+                27 => self.run_that_dies_in_the_store().await,
+                28 => self.hands_on_the_store(),
                 _ => self.time_passes(),
             };
             if let Some(done) = done {
@@ -100,6 +114,11 @@ impl Life {
         }
         self.assert_tidy(&self.foreign).await;
         self.assert_startable().await;
+        if let Some(shelf) = &self.shelf {
+            self.world.gc(true).await;
+            let disks: usize = shelf.stored().iter().map(|point| point.disks.len()).sum();
+            assert_eq!(shelf.kept_disks(), disks, "the store keeps what belongs to no point");
+        }
     }
 
     async fn check(&mut self) {
@@ -194,6 +213,65 @@ impl Life {
             "the {restarts} restarts at {:?} number {} on the {side}: {:?}",
             fault.at, fault.nth, report.outcome
         ))
+    }
+
+    async fn run_with_a_store_that_fails(&mut self) -> Done {
+        let shelf = self.shelf.clone()?;
+        let call = *self.dice.pick(&CALLS_OF_A_STORE)?;
+        let fails = self.dice.one_in(2);
+        let before = self.before().await;
+        if fails {
+            shelf.fail(call)
+        } else {
+            shelf.lose_answer(call)
+        };
+        let report = self.world.run().await;
+        shelf.calm();
+        self.judge(&report, &before).await;
+        let what = if fails { "fails at" } else { "loses its answer to" };
+        Some(format!("a run whose store {what} {call}: {:?}", report.outcome))
+    }
+
+    async fn run_that_dies_in_the_store(&mut self) -> Done {
+        let shelf = self.shelf.clone()?;
+        let (call, after) = (*self.dice.pick(&CALLS_OF_A_STORE)?, self.dice.one_in(2));
+        let before = self.before().await;
+        shelf.stall(call, after);
+        let report = tokio::select! {
+            report = self.world.run() => Some(report),
+            () = shelf.wait_until_stalled() => None,
+        };
+        shelf.calm();
+        match &report {
+            Some(report) => self.judge(report, &before).await,
+            None => {
+                self.learn();
+                self.assert_bases(&before).await;
+            }
+        }
+        let end = if report.is_none() { "dies" } else { "ends before" };
+        Some(format!("a run {end} {} {call} of its store", if after { "after" } else { "before" }))
+    }
+
+    /// Somebody tidies up in the store.
+    fn hands_on_the_store(&mut self) -> Done {
+        let shelf = self.shelf.clone()?;
+        match self.dice.below(3) {
+            0 => {
+                shelf.clear();
+                Some("the store is emptied".to_owned())
+            }
+            1 => {
+                let point = self.dice.pick(&shelf.ids())?.clone();
+                shelf.damage(&point);
+                Some(format!("point {point} of the store is found damaged"))
+            }
+            _ => {
+                let point = self.dice.pick(&shelf.ids())?.clone();
+                shelf.forget_point(&point);
+                Some(format!("point {point} of the store is lost"))
+            }
+        }
     }
 
     async fn judge(&mut self, report: &RunReport, before: &Before) {

@@ -12,6 +12,8 @@ struct Config {
     /// Bytes of request body.
     #[serde(default)]
     size: usize,
+    /// Its value, if it should send one.
+    authorization: Option<String>,
 }
 
 impl Notifier for Guest {
@@ -22,7 +24,8 @@ impl Notifier for Guest {
     }
 
     fn handle(config: Config, _: Event) -> Result<Verdict, Error> {
-        let headers = vec![("X-Guest".to_owned(), "here".to_owned())];
+        let mut headers = vec![("X-Guest".to_owned(), "here".to_owned())];
+        headers.extend(config.authorization.map(|value| ("Authorization".to_owned(), value)));
         let request = Request { method: "POST".to_owned(), url: config.url, headers, body: vec![b'x'; config.size] };
         let answer = send(&request)?;
         Ok(Verdict::Skip(format!("{} {}", answer.status, String::from_utf8_lossy(&answer.body))))

@@ -1,0 +1,233 @@
+//! A target: keeps recovery points somewhere else, as a store of points that the engine can use.
+//!
+//! Every call has a fresh instance and a thread of its own (`worker`). A call that moves disk data takes as long as it makes
+//! progress (`progress`); its handles are in `data`, the streams behind them in `streams`.
+
+pub(crate) mod data;
+mod held;
+mod progress;
+mod streams;
+mod worker;
+
+pub(crate) use progress::Progress;
+pub use streams::Passed;
+pub(crate) use streams::{Traffic, watch};
+
+use crate::bindings::host::vmferry::plugin::types::{Error as GuestError, ErrorCode};
+use crate::bindings::target::TargetPre;
+use crate::call::{Answer, Called, Surroundings};
+use crate::convert;
+use crate::plugin::{SetUp, calling};
+use crate::state::{State, error};
+use async_trait::async_trait;
+use data::{Delta, End, Restore};
+use vmferry_model::plugin::{PluginError, PluginFailure};
+use vmferry_model::target::{
+    BrokenOff, Chunks, Damage, DeltaInfo, DiskReceipt, Draft, PointStore, Restored, Shape, StoredExtent, StoredGarbage,
+    StoredPoint, VmMetadata,
+};
+use wasmtime::Store;
+use wasmtime::component::Resource;
+
+/// One use of a target.
+pub struct Target {
+    pre: TargetPre<State>,
+    set_up: SetUp,
+    shape: Shape,
+}
+
+impl std::fmt::Debug for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Target").field("plugin", &self.set_up.caller.id).finish_non_exhaustive()
+    }
+}
+
+/// Calls one function of a target on a thread of its own: `call` or `transfer` of the caller, the function's name in the contract
+/// and in the bindings, and its arguments behind the settings.
+macro_rules! call {
+    ($self:ident . $function:ident ($($argument:expr),*) as $name:literal) => {{
+        let (pre, config) = ($self.pre.clone(), $self.set_up.config.clone());
+        let guest = |store| {
+            on_its_thread(calling!(pre, store, vmferry_plugin_replicate, $function(&config $(, $argument)*)))
+        };
+        $self.set_up.caller.call($name, $self.surroundings(), guest).await
+    }};
+}
+
+impl Target {
+    /// Has the plugin check its settings and say how it wants its data.
+    pub(crate) async fn new(pre: TargetPre<State>, set_up: SetUp) -> Result<Self, PluginError> {
+        let mut target = Self { pre, set_up, shape: Shape { chunk_size: 0, only_newest: false } };
+        call!(target.call_validate_config() as "validate-config")?;
+        let shape = call!(target.call_data_shape() as "data-shape")?;
+        target.shape = convert::shape(&shape).map_err(|failure| target.failed("data-shape", failure))?;
+        Ok(target)
+    }
+
+    /// How much disk data has passed it so far, without what calls have moved that are not over.
+    pub fn passed(&self) -> Passed {
+        self.set_up.caller.traffic.passed()
+    }
+
+    fn surroundings(&self) -> Surroundings {
+        Surroundings::Target(self.set_up.folders.clone())
+    }
+
+    fn failed(&self, call: &str, failure: PluginFailure) -> PluginError {
+        self.set_up.caller.error(call, failure)
+    }
+
+    /// Reads or verifies: a call with somewhere to put what was stored.
+    async fn restoring<T: Send + 'static, F>(
+        &self,
+        name: &'static str,
+        restore: Restore,
+        guest: impl FnOnce(Store<State>, TargetPre<State>, String, Resource<Restore>) -> F + Send + 'static,
+    ) -> Result<T, PluginError>
+    where
+        F: Future<Output = (Store<State>, Answer<T>)> + Send,
+    {
+        let (pre, config) = (self.pre.clone(), self.set_up.config.clone());
+        let call = move |mut store: Store<State>| {
+            on_its_thread(async move {
+                let restore = match store.data_mut().table.push(restore) {
+                    Ok(restore) => restore,
+                    Err(full) => return Ok((store, Err(full.into()))),
+                };
+                let (mut store, answer) = guest(store, pre, config, Resource::new_borrow(restore.rep())).await;
+                let answer = match store.data_mut().table.delete(restore) {
+                    Ok(Restore { broken_off: Some(broken), .. }) => answer.and(Ok(Err(broken_off(&broken)))),
+                    _ => answer,
+                };
+                Ok((store, answer))
+            })
+        };
+        Ok(self.set_up.caller.transfer(name, self.surroundings(), call).await?)
+    }
+}
+
+/// What a call answers whose other end is gone, whatever the guest made of it.
+fn broken_off(broken: &BrokenOff) -> GuestError {
+    error(ErrorCode::Unavailable, broken.to_string())
+}
+
+async fn on_its_thread<T: Send + 'static>(call: impl Future<Output = Called<T>> + Send + 'static) -> Called<T> {
+    let thread = worker::on_own_thread(call).await;
+    thread.map_err(|problem| PluginFailure::Host(format!("a thread for the call: {problem}")))?
+}
+
+#[async_trait]
+impl PointStore for Target {
+    fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    async fn points(&self, vm: Option<&str>) -> Result<Vec<StoredPoint>, PluginError> {
+        let vm = vm.map(str::to_owned);
+        let points = call!(self.call_points(vm.as_deref()) as "points")?;
+        let points = points.into_iter().map(convert::stored_point).collect::<Result<_, _>>();
+        points.map_err(|failure| self.failed("points", failure))
+    }
+
+    async fn metadata(&self, point: &str) -> Result<VmMetadata, PluginError> {
+        let point = point.to_owned();
+        let metadata = call!(self.call_metadata(&point) as "metadata")?;
+        convert::metadata(&metadata).map_err(|failure| self.failed("metadata", failure))
+    }
+
+    async fn layout(&self, point: &str, disk: &str, since: Option<&str>) -> Result<Vec<StoredExtent>, PluginError> {
+        let (point, disk, since) = (point.to_owned(), disk.to_owned(), since.map(str::to_owned));
+        let layout = call!(self.call_layout(&point, &disk, since.as_deref()) as "layout")?;
+        convert::layout(&layout).map_err(|failure| self.failed("layout", failure))
+    }
+
+    async fn write(&self, draft: &Draft, delta: DeltaInfo, chunks: Box<dyn Chunks>) -> Result<Vec<u8>, PluginError> {
+        let (pre, config, draft) = (self.pre.clone(), self.set_up.config.clone(), convert::draft(draft));
+        let delta = Delta::new(convert::delta(delta), self.shape.chunk_size, chunks);
+        let call = move |mut store: Store<State>| {
+            on_its_thread(async move {
+                let answer = async {
+                    let delta = store.data_mut().table.push(delta)?;
+                    let instance = pre.instantiate_async(&mut store).await?;
+                    let borrowed = Resource::new_borrow(delta.rep());
+                    let guest = instance.vmferry_plugin_replicate();
+                    let answer = guest.call_write(&mut store, &config, &draft, borrowed).await?;
+                    Ok(match store.data_mut().table.delete(delta)?.end {
+                        End::BrokenOff(broken) => Err(broken_off(&broken)),
+                        end => answer.map(|receipt| (receipt, end == End::Reached)),
+                    })
+                }
+                .await;
+                Ok((store, answer))
+            })
+        };
+        let (receipt, whole) = self.set_up.caller.transfer("write", self.surroundings(), call).await?;
+        convert::receipt(receipt, whole).map_err(|failure| self.failed("write", failure))
+    }
+
+    async fn commit(&self, draft: &Draft, receipts: &[DiskReceipt]) -> Result<StoredPoint, PluginError> {
+        let id = draft.id.clone();
+        let (draft, receipts) = (convert::draft(draft), convert::receipts(receipts));
+        let point = call!(self.call_commit(&draft, &receipts) as "commit")?;
+        convert::committed(point, &id).map_err(|failure| self.failed("commit", failure))
+    }
+
+    async fn abort(&self, draft: &Draft) -> Result<(), PluginError> {
+        let draft = convert::draft(draft);
+        Ok(call!(self.call_abort(&draft) as "abort")?)
+    }
+
+    async fn read(
+        &self,
+        point: &str,
+        disk: &str,
+        extents: &[StoredExtent],
+        restored: Box<dyn Restored>,
+    ) -> Result<(), PluginError> {
+        let (point, disk, extents) = (point.to_owned(), disk.to_owned(), extents.to_vec());
+        let wanted = convert::extents(&extents);
+        self.restoring("read", Restore::of(extents, restored), move |mut store, pre, config, restore| async move {
+            let answer = async {
+                let instance = pre.instantiate_async(&mut store).await?;
+                let guest = instance.vmferry_plugin_replicate();
+                guest.call_read(&mut store, &config, &point, &disk, &wanted, restore).await
+            }
+            .await;
+            (store, answer)
+        })
+        .await
+    }
+
+    async fn verify(&self, point: &str) -> Result<Vec<Damage>, PluginError> {
+        let point = point.to_owned();
+        let found = self
+            .restoring("verify", Restore::check(), move |mut store, pre, config, restore| async move {
+                let answer = async {
+                    let instance = pre.instantiate_async(&mut store).await?;
+                    let guest = instance.vmferry_plugin_replicate();
+                    guest.call_verify(&mut store, &config, &point, restore).await
+                }
+                .await;
+                (store, answer)
+            })
+            .await?;
+        let damage = found.into_iter().map(convert::damage).collect::<Result<_, _>>();
+        damage.map_err(|failure| self.failed("verify", failure))
+    }
+
+    async fn hold(&self, point: &str, held: bool) -> Result<(), PluginError> {
+        let point = point.to_owned();
+        Ok(call!(self.call_hold(&point, held) as "hold")?)
+    }
+
+    async fn delete(&self, point: &str) -> Result<(), PluginError> {
+        let point = point.to_owned();
+        Ok(call!(self.call_delete(&point) as "delete")?)
+    }
+
+    async fn collect(&self, drafts: &[String], apply: bool) -> Result<Vec<StoredGarbage>, PluginError> {
+        let drafts = drafts.to_vec();
+        let garbage = call!(self.call_collect(&drafts, apply) as "collect")?;
+        Ok(garbage.into_iter().map(convert::garbage).collect())
+    }
+}

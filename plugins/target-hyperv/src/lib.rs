@@ -1,0 +1,641 @@
+//! A target: recovery points as disk files that Hyper-V boots.
+//!
+//! ```text
+//! <folder>/job-<job>/vm-<vm>/   points.json          what is here: see `state`
+//!                               <disk>~<point>.vhdx  a disk, dynamic or differencing, blocks of 1 MiB
+//!                               <disk>~<point>.digests, .updates
+//!                               vm~<point>.json      the VM
+//!                               register.ps1         makes the VM of a point
+//! ```
+//!
+//! | `points` | A delta becomes | An older point costs | Deleting it costs |
+//! | --- | --- | --- | --- |
+//! | `differencing` | a file over the one before | what changed | what changed after it, copied once |
+//! | `copies` | a whole file, by copying the one before | the disk | nothing |
+//! | `newest` | a change of the one file, in place | there is none: only the newest point is kept | |
+//!
+//! With `newest` a point that an operator holds stays, and the delta after it becomes a copy. So does, whatever the setting, one that
+//! comes with another size of the disk.
+
+mod image;
+mod place;
+mod settle;
+mod state;
+mod write;
+
+pub use place::{DiskFile, Place};
+
+use image::{Chain, Content, Digest, WINDOW, length_of, was_used};
+use place::{NEW, of_io, of_vhdx};
+use serde::Deserialize;
+use state::{Begun, KeptDisk, KeptPoint, State};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use vmferry_plugin_api::files::Folder;
+use vmferry_plugin_api::target::*;
+use vmferry_vhdx::{Guid, Image, Storage};
+use write::{Made, Receipt, Turn, Update};
+
+/// What a file says of who made it.
+const CREATOR: &str = "vmferry";
+/// Makes a VM of a point. It is the same for all: what a point says it reads as data.
+const REGISTER: &str = include_str!("register.ps1");
+const REGISTER_NAME: &str = "register.ps1";
+
+/// The plugin.
+struct HyperV;
+
+/// `with = { folder = "/mnt/hyperv" }`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    folder: String,
+    #[serde(default)]
+    points: Points,
+}
+
+/// How several points of a disk are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Points {
+    /// Each as a file over the one before.
+    #[default]
+    Differencing,
+    /// Each as a file of its own.
+    Copies,
+    /// None but the newest, in one file.
+    Newest,
+}
+
+/// Keeps points in a place.
+#[derive(Debug)]
+pub struct Keeper<P> {
+    /// Where.
+    pub place: P,
+    /// What it is called, for locks.
+    pub name: String,
+    /// How several are kept.
+    pub points: Points,
+}
+
+impl Target for HyperV {
+    type Config = Config;
+
+    fn describe() -> Description {
+        description!("Keeps recovery points as disk files that Hyper-V boots.")
+    }
+
+    fn check(config: &Config) -> Result<(), Error> {
+        if config.folder.starts_with('/') { Ok(()) } else { Err(Error::config("`folder`: expected an absolute path")) }
+    }
+
+    fn data_shape(config: Config) -> Result<Shape, Error> {
+        Ok(config.points.shape())
+    }
+
+    fn points(config: Config, vm: Option<&str>) -> Result<Vec<Point>, Error> {
+        Keeper::granted(config)?.points(vm)
+    }
+
+    fn metadata(config: Config, point: &str) -> Result<String, Error> {
+        Keeper::granted(config)?.metadata(point)
+    }
+
+    fn layout(config: Config, point: &str, disk: &str, since: Option<&str>) -> Result<Vec<Extent>, Error> {
+        Keeper::granted(config)?.layout(point, disk, since)
+    }
+
+    fn write(config: Config, draft: Draft, delta: &dyn Delta) -> Result<Vec<u8>, Error> {
+        Keeper::granted(config)?.write_disk(&draft, delta)
+    }
+
+    fn commit(config: Config, draft: Draft, receipts: Vec<DiskReceipt>) -> Result<Point, Error> {
+        Keeper::granted(config)?.commit(&draft, &receipts)
+    }
+
+    fn abort(config: Config, draft: Draft) -> Result<(), Error> {
+        Keeper::granted(config)?.abort(&draft)
+    }
+
+    fn read(config: Config, point: &str, disk: &str, extents: Vec<Extent>, restore: &dyn Restore) -> Result<(), Error> {
+        Keeper::granted(config)?.read(point, disk, &extents, restore)
+    }
+
+    fn verify(config: Config, point: &str, check: &dyn Restore) -> Result<Vec<Damage>, Error> {
+        Keeper::granted(config)?.verify(point, check)
+    }
+
+    fn hold(config: Config, point: &str, held: bool) -> Result<(), Error> {
+        Keeper::granted(config)?.hold(point, held)
+    }
+
+    fn delete(config: Config, point: &str) -> Result<(), Error> {
+        Keeper::granted(config)?.delete(point)
+    }
+
+    fn collect(config: Config, drafts: Vec<String>, apply: bool) -> Result<Vec<Garbage>, Error> {
+        Keeper::granted(config)?.collect(&drafts, apply)
+    }
+}
+
+vmferry_plugin_api::export_target!(HyperV);
+
+impl Points {
+    fn shape(self) -> Shape {
+        Shape { chunk_size: image::BLOCK, only_newest: self != Self::Copies, extensions: Vec::new() }
+    }
+}
+
+impl Keeper<Folder> {
+    fn granted(config: Config) -> Result<Self, Error> {
+        Ok(Self { place: Folder::open(&config.folder)?, name: config.folder, points: config.points })
+    }
+}
+
+/// A GUID that follows from these words, so that what is done again after a crash is done the same.
+fn guid(words: &[&str]) -> Guid {
+    let mut hasher = blake3::Hasher::new();
+    for word in words {
+        hasher.update(&(word.len() as u64).to_le_bytes()).update(word.as_bytes());
+    }
+    let mut bytes = [0; 16];
+    hasher.finalize_xof().fill(&mut bytes);
+    Guid::from_random(bytes)
+}
+
+impl<P: Place> Keeper<P> {
+    /// The name under which others know that somebody writes a disk's files, or changes what a VM's folder holds.
+    fn lock_name(&self, folder: &str, disk: Option<&str>) -> String {
+        let name = [&self.name, folder, disk.unwrap_or("")].map(|part| guid(&[part]).to_string());
+        format!("hyperv-{}", guid(&[&name[0], &name[1], &name[2]]))
+    }
+
+    fn make_folders(&self, job: &str, vm: &str) -> Result<String, Error> {
+        let [job, vm] = state::folders(job, vm);
+        if self.place.size(&vm)?.is_none() {
+            self.place.create_folder(&job)?;
+            self.place.sync_folder("")?;
+            self.place.create_folder(&vm)?;
+            self.place.sync_folder(&job)?;
+        }
+        Ok(vm)
+    }
+
+    /// Folders of VMs: of one, or of all.
+    fn folders(&self, vm: Option<&str>) -> Result<Vec<String>, Error> {
+        let vm = vm.map(|vm| format!("vm-{}", state::plain(vm)));
+        let mut folders = Vec::new();
+        for (job, _) in self.place.list("")?.into_iter().filter(|(name, folder)| *folder && name.starts_with("job-")) {
+            let all = self.place.list(&job)?.into_iter().filter(|(name, folder)| *folder && name.starts_with("vm-"));
+            let ours = all.filter(|(name, _)| vm.as_ref().is_none_or(|vm| vm == name));
+            folders.extend(ours.map(|(name, _)| format!("{job}/{name}")));
+        }
+        Ok(folders)
+    }
+
+    /// The folder that has a point.
+    fn folder_of(&self, point: &str) -> Result<Option<String>, Error> {
+        let metadata = state::metadata_of(point);
+        for folder in self.folders(None)? {
+            if self.place.size(&format!("{folder}/{metadata}"))?.is_some()
+                && State::load(&self.place, &folder)?.is_some_and(|state| state.point(point).is_some())
+            {
+                return Ok(Some(folder));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The same, for a point that has to be there.
+    fn known(&self, point: &str) -> Result<(String, State), Error> {
+        let none = || Error::not_found(format!("the point {point} is not in {}", self.name));
+        let folder = self.folder_of(point)?.ok_or_else(none)?;
+        let state = self.settled(&folder)?.ok_or_else(none)?;
+        Ok((folder, state))
+    }
+
+    /// Committed points.
+    pub fn points(&self, vm: Option<&str>) -> Result<Vec<Point>, Error> {
+        let mut points = Vec::new();
+        for folder in self.folders(vm)? {
+            let Some(state) = State::load(&self.place, &folder)? else { continue };
+            if vm.is_some_and(|vm| vm != state.vm) {
+                continue;
+            }
+            let wrong = self.wrong_images(&folder, &state)?;
+            for point in &state.points {
+                let mut images = point.images().flat_map(|image| state.chain(image));
+                let found = images.find_map(|image| wrong.get(image).cloned());
+                let kept = point.to_point(&state);
+                points.push(Point { damaged: kept.damaged.or(found), ..kept });
+            }
+        }
+        points.sort_by_key(|point| point.taken_at);
+        Ok(points)
+    }
+
+    /// Disk files that are gone or were written by somebody else, as their headers say. Those that are being changed are left out.
+    fn wrong_images(&self, folder: &str, state: &State) -> Result<BTreeMap<String, String>, Error> {
+        let busy: BTreeSet<&str> = state.begun.iter().flat_map(Begun::files).collect();
+        let mut wrong = BTreeMap::new();
+        for (name, kept) in state.images.iter().filter(|(name, _)| !busy.contains(name.as_str())) {
+            let path = format!("{folder}/{name}");
+            let problem = match self.place.size(&path)? {
+                None => Some(format!("{path} is gone")),
+                Some(_) => match Image::open(self.place.open(&path, false)?) {
+                    Ok(image) => (image.ids().data != kept.data.0).then(|| was_used(&path)),
+                    Err(error) => match of_vhdx(&path, error) {
+                        error if error.is_damaged() => Some(error.message),
+                        error => return Err(error),
+                    },
+                },
+            };
+            wrong.extend(problem.map(|problem| (name.clone(), problem)));
+        }
+        Ok(wrong)
+    }
+
+    /// What a draft said of its VM.
+    pub fn metadata(&self, point: &str) -> Result<String, Error> {
+        let (folder, _) = self.known(point)?;
+        let path = format!("{folder}/{}", state::metadata_of(point));
+        let bytes = self.place.read(&path)?.unwrap_or_default();
+        String::from_utf8(bytes).map_err(|_| Error::damaged(format!("{path} is not UTF-8")))
+    }
+
+    /// A disk of a point, open.
+    fn open(&self, folder: &str, state: &State, point: &str, disk: &str) -> Result<Chain<P::File>, Error> {
+        let kept = state.point(point).and_then(|kept| kept.disk(disk));
+        let none = || Error::not_found(format!("the point {point} has no disk {disk}"));
+        Chain::open(&self.place, folder, state, &kept.ok_or_else(none)?.image)
+    }
+
+    /// The ranges that may hold something else than zeroes, or than another point.
+    pub fn layout(&self, point: &str, disk: &str, since: Option<&str>) -> Result<Vec<Extent>, Error> {
+        let (folder, state) = self.known(point)?;
+        let chain = self.open(&folder, &state, point, disk)?;
+        let other = match since {
+            None => None,
+            Some(since) => {
+                let (folder, state) = self.known(since)?;
+                Some(self.open(&folder, &state, since, disk)?)
+            }
+        };
+        let mut extents: Vec<Extent> = Vec::new();
+        for start in (0..chain.blocks()).step_by(WINDOW as usize) {
+            let contents = chain.contents(start..start + WINDOW)?;
+            let mut others = other.as_ref().map_or(Ok(Vec::new()), |other| other.contents(start..start + WINDOW))?;
+            others.resize(contents.len(), Content::Zero);
+            for (block, (content, other)) in (start..).zip(contents.into_iter().zip(others)) {
+                if !is_same(content, other) {
+                    let (offset, length) = (block * u64::from(image::BLOCK), length_of(block, chain.size()));
+                    match extents.last_mut().filter(|last| last.offset + last.length == offset) {
+                        Some(last) => last.length += length,
+                        None => extents.push(Extent { offset, length }),
+                    }
+                }
+            }
+        }
+        Ok(extents)
+    }
+
+    /// Stores one disk's data.
+    pub fn write_disk(&self, draft: &Draft, delta: &dyn Delta) -> Result<Vec<u8>, Error> {
+        let receipt = self.write(draft, delta)?;
+        serde_json::to_vec(&receipt).map_err(|error| Error::damaged(format!("a receipt cannot be written: {error}")))
+    }
+
+    /// Makes the draft a point.
+    pub fn commit(&self, draft: &Draft, receipts: &[DiskReceipt]) -> Result<Point, Error> {
+        let folder = self.make_folders(&draft.job, &draft.vm)?;
+        let _turn = self.turn_of_vm(&folder)?;
+        let mut state = State::load(&self.place, &folder)?.unwrap_or_else(|| State::new(&draft.job, &draft.vm));
+        self.settle(&folder, &mut state)?;
+        if let Some(point) = state.point(&draft.id) {
+            return Ok(point.to_point(&state));
+        }
+        let mut next = state.clone();
+        let mut point = KeptPoint {
+            id: draft.id.clone(),
+            name: draft.name.clone(),
+            taken_at: draft.taken_at,
+            held: false,
+            damaged: None,
+            disks: Vec::new(),
+        };
+        for receipt in receipts {
+            point.disks.push(self.accept(&folder, draft, receipt, &mut next)?);
+        }
+        let id = point.id.clone();
+        next.points.push(point);
+        next.forget_unneeded();
+        let register = format!("{folder}/{REGISTER_NAME}");
+        if self.place.read(&register)?.as_deref() != Some(REGISTER.as_bytes()) {
+            self.place.replace(&register, REGISTER.as_bytes())?;
+        }
+        // Which syncs the names of the new disk files as well: they are in the same folder.
+        self.place.replace(&format!("{folder}/{}", state::metadata_of(&id)), draft.metadata.as_bytes())?;
+        next.save(&self.place, &folder)?;
+
+        let before = state.files();
+        self.settle(&folder, &mut next)?;
+        self.remove_unneeded(&folder, &before, &next)?;
+        match next.point(&id) {
+            Some(point) => Ok(point.to_point(&next)),
+            None => Err(Error::damaged(format!("the point {id} was lost as it was committed"))),
+        }
+    }
+
+    /// Takes what was written of a disk into the state to be.
+    fn accept(&self, folder: &str, draft: &Draft, of: &DiskReceipt, next: &mut State) -> Result<KeptDisk, Error> {
+        let refused =
+            |why: String| Error::damaged(format!("the disk {} of {} cannot be committed: {why}", of.disk, draft.id));
+        let receipt: Receipt =
+            serde_json::from_slice(&of.receipt).map_err(|_| refused("its receipt is none".to_owned()))?;
+        let kept = KeptDisk {
+            disk: of.disk.clone(),
+            content: receipt.content,
+            size: receipt.size,
+            stored: receipt.stored,
+            digest: of.digest.clone(),
+            image: receipt.image.clone(),
+        };
+        match receipt.made {
+            Made::New(image) => {
+                if receipt.image != state::image_of(&of.disk, &draft.id) {
+                    return Err(refused(format!("{} is not its file", receipt.image)));
+                }
+                if self.place.size(&format!("{folder}/{}", receipt.image))?.is_none() {
+                    return Err(refused(format!("{} is gone", receipt.image)));
+                }
+                if let Some(parent) = image.parent.as_ref().filter(|parent| !next.images.contains_key(*parent)) {
+                    return Err(refused(format!("its base {parent} was deleted meanwhile; run again")));
+                }
+                next.images.insert(receipt.image, image);
+            }
+            Made::InPlace { updates, file, before, data } => {
+                let path = format!("{folder}/{}", receipt.image);
+                let same = |image: &&mut state::KeptImage| image.data == before;
+                let Some(image) = next.images.get_mut(&receipt.image).filter(same) else {
+                    return Err(refused(format!("{path} was changed meanwhile; run again")));
+                };
+                image.data = data;
+                let ids = Image::open(self.place.open(&path, false)?).map_err(|error| of_vhdx(&path, error))?.ids();
+                if (ids.file, ids.data) != (file.0, before.0) {
+                    return Err(refused(was_used(&path)));
+                }
+                let name = state::updates_of(&of.disk, &draft.id);
+                if self.digest_of(&format!("{folder}/{name}"))? != updates {
+                    return Err(refused(format!("{name} is not what was written")));
+                }
+                if next.points.iter().any(|point| point.held && point.images().any(|shown| shown == receipt.image)) {
+                    return Err(refused("the point before it is held since it was written; run again".to_owned()));
+                }
+                next.points.retain(|point| point.images().all(|shown| shown != receipt.image));
+                next.begun.push(Begun::Apply { image: receipt.image, updates: name, file, before });
+            }
+        }
+        Ok(kept)
+    }
+
+    /// BLAKE3 of a file of updates, in hex.
+    fn digest_of(&self, path: &str) -> Result<String, Error> {
+        let file = self.place.open(path, false)?;
+        let io = |error| of_io(path, error);
+        let length = file.length().map_err(io)?;
+        let mut hasher = blake3::Hasher::new();
+        let step = WINDOW * Update::SIZE as u64;
+        for at in (0..length).step_by(step as usize) {
+            let mut raw = vec![0; step.min(length - at) as usize];
+            file.read_at(at, &mut raw).map_err(io)?;
+            hasher.update(&raw);
+        }
+        Ok(hasher.finalize().to_hex().to_string())
+    }
+
+    /// Removes files that a state needed and another does not.
+    fn remove_unneeded(&self, folder: &str, before: &BTreeSet<String>, state: &State) -> Result<(), Error> {
+        for name in before.difference(&state.files()) {
+            self.place.remove(&format!("{folder}/{name}"))?;
+        }
+        Ok(())
+    }
+
+    /// Forgets a draft.
+    pub fn abort(&self, draft: &Draft) -> Result<(), Error> {
+        let [_, folder] = state::folders(&draft.job, &draft.vm);
+        let _turn = self.turn_of_vm(&folder)?;
+        let state = State::load(&self.place, &folder)?;
+        if state.as_ref().is_some_and(|state| state.point(&draft.id).is_some()) {
+            return Ok(());
+        }
+        let needed = state.as_ref().map(State::files).unwrap_or_default();
+        let mark = state::mark_of(&draft.id);
+        for (name, _) in self.place.list(&folder)?.into_iter().filter(|(name, _)| name.contains(&mark)) {
+            if !needed.contains(&name) {
+                self.place.remove(&format!("{folder}/{name}"))?;
+            }
+        }
+        if let Some(state) = state {
+            self.trim(&folder, &state, true)?;
+        }
+        Ok(())
+    }
+
+    /// Cuts off what disk files have at their ends that no block is in; in how many bytes of which. A draft that is being written may be
+    /// what is there: then nothing is.
+    fn trim(&self, folder: &str, state: &State, apply: bool) -> Result<Vec<(String, u64)>, Error> {
+        let mut found = Vec::new();
+        let names = self.place.list(folder)?;
+        if names.iter().any(|(name, _)| name.ends_with(".updates")) || !state.begun.is_empty() {
+            return Ok(found);
+        }
+        let disks = state.points.iter().flat_map(|point| &point.disks).map(|disk| (&disk.image, &disk.disk));
+        for (name, disk) in disks.collect::<BTreeMap<_, _>>() {
+            let Ok(_turn) = Turn::take(self.lock_name(folder, Some(disk))) else { continue };
+            let path = format!("{folder}/{name}");
+            // A file that is damaged is `verify`'s, and is left as it is.
+            let Ok(image) = Image::open(self.place.open(&path, apply)?) else { continue };
+            let Ok(end) = image.space().map(|space| space.end()) else { continue };
+            let length = image.file().length().map_err(|error| of_io(&path, error))?;
+            if length > end && state.images.get(name).is_some_and(|kept| kept.data.0 == image.ids().data) {
+                if apply {
+                    image.file().set_length(end).map_err(|error| of_io(&path, error))?;
+                }
+                found.push((name.clone(), length - end));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Reads ranges of a disk back.
+    pub fn read(&self, point: &str, disk: &str, extents: &[Extent], restore: &dyn Restore) -> Result<(), Error> {
+        let (folder, state) = self.known(point)?;
+        let chain = self.open(&folder, &state, point, disk)?;
+        for extent in extents {
+            let end = extent.offset.saturating_add(extent.length);
+            if end > chain.size() {
+                let message = format!("{} bytes at {} are not on the disk {disk}", extent.length, extent.offset);
+                return Err(Error::not_found(message));
+            }
+            each_block(&chain, extent.offset..end, |range, from, at, digest| {
+                put(&chain, restore, range, from, at, digest)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Checks that everything of a point is there and unchanged.
+    pub fn verify(&self, point: &str, check: &dyn Restore) -> Result<Vec<Damage>, Error> {
+        let (folder, state) = self.known(point)?;
+        let mut damages = Vec::new();
+        for kept in state.point(point).map(|kept| kept.disks.as_slice()).unwrap_or_default() {
+            let damage = |extent, message| Damage { disk: Some(kept.disk.clone()), extent, message };
+            let chain = match Chain::open(&self.place, &folder, &state, &kept.image) {
+                Ok(chain) => chain,
+                Err(error) if is_finding(&error) => {
+                    damages.push(damage(None, error.message));
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let faults = chain.faults()?;
+            let sound = faults.is_empty();
+            damages.extend(faults.into_iter().map(|fault| damage(None, fault)));
+            // Where blocks are not what the table says, reading them says nothing more.
+            if sound {
+                each_block(&chain, 0..chain.size(), |range, from, at, digest| {
+                    match put(&chain, check, range.clone(), from, at, digest) {
+                        Err(error) if error.is_damaged() => {
+                            let extent = Extent { offset: range.start, length: range.end - range.start };
+                            damages.push(damage(Some(extent), error.message));
+                            Ok(())
+                        }
+                        put => put,
+                    }
+                })?;
+            }
+        }
+        self.change_point(&folder, point, |kept| kept.damaged = damages.first().map(|damage| damage.message.clone()))?;
+        Ok(damages)
+    }
+
+    /// Keeps an operator's word with a point.
+    pub fn hold(&self, point: &str, held: bool) -> Result<(), Error> {
+        let (folder, _) = self.known(point)?;
+        self.change_point(&folder, point, |kept| kept.held = held)
+    }
+
+    fn change_point(&self, folder: &str, point: &str, change: impl FnOnce(&mut KeptPoint)) -> Result<(), Error> {
+        let _turn = self.turn_of_vm(folder)?;
+        let Some(mut state) = State::load(&self.place, folder)? else { return Ok(()) };
+        let Some(kept) = state.points.iter_mut().find(|kept| kept.id == point) else { return Ok(()) };
+        let before = kept.clone();
+        change(kept);
+        if *kept == before { Ok(()) } else { state.save(&self.place, folder) }
+    }
+
+    /// Removes a point.
+    pub fn delete(&self, point: &str) -> Result<(), Error> {
+        let Some(folder) = self.folder_of(point)? else { return Ok(()) };
+        let _turn = self.turn_of_vm(&folder)?;
+        let Some(mut state) = State::load(&self.place, &folder)? else { return Ok(()) };
+        self.settle(&folder, &mut state)?;
+        let before = state.files();
+        state.points.retain(|kept| kept.id != point);
+        state.forget_unneeded();
+        state.save(&self.place, &folder)?;
+        self.settle(&folder, &mut state)?;
+        self.remove_unneeded(&folder, &before, &state)
+    }
+
+    /// Finds what belongs to no point, and removes it if asked to.
+    pub fn collect(&self, drafts: &[String], apply: bool) -> Result<Vec<Garbage>, Error> {
+        let marks: Vec<String> = drafts.iter().map(|draft| state::mark_of(draft)).collect();
+        let mut garbage = Vec::new();
+        for folder in self.folders(None)? {
+            let _turn = self.turn_of_vm(&folder)?;
+            let state = State::load(&self.place, &folder)?;
+            let needed = state.as_ref().map(State::files).unwrap_or_default();
+            let mut is_written_to = false;
+            for (name, is_folder) in self.place.list(&folder)? {
+                if marks.iter().any(|mark| name.contains(mark)) {
+                    is_written_to = true;
+                } else if !is_folder && !needed.contains(&name) && is_ours(&name) {
+                    let path = format!("{folder}/{name}");
+                    let bytes = self.place.size(&path)?.unwrap_or(0);
+                    if apply {
+                        self.place.remove(&path)?;
+                    }
+                    let why = "it is left of a run that was broken off, or of a point that was deleted".to_owned();
+                    garbage.push(Garbage { what: format!("{}/{path}", self.name), why, bytes });
+                }
+            }
+            if let Some(state) = state.filter(|_| !is_written_to) {
+                for (name, bytes) in self.trim(&folder, &state, apply)? {
+                    let why = "the end of the file is left of a run that was broken off".to_owned();
+                    garbage.push(Garbage { what: format!("{}/{folder}/{name}", self.name), why, bytes });
+                }
+            }
+        }
+        Ok(garbage)
+    }
+}
+
+/// Whether we made a file of this name, whatever it is of. What an operator put there is not ours.
+fn is_ours(name: &str) -> bool {
+    let whole = name.strip_suffix(NEW).unwrap_or(name);
+    let kinds = [".vhdx", ".digests", ".updates", ".json"];
+    let of_points = whole.contains('~') && kinds.iter().any(|kind| whole.ends_with(kind));
+    state::is_name(name) && (of_points || whole != name && [state::FILE, REGISTER_NAME].contains(&whole))
+}
+
+/// Whether two blocks hold the same for sure.
+fn is_same(a: Content, b: Content) -> bool {
+    match (a, b) {
+        (Content::Zero, Content::Zero) => true,
+        (Content::Data { digest: Some(a), .. }, Content::Data { digest: Some(b), .. }) => a == b,
+        _ => false,
+    }
+}
+
+/// Whether an error is what `verify` looks for.
+fn is_finding(error: &Error) -> bool {
+    let used = matches!(&error.code, ErrorCode::Other(code) if code == image::USED);
+    error.is_damaged() || used || error.code == ErrorCode::NotFound
+}
+
+/// Runs through the data in a range of bytes, block by block: the part of it that is in the range, its layer, where it is in that file,
+/// and its digest if the part is the whole block.
+fn each_block<F: DiskFile>(
+    chain: &Chain<F>,
+    range: Range<u64>,
+    mut each: impl FnMut(Range<u64>, usize, u64, Option<Digest>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let size = u64::from(image::BLOCK);
+    let blocks = range.start / size..range.end.div_ceil(size);
+    for start in blocks.clone().step_by(WINDOW as usize) {
+        let window = start..blocks.end.min(start + WINDOW);
+        for (block, content) in window.clone().zip(chain.contents(window)?) {
+            let Content::Data { layer, at, digest } = content else { continue };
+            let whole = block * size..block * size + length_of(block, chain.size());
+            let part = whole.start.max(range.start)..whole.end.min(range.end);
+            let digest = digest.filter(|_| part == whole);
+            each(part.clone(), layer, at + part.start - whole.start, digest)?;
+        }
+    }
+    Ok(())
+}
+
+fn put<F: DiskFile>(
+    chain: &Chain<F>,
+    restore: &dyn Restore,
+    range: Range<u64>,
+    layer: usize,
+    at: u64,
+    digest: Option<Digest>,
+) -> Result<(), Error> {
+    let input = chain.layers[layer].input(at)?;
+    let digest = digest.as_ref().map(Digest::as_slice);
+    restore.put_from(range.start, &Encoding::Identity, digest, &input, range.end - range.start)
+}

@@ -1,0 +1,220 @@
+//! What is done to disk files after the moment that it follows from. Each step may be interrupted anywhere and is done again from its
+//! beginning by whoever comes next.
+
+use crate::image::{WINDOW, was_used, write_digests};
+use crate::place::{DiskFile, Place, of_io, of_vhdx};
+use crate::state::{Begun, State, digests_of};
+use crate::write::{Turn, Update};
+use crate::{Keeper, guid};
+use vmferry_plugin_api::{Error, ErrorCode, log};
+use vmferry_vhdx::{Block, Image, MIB, Storage, VhdxError, WriteIds, recover};
+
+impl<P: Place> Keeper<P> {
+    /// What a folder holds, with nothing begun in it that a reader would notice.
+    pub(crate) fn settled(&self, folder: &str) -> Result<Option<State>, Error> {
+        let Some(state) = State::load(&self.place, folder)?.filter(|state| !state.begun.is_empty()) else {
+            return State::load(&self.place, folder);
+        };
+        drop(state);
+        let _turn = self.turn_of_vm(folder)?;
+        let Some(mut state) = State::load(&self.place, folder)? else { return Ok(None) };
+        self.settle(folder, &mut state)?;
+        Ok(Some(state))
+    }
+
+    /// The right to change what a VM's folder holds. Others have it for moments, or for as long as a merge takes: that is not waited for.
+    pub(crate) fn turn_of_vm(&self, folder: &str) -> Result<Turn, Error> {
+        const ATTEMPTS: u32 = 20;
+        const PAUSE: std::time::Duration = std::time::Duration::from_millis(250);
+        for _ in 1..ATTEMPTS {
+            match Turn::take(self.lock_name(folder, None)) {
+                Err(error) if error.retry_after.is_some() => std::thread::sleep(PAUSE),
+                turn => return turn,
+            }
+        }
+        Turn::take(self.lock_name(folder, None))
+    }
+
+    /// Ends what was begun. A merge that cannot be ended, for lack of room perhaps, waits for the next time: what it is about reads the
+    /// same before, during and after it. Asked for with the turn of the VM.
+    pub(crate) fn settle(&self, folder: &str, state: &mut State) -> Result<(), Error> {
+        let mut waiting = 0;
+        while let Some(begun) = state.begun.get(waiting).cloned() {
+            match (&begun, self.end(folder, state, &begun)) {
+                (_, Ok(())) => state.begun.retain(|other| *other != begun),
+                (Begun::Merge { .. }, Err(error)) => {
+                    log::warn(&error.message);
+                    waiting += 1;
+                    continue;
+                }
+                (Begun::Apply { image, .. }, Err(error)) if is_lasting(&error) => {
+                    // What is wrong with the file does not go away, and must not stand in the way of the next full copy.
+                    for point in
+                        state.points.iter_mut().filter(|point| point.disks.iter().any(|disk| disk.image == *image))
+                    {
+                        point.damaged.get_or_insert_with(|| error.message.clone());
+                    }
+                    state.begun.retain(|other| *other != begun);
+                }
+                (Begun::Apply { .. }, Err(error)) => return Err(error),
+            }
+            state.forget_unneeded();
+            state.save(&self.place, folder)?;
+            if let Begun::Apply { updates, .. } = &begun {
+                self.place.remove(&format!("{folder}/{updates}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&self, folder: &str, state: &mut State, begun: &Begun) -> Result<(), Error> {
+        match begun {
+            Begun::Apply { image, updates, .. } => self.apply(folder, state, begun, image, updates),
+            Begun::Merge { parent, child } => {
+                self.merge(folder, state, parent, child)?;
+                let above = state.images.remove(parent).and_then(|parent| parent.parent);
+                if let Some(child) = state.images.get_mut(child) {
+                    child.parent = above;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Has the BAT of a disk file say where updated blocks are.
+    fn apply(&self, folder: &str, state: &State, begun: &Begun, name: &str, updates: &str) -> Result<(), Error> {
+        let (Begun::Apply { file, before, .. }, Some(kept)) = (begun, state.images.get(name)) else { return Ok(()) };
+        let path = format!("{folder}/{name}");
+        let vhdx = |error| of_vhdx(&path, error);
+        let opened = self.place.open(&path, true)?;
+        recover(&opened).map_err(vhdx)?;
+        let mut image = Image::open(opened).map_err(vhdx)?;
+        // Where the change has been made already, a replay by somebody else may have given the file another `FileWriteGuid`.
+        let ids = image.ids();
+        if ids.data != kept.data.0 && (ids.data, ids.file) != (before.0, file.0) {
+            return Err(Error::damaged(was_used(&path)));
+        }
+        let updates_path = format!("{folder}/{updates}");
+        let updates = self.place.open(&updates_path, false)?;
+        let length = updates.length().map_err(|error| of_io(&updates_path, error))?;
+        let digests_path = format!("{folder}/{}", digests_of(name));
+        let digests = self.place.open(&digests_path, true)?;
+        let mut changes: Vec<(u64, Block)> = Vec::new();
+        for at in (0..length).step_by(WINDOW as usize * Update::SIZE) {
+            let mut raw = vec![0; (length - at).min(WINDOW * Update::SIZE as u64) as usize];
+            updates.read_at(at, &mut raw).map_err(|error| of_io(&updates_path, error))?;
+            let window: Vec<Update> = raw.as_chunks().0.iter().map(Update::decode).collect();
+            changes.extend(window.iter().map(|update| (update.block, update.place())));
+            let window: Vec<_> = window.iter().map(|update| (update.block, update.digest)).collect();
+            write_digests(&digests, &window).map_err(|error| of_io(&digests_path, error))?;
+        }
+        digests.sync().map_err(|error| of_io(&digests_path, error))?;
+        let ids =
+            WriteIds { file: guid(&["file", &ids.file.to_string(), &kept.data.0.to_string()]), data: kept.data.0 };
+        image.commit(&changes, ids).map_err(vhdx)
+    }
+
+    /// Gives a disk file what its only child has, and the child's name.
+    ///
+    /// Until the name changes the child over the file reads as it always did: a block that the child has hides the file's. Afterwards the
+    /// file by itself is what the child was, `DataWriteGuid` included, so that the child's own children fit it.
+    fn merge(&self, folder: &str, state: &State, name: &str, child: &str) -> Result<(), Error> {
+        let (path, child_path) = (format!("{folder}/{name}"), format!("{folder}/{child}"));
+        let (Some(kept), Some(kept_child)) = (state.images.get(name), state.images.get(child)) else { return Ok(()) };
+        if self.place.size(&path)?.is_none() {
+            return Ok(());
+        }
+        let vhdx = |error| of_vhdx(&path, error);
+        let opened = self.place.open(&path, true)?;
+        recover(&opened).map_err(vhdx)?;
+        let mut image = Image::open(opened).map_err(vhdx)?;
+        let merged = image.ids().data == kept_child.data.0;
+        if !merged {
+            let from =
+                Image::open(self.place.open(&child_path, false)?).map_err(|error| of_vhdx(&child_path, error))?;
+            if image.ids().data != kept.data.0 || from.ids().data != kept_child.data.0 {
+                return Err(Error::damaged(was_used(&path)));
+            }
+            let changes = copy_blocks(&from, &image).map_err(|error| of_merge(&path, error))?;
+            let (file, data) = (image.ids().file.to_string(), kept_child.data.0);
+            image.commit(&changes, WriteIds { file: guid(&["file", &file, &data.to_string()]), data }).map_err(vhdx)?;
+        }
+        self.merge_digests(folder, name, child)?;
+        self.place.rename(&path, &child_path)?;
+        self.place.sync_folder(folder)
+    }
+
+    /// The same for the tables of digests.
+    fn merge_digests(&self, folder: &str, name: &str, child: &str) -> Result<(), Error> {
+        let (path, child_path) = (format!("{folder}/{}", digests_of(name)), format!("{folder}/{}", digests_of(child)));
+        if self.place.size(&path)?.is_none() {
+            return Ok(());
+        }
+        let io = |error| of_io(&path, error);
+        let (into, from) = (self.place.open(&path, true)?, self.place.open(&child_path, false)?);
+        let image_path = format!("{folder}/{child}");
+        let image = Image::open(self.place.open(&image_path, false)?).map_err(|error| of_vhdx(&image_path, error))?;
+        for start in (0..image.disk().blocks()).step_by(WINDOW as usize) {
+            let blocks = image.blocks(start..start + WINDOW).map_err(|error| of_vhdx(&image_path, error))?;
+            let digests = crate::image::read_digests(&from, start..start + WINDOW).map_err(io)?;
+            let theirs = (start..).zip(blocks).zip(digests).filter(|((_, block), _)| *block != Block::Absent);
+            let theirs: Vec<_> = theirs.map(|((block, _), digest)| (block, digest)).collect();
+            write_digests(&into, &theirs).map_err(io)?;
+        }
+        into.sync().map_err(io)?;
+        self.place.rename(&path, &child_path)
+    }
+}
+
+/// Copies what `from` has to free room of `into`, synced; where it is then.
+fn copy_blocks<F: DiskFile>(from: &Image<F>, into: &Image<F>) -> Result<Vec<(u64, Block)>, VhdxOr> {
+    let mut space = into.space()?;
+    let mut changes = Vec::new();
+    for start in (0..from.disk().blocks()).step_by(WINDOW as usize) {
+        for (block, place) in (start..).zip(from.blocks(start..start + WINDOW)?) {
+            let to = match place {
+                Block::Absent => continue,
+                Block::Zero => Block::Zero,
+                Block::Partial(_) => return Err(VhdxError::PartialBlock { block }.into()),
+                Block::Present(at) => {
+                    let to = space.allocate(MIB);
+                    into.file().splice_at(to, &from.file().input(at)?, MIB)?;
+                    Block::Present(to)
+                }
+            };
+            changes.push((block, to));
+        }
+    }
+    into.file().sync().map_err(VhdxError::from)?;
+    Ok(changes)
+}
+
+/// Either of the two that a copy fails with.
+enum VhdxOr {
+    Vhdx(VhdxError),
+    Other(Error),
+}
+
+impl From<VhdxError> for VhdxOr {
+    fn from(error: VhdxError) -> Self {
+        Self::Vhdx(error)
+    }
+}
+
+impl From<Error> for VhdxOr {
+    fn from(error: Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+fn of_merge(path: &str, error: VhdxOr) -> Error {
+    match error {
+        VhdxOr::Vhdx(error) => of_vhdx(path, error),
+        VhdxOr::Other(error) => error,
+    }
+}
+
+/// Whether trying again would bring the same.
+fn is_lasting(error: &Error) -> bool {
+    error.is_damaged() || matches!(error.code, ErrorCode::NotFound)
+}

@@ -1,0 +1,326 @@
+//! What an operator and a host see.
+
+use crate::folder::Recorded;
+use crate::model::*;
+use target_hyperv::{Place, Points};
+use vmferry_plugin_api::delta::double;
+use vmferry_plugin_api::target::*;
+use vmferry_vhdx::Storage;
+
+const FOLDER: &str = "job-erp/vm-vm-1";
+
+fn full() -> Vec<(&'static str, u64, Change)> {
+    vec![
+        ("a", SIZE, change([(0, Some(1)), (1, Some(2)), (3, None), (4, Some(3))])),
+        ("b", 2 * MIB, change([(1, Some(4))])),
+    ]
+}
+
+fn second() -> Vec<(&'static str, u64, Change)> {
+    vec![("a", SIZE, change([(0, None), (2, Some(5)), (4, Some(6))])), ("b", 2 * MIB, change([]))]
+}
+
+#[test]
+fn each_setting_keeps_the_points_that_it_promises() {
+    for (points, kept) in [(Points::Differencing, 3), (Points::Copies, 3), (Points::Newest, 1)] {
+        let keeper = keeper(Recorded::default(), points);
+        let mut model = Model::default();
+        model.commit(&keeper, &draft(1, None), &full());
+        model.commit(&keeper, &draft(2, Some("point-1")), &second());
+        let third = [("a", SIZE, change([(0, Some(7)), (2, None)])), ("b", 2 * MIB, change([(0, Some(8))]))];
+        model.commit(&keeper, &draft(3, Some("point-2")), &third);
+        assert_eq!(ids(&keeper).len(), kept, "{points:?}");
+        assert_reads(&keeper, &model);
+        assert_sound(&keeper);
+        assert_eq!(keeper.metadata("point-3").expect("metadata"), "{\"format\": 1, \"number\": 3}");
+        assert!(keeper.collect(&[], false).expect("collected").is_empty());
+    }
+}
+
+#[test]
+fn a_point_that_is_deleted_leaves_the_others_as_they_were() {
+    for points in [Points::Differencing, Points::Copies] {
+        for deleted in [[1, 2], [2, 1], [2, 3], [3, 1], [1, 3]] {
+            let keeper = keeper(Recorded::default(), points);
+            let mut model = Model::default();
+            model.commit(&keeper, &draft(1, None), &full());
+            model.commit(&keeper, &draft(2, Some("point-1")), &second());
+            let third = [("a", SIZE, change([(1, None), (3, Some(9))])), ("b", 2 * MIB, change([(0, Some(8))]))];
+            model.commit(&keeper, &draft(3, Some("point-2")), &third);
+            for number in deleted {
+                keeper.delete(&format!("point-{number}")).expect("deleted");
+                assert_reads(&keeper, &model);
+                assert_sound(&keeper);
+            }
+            keeper.delete("never heard of").expect("no error");
+            let left = ids(&keeper);
+            let next = [("a", SIZE, change([(0, Some(11))])), ("b", 2 * MIB, change([]))];
+            model.commit(&keeper, &draft(4, Some(&left[0])), &next);
+            assert_reads(&keeper, &model);
+            assert!(keeper.collect(&[], false).expect("collected").is_empty());
+            // Two points with two disks each, a file and a table of digests each; the VM of each; points.json; register.ps1.
+            assert_eq!(keeper.place.list(FOLDER).expect("files").len(), 2 * 2 * 2 + 2 + 2);
+        }
+    }
+}
+
+#[test]
+fn layouts_tell_what_is_there_and_what_is_new() {
+    for points in [Points::Differencing, Points::Copies] {
+        let keeper = keeper(Recorded::default(), points);
+        let mut model = Model::default();
+        model.commit(&keeper, &draft(1, None), &full());
+        model.commit(&keeper, &draft(2, Some("point-1")), &second());
+        let layout = |point, since| {
+            let extents = keeper.layout(point, "a", since).expect("a layout");
+            extents.iter().map(|extent| (extent.offset / MIB, extent.length)).collect::<Vec<_>>()
+        };
+        assert_eq!(layout("point-1", None), [(0, 2 * MIB), (4, 512)]);
+        assert_eq!(layout("point-2", None), [(1, 2 * MIB), (4, 512)]);
+        assert_eq!(layout("point-2", Some("point-1")), [(0, MIB), (2, MIB), (4, 512)]);
+        assert_eq!(layout("point-2", Some("point-2")), []);
+    }
+}
+
+#[test]
+fn ranges_that_cut_blocks_are_read() {
+    let keeper = keeper(Recorded::default(), Points::Newest);
+    let mut model = Model::default();
+    model.commit(&keeper, &draft(1, None), &full());
+    let restore = double::Restore::of_size(SIZE as usize);
+    let extents = [Extent { offset: 512, length: MIB }, Extent { offset: 2 * MIB - 512, length: 1024 }];
+    keeper.read("point-1", "a", &extents, &restore).expect("read");
+    let (size, content) = &model.points["point-1"].disks["a"];
+    let mut expected = vec![0; *size as usize];
+    for Extent { offset, length } in extents {
+        let range = offset as usize..(offset + length) as usize;
+        expected[range.clone()].copy_from_slice(&raw(*size, content)[range]);
+    }
+    assert_eq!(restore.disk(), expected);
+    let beyond = [Extent { offset: SIZE, length: 1 }];
+    assert_eq!(keeper.read("point-1", "a", &beyond, &restore).expect_err("not there").code, ErrorCode::NotFound);
+}
+
+#[test]
+fn a_disk_that_was_resized_is_a_file_of_its_own_with_what_it_had() {
+    for points in [Points::Differencing, Points::Copies, Points::Newest] {
+        for size in [2 * MIB + 512, 3 * MIB, SIZE + 512, 9 * MIB] {
+            let keeper = keeper(Recorded::default(), points);
+            let mut model = Model::default();
+            model.commit(&keeper, &draft(1, None), &[("a", SIZE, change([(0, Some(1)), (1, Some(2)), (2, Some(3))]))]);
+            let changes = [("a", size, change([(1, Some(9))]))];
+            let receipts = write(&keeper, &draft(2, Some("point-1")), &changes).expect("written");
+            keeper.commit(&draft(2, Some("point-1")), &receipts).expect("committed");
+            let found = restored(&keeper, "point-2", "a", size);
+            // What a block had is kept as far as the disk goes, byte by byte.
+            let (_, content) = &model.points["point-1"].disks["a"];
+            let mut expected = raw(SIZE, content);
+            expected.resize(size as usize, 0);
+            expected[MIB as usize..2 * MIB as usize]
+                .copy_from_slice(&raw(SIZE, &[(1, 9)].into())[MIB as usize..2 * MIB as usize]);
+            assert!(found == expected, "{points:?} to {size}");
+            assert_sound(&keeper);
+        }
+    }
+}
+
+#[test]
+fn a_held_point_stays_whatever_the_setting() {
+    let keeper = keeper(Recorded::default(), Points::Newest);
+    let mut model = Model::default();
+    model.commit(&keeper, &draft(1, None), &full());
+    keeper.hold("point-1", true).expect("held");
+    assert!(keeper.points(None).expect("points")[0].held);
+    model.commit(&keeper, &draft(2, Some("point-1")), &second());
+    assert_eq!(ids(&keeper), ["point-1", "point-2"]);
+    assert_reads(&keeper, &model);
+    keeper.hold("point-1", false).expect("released");
+    keeper.delete("point-1").expect("deleted");
+    model.commit(&keeper, &draft(3, Some("point-2")), &second());
+    assert_eq!(ids(&keeper), ["point-3"]);
+    assert_reads(&keeper, &model);
+}
+
+#[test]
+fn a_point_held_between_write_and_commit_is_not_changed() {
+    let keeper = keeper(Recorded::default(), Points::Newest);
+    let mut model = Model::default();
+    model.commit(&keeper, &draft(1, None), &full());
+    let receipts = write(&keeper, &draft(2, Some("point-1")), &second()).expect("written");
+    keeper.hold("point-1", true).expect("held");
+    let refused = keeper.commit(&draft(2, Some("point-1")), &receipts).expect_err("held").message;
+    assert!(refused.ends_with("the point before it is held since it was written; run again"), "{refused}");
+    assert_reads(&keeper, &model);
+}
+
+#[test]
+fn in_place_the_file_stays_as_small_as_two_states_need() {
+    let keeper = keeper(Recorded::default(), Points::Newest);
+    let mut model = Model::default();
+    model.commit(&keeper, &draft(1, None), &[("a", SIZE, change([(0, Some(1)), (1, Some(1))]))]);
+    let file = format!("{FOLDER}/a~point-1.vhdx");
+    let first = keeper.place.size(&file).expect("a size").expect("a file");
+    for number in 2..8 {
+        let base = format!("point-{}", number - 1);
+        let changes = [("a", SIZE, change([(0, Some(number as u8)), (1, Some(number as u8))]))];
+        model.commit(&keeper, &draft(number, Some(&base)), &changes);
+    }
+    assert_eq!(keeper.place.size(&file).expect("a size"), Some(first + 2 * MIB));
+    assert_reads(&keeper, &model);
+}
+
+#[test]
+fn what_a_hypervisor_wrote_to_is_no_base_and_no_point_any_more() {
+    for points in [Points::Differencing, Points::Copies, Points::Newest] {
+        let keeper = keeper(Recorded::default(), points);
+        let mut model = Model::default();
+        model.commit(&keeper, &draft(1, None), &full());
+        let path = format!("{FOLDER}/a~point-1.vhdx");
+        let mut image = vmferry_vhdx::Image::open(keeper.place.open(&path, true).expect("a file")).expect("an image");
+        let ids = vmferry_vhdx::WriteIds { file: vmferry_vhdx::Guid::new(1), data: vmferry_vhdx::Guid::new(2) };
+        image.commit(&[], ids).expect("written");
+        let point = keeper.points(None).expect("points").remove(0);
+        assert!(point.damaged.is_some_and(|damage| damage.contains("was written by something else")));
+        let refused = write(&keeper, &draft(2, Some("point-1")), &second()).expect_err("no base").message;
+        assert!(refused.contains("was written by something else"), "{refused}");
+        let damages = keeper.verify("point-1", &double::Restore::default()).expect("verified");
+        assert_eq!(damages.iter().map(|damage| damage.disk.as_deref()).collect::<Vec<_>>(), [Some("a")]);
+        // A full copy goes on.
+        model.commit(&keeper, &draft(3, None), &full());
+        assert_eq!(restored(&keeper, "point-3", "b", 2 * MIB), raw(2 * MIB, &[(1, 4)].into()));
+    }
+}
+
+#[test]
+fn verify_finds_a_bit_that_changed_and_remembers_it() {
+    for points in [Points::Differencing, Points::Copies, Points::Newest] {
+        let keeper = keeper(Recorded::default(), points);
+        let mut model = Model::default();
+        model.commit(&keeper, &draft(1, None), &full());
+        model.commit(&keeper, &draft(2, Some("point-1")), &second());
+        let newest = keeper.points(None).expect("points").pop().expect("a point");
+        let (name, at) = where_is(&keeper.place, 1);
+        let file = keeper.place.open(&name, true).expect("a file");
+        let mut byte = [0];
+        file.read_at(at + 700, &mut byte).expect("read");
+        file.write_at(at + 700, &[byte[0] ^ 1]).expect("written");
+        let damages = keeper.verify(&newest.id, &double::Restore::default()).expect("verified");
+        let found: Vec<_> = damages.iter().map(|damage| (damage.disk.as_deref(), damage.extent)).collect();
+        assert_eq!(found, [(Some("a"), Some(Extent { offset: MIB, length: MIB }))], "{points:?}");
+        let told = keeper.points(None).expect("points").pop().expect("a point").damaged;
+        assert_eq!(told, Some(damages[0].message.clone()));
+        // As it was before, it is sound again.
+        file.write_at(at + 700, &byte).expect("written");
+        assert_sound(&keeper);
+        assert_eq!(keeper.points(None).expect("points").pop().expect("a point").damaged, None);
+    }
+}
+
+/// The file of disk `a` that has this block, and where.
+fn where_is(place: &Recorded, block: u64) -> (String, u64) {
+    let names = place.list(FOLDER).expect("files").into_iter().map(|(name, _)| format!("{FOLDER}/{name}"));
+    let images = names.filter(|name| name.contains("/a~") && name.ends_with(".vhdx"));
+    let found = images.filter_map(|name| {
+        let image = vmferry_vhdx::Image::open(place.open(&name, false).expect("a file")).expect("an image");
+        let at = image.blocks(block..block + 1).expect("blocks")[0].offset()?;
+        Some((name, at))
+    });
+    found.last().expect("somewhere")
+}
+
+#[test]
+fn an_aborted_draft_leaves_nothing() {
+    for points in [Points::Differencing, Points::Copies, Points::Newest] {
+        let keeper = keeper(Recorded::default(), points);
+        let mut model = Model::default();
+        let first = draft(1, None);
+        write(&keeper, &first, &full()).expect("written");
+        keeper.abort(&first).expect("aborted");
+        assert!(keeper.place.list(FOLDER).expect("files").is_empty());
+        model.commit(&keeper, &draft(2, None), &full());
+        let files = |keeper: &target_hyperv::Keeper<Recorded>| {
+            let names = keeper.place.list(FOLDER).expect("files").into_iter().map(|(name, _)| name);
+            names
+                .map(|name| (keeper.place.size(&format!("{FOLDER}/{name}")).expect("a size"), name))
+                .collect::<Vec<_>>()
+        };
+        let before = files(&keeper);
+        let third = draft(3, Some("point-2"));
+        write(&keeper, &third, &second()).expect("written");
+        assert_ne!(files(&keeper), before);
+        assert!(keeper.collect(&["point-3".to_owned()], true).expect("collected").is_empty());
+        keeper.abort(&third).expect("aborted");
+        assert_eq!(files(&keeper), before, "{points:?}");
+        keeper.abort(&draft(9, None)).expect("never heard of");
+        // A point is not aborted.
+        keeper.abort(&draft(2, None)).expect("nothing to do");
+        assert_reads(&keeper, &model);
+    }
+}
+
+#[test]
+fn collecting_names_what_is_left_and_leaves_what_is_an_operator_s() {
+    let keeper = keeper(Recorded::default(), Points::Newest);
+    let mut model = Model::default();
+    model.commit(&keeper, &draft(1, None), &full());
+    write(&keeper, &draft(2, Some("point-1")), &second()).expect("written");
+    keeper.place.create(&format!("{FOLDER}/notes.txt")).expect("made");
+    let found = keeper.collect(&[], false).expect("collected");
+    let names: Vec<&str> = found.iter().map(|garbage| garbage.what.rsplit('/').next().expect("a name")).collect();
+    assert_eq!(names, ["a~point-2.updates", "b~point-2.updates"]);
+    keeper.collect(&[], true).expect("collected");
+    // What those were about can be seen now: room at the end of a file.
+    let trimmed = keeper.collect(&[], true).expect("collected");
+    assert!(trimmed.iter().all(|garbage| garbage.what.ends_with("a~point-1.vhdx") && garbage.bytes == 2 * MIB));
+    assert!(keeper.collect(&[], false).expect("collected").is_empty());
+    assert!(keeper.place.size(&format!("{FOLDER}/notes.txt")).expect("a size").is_some());
+    assert_reads(&keeper, &model);
+}
+
+#[test]
+fn names_do_not_lead_anywhere() {
+    let keeper = keeper(Recorded::default(), Points::Differencing);
+    for (number, text) in ["../../etc", "A", "a", "con", "", "a/b", "\u{202e}x", &"y".repeat(300)].iter().enumerate() {
+        let draft =
+            Draft { id: format!("../{text}"), job: (*text).to_owned(), vm: (*text).to_owned(), ..draft(1, None) };
+        let receipt = keeper.write_disk(&draft, &delta(text, SIZE, None, &change([(0, Some(number as u8 + 1))])));
+        let receipt = DiskReceipt { disk: (*text).to_owned(), receipt: receipt.expect("written"), digest: None };
+        keeper.commit(&draft, &[receipt]).expect("committed");
+    }
+    assert_eq!(keeper.points(None).expect("points").len(), 8);
+    for (path, _) in keeper.place.world().files() {
+        let plain = |letter: u8| letter.is_ascii_lowercase() || letter.is_ascii_digit() || b"-_.~".contains(&letter);
+        let parts: Vec<&str> = path.split('/').collect();
+        assert!(parts.len() == 3 && parts.iter().all(|part| part.len() < 200 && part.bytes().all(plain)), "{path}");
+    }
+}
+
+#[test]
+fn a_writer_that_lost_its_turn_is_refused_and_another_waits_for_it() {
+    let keeper = keeper(Recorded::default(), Points::Differencing);
+    /// Writes the same disk while its own chunks are asked for.
+    struct Meddling<'a>(&'a target_hyperv::Keeper<Recorded>, double::Delta);
+    impl Delta for Meddling<'_> {
+        fn info(&self) -> Info {
+            self.1.info()
+        }
+        fn next(&self) -> Result<Option<Box<dyn Chunk>>, vmferry_plugin_api::Error> {
+            let again = self.0.write_disk(&draft(2, None), &delta("a", SIZE, None, &change([])));
+            assert!(again.expect_err("taken").retry_after.is_some());
+            self.0.write_disk(&draft(1, None), &delta("b", SIZE, None, &change([]))).expect("another disk");
+            self.1.next()
+        }
+    }
+    let delta = Meddling(&keeper, delta("a", SIZE, None, &change([(0, Some(1))])));
+    keeper.write_disk(&draft(1, None), &delta).expect("written");
+}
+
+#[test]
+fn the_script_holds_no_text_of_others() {
+    let keeper = keeper(Recorded::default(), Points::Differencing);
+    let mut model = Model::default();
+    model.commit(&keeper, &draft(1, None), &full());
+    let script = keeper.place.read(&format!("{FOLDER}/register.ps1")).expect("read").expect("a script");
+    assert_eq!(script, include_bytes!("../../src/register.ps1"));
+    assert!(script.is_ascii(), "Windows PowerShell takes a script without a mark for one in the machine's code page");
+}

@@ -1,0 +1,6 @@
+//! Whole files: against a model, against qemu-img, and after a crash at any write.
+
+mod crashes;
+mod model;
+mod properties;
+mod qemu;
