@@ -6,7 +6,9 @@ use crate::convert;
 use crate::egress::{Egress, Streams};
 use crate::engines::{Lane, TICK};
 use crate::guest_log::{CallLog, LineRate, Speaker, StdioToLog};
-use crate::limits::{Budget, CALLS_AT_A_TIME, HOSTCALL_BYTES, HTTP_HEADERS, HTTP_STREAMED_BODY, RANDOM_BYTES, TARGET_HOSTCALL_BYTES};
+use crate::limits::{
+    Budget, CALLS_AT_A_TIME, HOSTCALL_BYTES, HTTP_HEADERS, HTTP_STREAMED_BODY, RANDOM_BYTES, TARGET_HOSTCALL_BYTES,
+};
 use crate::manifest::Kind;
 use crate::memory::{Exceeded, Limiter};
 use crate::state::{Lent, Refusals, State};

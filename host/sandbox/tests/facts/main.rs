@@ -3,6 +3,7 @@
 mod address_book;
 mod bundled;
 mod house;
+mod hyperv;
 mod limits;
 mod loading;
 mod network;
