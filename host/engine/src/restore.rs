@@ -9,7 +9,7 @@ use crate::engine::{Engine, RunOptions};
 use crate::error::{EngineError, RunError, chain};
 use crate::framing::Framing;
 use crate::inventory::{AttachedDisk, Inventory};
-use crate::job::{Job, Policies, StoreTarget, Target};
+use crate::job::{Integrity, Job, JobIds, Policies, Reading, Selection, SnapshotMode, StoreTarget, Target, Tuning};
 use crate::keys::{self, Keys};
 use crate::lane::LaneId;
 use crate::lease::Lease;
@@ -96,6 +96,8 @@ pub enum RestoreTo {
 pub struct XvaRequest {
     /// The file.
     pub file: PathBuf,
+    /// Who asks.
+    pub tenant: String,
     /// Name of the pool.
     pub pool: String,
     /// uuid of the SR; the pool's default one when absent.
@@ -177,16 +179,14 @@ impl Engine {
         Ok(report)
     }
 
-    /// Makes a new VM of an XVA. Chunks whose checksum is wrong are refused, and nothing of the VM is left then. `job` says who asks,
-    /// and how patiently; its VMs and targets mean nothing here.
+    /// Makes a new VM of an XVA, without any job. A chunk whose checksum is wrong is refused, and nothing of the VM is left then.
     pub async fn restore_xva(
         &self,
-        job: &Job,
         request: &XvaRequest,
         progress: Arc<dyn Progress>,
     ) -> Result<RestoreReport, EngineError> {
-        let (policies, options) = (Policies::default(), RunOptions::default());
-        let run = self.context(job, &policies, &options, &progress, Timestamp::now());
+        let (job, policies, options) = (no_job(&request.tenant), Policies::default(), RunOptions::default());
+        let run = self.context(&job, &policies, &options, &progress, Timestamp::now());
         let store = XvaStore::open(&request.file).await?;
         let (point, warnings) = (store.point.clone(), store.warnings.clone());
         let name = request.file.display().to_string();
@@ -461,14 +461,14 @@ impl Restore<'_> {
             RunError::Inconsistent { what: "recovery point", object, why }
         })?;
         let xva = XvaFile::create(path, &document.xml).map_err(|error| xva::write_failed(path, &error))?;
-        let written = self.into_xva(&xva, disks.into_iter().zip(&document.disks), report).await;
+        let written = self.write_disks(&xva, disks.into_iter().zip(&document.disks), report).await;
         if written.is_err() {
             let _ = std::fs::remove_file(path);
         }
         Ok(written?)
     }
 
-    async fn into_xva<'o>(
+    async fn write_disks<'o>(
         &self,
         xva: &XvaFile,
         disks: impl Iterator<Item = (&'o OriginDisk, &'o String)>,
@@ -854,6 +854,23 @@ impl Restore<'_> {
             disk_uuid: disk.disk.clone(),
             targets: vec!["restore".to_owned()],
         }
+    }
+}
+
+/// Patience, and nothing that is replicated.
+fn no_job(tenant: &str) -> Job {
+    Job {
+        name: "restore".to_owned(),
+        tenant: tenant.to_owned(),
+        select: Selection::default(),
+        targets: Vec::new(),
+        stores: Vec::new(),
+        ids: JobIds::derived(tenant, "restore"),
+        integrity: Integrity::Digest,
+        reading: Reading::default(),
+        snapshot: SnapshotMode::default(),
+        throttles: Vec::new(),
+        tuning: Tuning::default(),
     }
 }
 

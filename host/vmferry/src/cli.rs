@@ -162,13 +162,18 @@ pub struct HeldPoint {
 
 /// Arguments of `restore`.
 #[derive(Debug, Args)]
-#[command(group(clap::ArgGroup::new("where").required(true).args(["to_pool", "onto", "to_files"])))]
+#[command(group(clap::ArgGroup::new("where").required(true).args(["to_pool", "onto", "to_files", "to_file"])))]
+#[command(group(clap::ArgGroup::new("files").args(["to_files", "to_file"])))]
 pub struct RestoreArgs {
     /// The job's name
-    pub job: String,
+    #[arg(required_unless_present = "xva")]
+    pub job: Option<String>,
     /// The source VM
-    #[arg(long, value_name = "UUID")]
-    pub vm: String,
+    #[arg(long, value_name = "UUID", required_unless_present = "xva")]
+    pub vm: Option<String>,
+    /// Make a new VM of this XVA, whoever exported it; it takes no job
+    #[arg(long, value_name = "FILE", requires = "to_pool", conflicts_with_all = ["job", "vm", "point", "target"])]
+    pub xva: Option<PathBuf>,
     /// The recovery point, as `points list` names it [default: the newest undamaged one]
     #[arg(long, value_name = "UUID")]
     pub point: Option<String>,
@@ -196,9 +201,12 @@ pub struct RestoreArgs {
     /// Write a file for each disk into this folder
     #[arg(long, value_name = "FOLDER")]
     pub to_files: Option<PathBuf>,
-    /// How a disk lies in its file
-    #[arg(long, value_enum, requires = "to_files", default_value = "raw")]
-    pub format: FileFormat,
+    /// Write the VM and its disks into this one new file
+    #[arg(long, value_name = "FILE")]
+    pub to_file: Option<PathBuf>,
+    /// How a disk lies in its file [default: raw], or all of the VM in one [default: xva]
+    #[arg(long, value_enum, requires = "files")]
+    pub format: Option<FileFormat>,
 }
 
 /// How a disk lies in a file.
@@ -208,6 +216,8 @@ pub enum FileFormat {
     Raw,
     /// qcow2
     Qcow2,
+    /// The VM as one file, which any pool imports by `xe vm-import`
+    Xva,
 }
 
 fn network_pair(text: &str) -> Result<(String, String), String> {

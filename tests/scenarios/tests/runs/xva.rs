@@ -33,12 +33,13 @@ async fn from_xva(world: &World, file: &Path) -> Result<RestoreReport, EngineErr
     let engine = world.engine();
     let request = XvaRequest {
         file: file.to_owned(),
+        tenant: "default".to_owned(),
         pool: "dr".to_owned(),
         sr: None,
         networks: BTreeMap::new(),
         name: Some("brought".to_owned()),
     };
-    let done = engine.restore_xva(&world.job, &request, Arc::new(Silent)).await;
+    let done = engine.restore_xva(&request, Arc::new(Silent)).await;
     engine.close().await;
     done
 }
