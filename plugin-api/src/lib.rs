@@ -62,6 +62,7 @@ pub mod retention;
 pub mod scheduler;
 pub mod seal;
 pub mod sign;
+mod size;
 mod span;
 pub mod store;
 pub mod stream;
@@ -70,6 +71,7 @@ pub mod target;
 pub use bindings::host::vmferry::plugin::types::{Description, Error, ErrorCode, Timestamp};
 
 pub use config::parse as parse_config;
+pub use size::Size;
 pub use span::Span;
 
 /// Describes the plugin: id and version are those of its crate, the argument says what it does in one sentence.

@@ -16,6 +16,8 @@ use vmferry_plugin_api::{Error, Timestamp, log};
 const WASTE: u64 = 4;
 /// Packs that are shrunk before the old objects are removed. Both take room meanwhile.
 const AT_ONCE: usize = 16;
+/// Seconds after which a collection leaves what it has not removed to the next one: a host gives it a minute.
+const PATIENCE: u64 = 40;
 
 /// A pack as it was found.
 struct Stored {
@@ -29,11 +31,12 @@ struct Stored {
 impl Repository<'_> {
     /// Finds what belongs to no point nor to one of these drafts, and removes it if `apply` says so and the grace time has passed.
     pub fn collect(&self, drafts: &[String], apply: bool) -> Result<Vec<Garbage>, Error> {
+        let until = self.now().saturating_add_unsigned(PATIENCE);
         let named: BTreeSet<Tag> = drafts.iter().map(|id| self.names.draft(id)).collect();
         let mut garbage = Vec::new();
         self.collect_leftovers(apply, &mut garbage)?;
         self.collect_drafts(&named, apply, &mut garbage)?;
-        self.collect_packs(&named, apply, &mut garbage)?;
+        self.collect_packs(&named, apply, until, &mut garbage)?;
         Ok(garbage)
     }
 
@@ -97,7 +100,13 @@ impl Repository<'_> {
         Ok(())
     }
 
-    fn collect_packs(&self, named: &BTreeSet<Tag>, apply: bool, garbage: &mut Vec<Garbage>) -> Result<(), Error> {
+    fn collect_packs(
+        &self,
+        named: &BTreeSet<Tag>,
+        apply: bool,
+        until: Timestamp,
+        garbage: &mut Vec<Garbage>,
+    ) -> Result<(), Error> {
         // Packs first: one that is made later is none of this collection's.
         let mut packs = BTreeMap::<PackId, Vec<Object>>::new();
         for object in self.storage.list(crate::names::PACKS)? {
@@ -150,7 +159,7 @@ impl Repository<'_> {
             // Once more, now that no new reference is possible: drafts and points that came meanwhile. What was marked stays
             // marked, though its point may be gone by now: then the next collection finds it.
             self.mark(&mut marks, &mut seen)?;
-            self.sweep(due.into_iter().filter_map(|id| Some((id, stored.get(&id)?))), &marks)?;
+            self.sweep(due.into_iter().filter_map(|id| Some((id, stored.get(&id)?))), &marks, until)?;
         }
         self.tidy_batches(&stored, &sentenced)?;
         self.repair_index(&marks)
@@ -276,9 +285,17 @@ impl Repository<'_> {
     }
 
     /// Removes of sentenced packs what is not marked.
-    fn sweep<'p>(&self, packs: impl Iterator<Item = (PackId, &'p Stored)>, marks: &Marks) -> Result<(), Error> {
+    fn sweep<'p>(
+        &self,
+        packs: impl Iterator<Item = (PackId, &'p Stored)>,
+        marks: &Marks,
+        until: Timestamp,
+    ) -> Result<(), Error> {
         let mut replaced = Vec::new();
         for (id, pack) in packs {
+            if self.now() > until {
+                break;
+            }
             if marks.count(&id) == 0 {
                 replaced.extend(pack.objects.iter().map(|object| object.name.clone()));
             } else if let Some(best) = self.best(&id, &pack.objects, marks)? {

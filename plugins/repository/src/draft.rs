@@ -346,15 +346,21 @@ impl Repository<'_> {
         }
         // While objects of the draft are there, another attempt does the rest. So the packs have to be gone for good first.
         self.storage.sync()?;
+        let mut before = Vec::new();
         loop {
-            let objects = self.storage.list(&tag.draft())?;
-            let left: Vec<_> = objects.iter().filter(|object| object.name != closing).collect();
+            let mut left = self.storage.list(&tag.draft())?;
+            left.retain(|object| object.name != closing);
             if left.is_empty() {
                 break;
             }
-            for object in left {
+            if left == before {
+                // They must not be deleted yet. Another collection tries again.
+                return Ok(());
+            }
+            for object in &left {
                 self.storage.delete(&object.name)?;
             }
+            before = left;
         }
         self.storage.sync()?;
         self.storage.delete(&closing)?;

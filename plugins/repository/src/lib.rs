@@ -18,6 +18,8 @@
 mod collect;
 mod draft;
 mod envelope;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod index;
 mod map;
 mod marks;
@@ -28,6 +30,7 @@ mod repository;
 mod segments;
 mod storage;
 mod table;
+pub mod target;
 mod wire;
 mod write;
 

@@ -4,11 +4,12 @@ use crate::map::{PAGE_CHUNKS, Page, Place, Root, Run, slots};
 use crate::marks::Marks;
 use crate::names::Digest;
 use crate::repository::{Pack, Repository};
+use crate::storage::ATTEMPTS;
 use std::rc::Rc;
-use vmferry_plugin_api::Error;
 use vmferry_plugin_api::delta::{Encoding, Restore};
 use vmferry_plugin_api::stream::Input;
 use vmferry_plugin_api::target::{Damage, Extent};
+use vmferry_plugin_api::{Error, ErrorCode};
 
 /// Bytes that are read from one object at once.
 const MOST_AT_ONCE: u64 = 8 << 20;
@@ -256,24 +257,39 @@ impl Reader<'_, '_> {
 
     /// Puts the batch.
     fn flush(&mut self) -> Result<(), Error> {
-        let batch = std::mem::take(&mut self.batch);
-        let (Some(first), Some(pack)) = (batch.first(), self.pack.take()) else { return Ok(()) };
-        let id = first.place.pack;
-        let length = batch.iter().map(|part| u64::from(part.stored)).sum();
-        let storage = self.repository.storage;
-        if let Some(input) = storage.open(&pack.object, pack.offset(first.place.entry), length)? {
-            return self.put(&batch, &input);
+        let mut batch = std::mem::take(&mut self.batch);
+        let Some(pack) = self.pack.take() else { return Ok(()) };
+        let mut attempts = ATTEMPTS;
+        while let Some(first) = batch.first() {
+            let length = batch.iter().map(|part| u64::from(part.stored)).sum();
+            let opened = self.repository.storage.open(&pack.object, pack.offset(first.place.entry), length)?;
+            let Some(input) = opened else {
+                return self.one_by_one(&batch);
+            };
+            let mut done = 0;
+            match self.put(&batch, &input, &mut done) {
+                // The bytes broke off. Those that came are not asked for again.
+                Err(error) if error.code == ErrorCode::Unavailable && attempts > 1 => attempts -= 1,
+                put => return put,
+            }
+            batch.drain(..done);
         }
-        // Another host shrank the pack meanwhile: what is left of it lies elsewhere, and perhaps not behind each other.
-        self.repository.forget(&id);
-        for part in &batch {
-            let moved = self.repository.pack(&id).and_then(|pack| {
-                let moved = part_of(&self.repository.settings.key, &pack, part.offset, part.place)?;
-                let input = storage.open(&pack.object, pack.offset(part.place.entry), u64::from(moved.stored))?;
-                Ok((moved, input.ok_or_else(|| Error::damaged(format!("{} is missing", id.name())))?))
+        Ok(())
+    }
+
+    /// Puts chunks of a pack that another host shrank meanwhile: what is left of it lies elsewhere, and perhaps not behind each other.
+    fn one_by_one(&mut self, batch: &[Part]) -> Result<(), Error> {
+        let repository = self.repository;
+        batch.iter().take(1).for_each(|part| repository.forget(&part.place.pack));
+        for part in batch {
+            let moved = repository.pack(&part.place.pack).and_then(|pack| {
+                let moved = part_of(&repository.settings.key, &pack, part.offset, part.place)?;
+                let input =
+                    repository.storage.open(&pack.object, pack.offset(part.place.entry), u64::from(moved.stored))?;
+                Ok((moved, input.ok_or_else(|| Error::damaged(format!("{} is missing", part.place.pack.name())))?))
             });
             match moved {
-                Ok((moved, input)) => self.put(&[moved], &input)?,
+                Ok((moved, input)) => self.put(&[moved], &input, &mut 0)?,
                 Err(error) if error.is_damaged() => (self.on_damage)(part, error)?,
                 Err(error) => return Err(error),
             }
@@ -281,7 +297,8 @@ impl Reader<'_, '_> {
         Ok(())
     }
 
-    fn put(&mut self, batch: &[Part], input: &Input) -> Result<(), Error> {
+    /// Puts chunks that come out of `input` one after the other, and counts them.
+    fn put(&mut self, batch: &[Part], input: &Input, done: &mut usize) -> Result<(), Error> {
         for part in batch {
             let Part { offset, stored, encoding, digest, place } = part;
             match self.restore.put_from(*offset, encoding, Some(digest), input, u64::from(*stored)) {
@@ -293,6 +310,7 @@ impl Reader<'_, '_> {
                 }
                 Err(error) => return Err(error),
             }
+            *done += 1;
         }
         Ok(())
     }

@@ -1,9 +1,9 @@
 //! What a repository asks of the place that it is in: a folder, or an object store.
 
 use std::borrow::Cow;
-use vmferry_plugin_api::Error;
 use vmferry_plugin_api::delta::Payload;
 use vmferry_plugin_api::stream::Input;
+use vmferry_plugin_api::{Error, ErrorCode};
 
 /// Keeps objects: whole, by name, never changed. Names are parts of `[a-z0-9.~-]` separated by `/`.
 ///
@@ -17,13 +17,13 @@ pub trait Storage {
     /// The same for a small object, which must not exist; false when it does.
     fn create(&self, name: &str, bytes: &[u8]) -> Result<bool, Error>;
 
-    /// The bytes of an object from `offset` on: `length` of them, or less when it ends before. `None` when it does not exist.
+    /// The bytes of an object from `offset` on, of which nobody takes more than `length`. `None` when it does not exist.
     fn open(&self, name: &str, offset: u64, length: u64) -> Result<Option<Input>, Error>;
 
     /// Objects whose names begin with `prefix`, which ends with `/` or is a whole name, in the order of their names.
     fn list(&self, prefix: &str) -> Result<Vec<Object>, Error>;
 
-    /// Deletes an object; an absent one is no error.
+    /// Deletes an object; an absent one is no error. One that must not be deleted yet may stay and go on being listed.
     fn delete(&self, name: &str) -> Result<(), Error>;
 
     /// Everything made and deleted through this value survives a power failure from now on.
@@ -67,8 +67,21 @@ pub struct Object {
     pub length: u64,
 }
 
+/// Attempts at what breaks off in the middle of an object's bytes. The storage itself tries again only until these begin to come.
+pub(crate) const ATTEMPTS: usize = 3;
+
 /// Up to `length` bytes of an object, `None` when it does not exist.
 pub(crate) fn get(storage: &dyn Storage, name: &str, offset: u64, length: u64) -> Result<Option<Vec<u8>>, Error> {
+    let mut attempt = 1;
+    loop {
+        match get_once(storage, name, offset, length) {
+            Err(error) if error.code == ErrorCode::Unavailable && attempt < ATTEMPTS => attempt += 1,
+            got => return got,
+        }
+    }
+}
+
+fn get_once(storage: &dyn Storage, name: &str, offset: u64, length: u64) -> Result<Option<Vec<u8>>, Error> {
     let Some(input) = storage.open(name, offset, length)? else { return Ok(None) };
     let mut all = Vec::new();
     while (all.len() as u64) < length {

@@ -4,23 +4,19 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use vmferry_plugin_api::Error;
 
-/// A bucket, as an operator names it.
-#[derive(Clone, Debug, Deserialize)]
+/// A bucket, and how its objects are made.
+#[derive(Clone, Debug)]
 pub struct Bucket {
     /// The store's address: `https://s3.eu-central-1.amazonaws.com`, `http://10.0.0.7:9000`.
     pub endpoint: String,
     /// The bucket's name.
     pub bucket: String,
     /// What all names begin with, so that a bucket can hold other things as well: `backup/site-a`.
-    #[serde(default)]
     pub prefix: String,
     /// Where the bucket's name stands in an address.
-    #[serde(default)]
     pub addressing: Addressing,
-    /// Up to this size in MiB an object is sent by one request, a larger one in parts of about this size. Not below 5. Packs of
-    /// the default size are smaller than the default; some stores want all parts of an object to be equal, which these are not.
-    #[serde(default = "part_mib")]
-    pub part_mib: u64,
+    /// Up to this size in bytes an object is sent by one request, a larger one in parts of about this size.
+    pub part_size: u64,
     /// How long the store has to refuse to delete what was made: a bucket with Object Lock.
     pub lock: Option<Lock>,
 }
@@ -56,13 +52,8 @@ pub enum Mode {
     Compliance,
 }
 
-/// Parts of an upload are at least so large, but the last.
-const LEAST_PART_MIB: u64 = 5;
-const MOST_PART_MIB: u64 = 512;
-
-fn part_mib() -> u64 {
-    64
-}
+/// What stores ask of the parts of an upload, but the last; and of one request less than a host lets through.
+const PART_SIZES: std::ops::RangeInclusive<u64> = 5 << 20..=512 << 20;
 
 /// What stands in a URL as it is.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -71,7 +62,7 @@ const ENCODED_IN_PATHS: &AsciiSet = &ENCODED.remove(b'/');
 impl Bucket {
     /// Whether a bucket could be called and reached so. Nothing is asked of the store.
     pub fn check(&self) -> Result<(), Error> {
-        let Self { endpoint, bucket, prefix, addressing, part_mib, lock } = self;
+        let Self { endpoint, bucket, prefix, addressing, part_size, lock } = self;
         let Some((scheme, host)) = endpoint.split_once("://").filter(|(scheme, _)| matches!(*scheme, "https" | "http"))
         else {
             return Err(Error::config(format!("`endpoint`: `{endpoint}` is not an address: https://s3.example.org")));
@@ -108,20 +99,13 @@ impl Bucket {
         if !prefix.is_empty() && !prefix.strip_suffix('/').unwrap_or(prefix).split('/').all(is_part) {
             return Err(Error::config(format!("`prefix`: `{prefix}` is not like `backup/site-a`")));
         }
-        if !(LEAST_PART_MIB..=MOST_PART_MIB).contains(part_mib) {
-            return Err(Error::config(format!(
-                "`part_mib`: {part_mib} is not between {LEAST_PART_MIB} and {MOST_PART_MIB}"
-            )));
+        if !PART_SIZES.contains(part_size) {
+            return Err(Error::config("`part_size`: write a size from \"5 MiB\" to \"512 MiB\""));
         }
         if lock.is_some_and(|lock| !(1..=36_500).contains(&lock.days)) {
             return Err(Error::config("`lock.days`: write a number of days between 1 and 36500"));
         }
         Ok(())
-    }
-
-    /// The size in bytes from which on objects are sent in parts, and of a part.
-    pub(crate) fn part_size(&self) -> u64 {
-        self.part_mib << 20
     }
 
     /// The key of an object.
@@ -170,7 +154,7 @@ mod tests {
             bucket: "backup".to_owned(),
             prefix: "site-a/".to_owned(),
             addressing: Addressing::Path,
-            part_mib: 64,
+            part_size: 64 << 20,
             lock: None,
         }
     }
@@ -210,7 +194,7 @@ mod tests {
         assert!(wrong(&|b| b.prefix = "/a".to_owned()).starts_with("`prefix`"));
         assert!(wrong(&|b| b.prefix = "a//b".to_owned()).starts_with("`prefix`"));
         assert!(wrong(&|b| b.prefix = "a/../b".to_owned()).starts_with("`prefix`"));
-        assert!(wrong(&|b| b.part_mib = 4).starts_with("`part_mib`"));
+        assert!(wrong(&|b| b.part_size = 4 << 20).starts_with("`part_size`"));
         assert!(wrong(&|b| b.lock = Some(Lock { mode: Mode::Governance, days: 0 })).starts_with("`lock.days`"));
         let hosted = |bucket: &str, endpoint: &str| {
             wrong(&|b| {

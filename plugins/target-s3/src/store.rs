@@ -5,17 +5,16 @@
 //! carries the CRC-32C of its bytes, which the store compares; what comes back is checked by who wrote it.
 
 use crate::bucket::{Bucket, Mode};
-use crate::storage::{Object, Piece, Storage};
 use crate::xml::{self, Element};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use percent_encoding::percent_decode_str;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::{Duration, SystemTime};
 use vmferry_plugin_api::http::{Head, Reply, exchange};
 use vmferry_plugin_api::stream::{Input, Output};
 use vmferry_plugin_api::target::Checksum;
 use vmferry_plugin_api::{Error, ErrorCode, calendar, log};
+use vmferry_repository::{Object, Piece, Storage};
 
 /// How often a request is sent.
 const ATTEMPTS: u32 = 5;
@@ -89,8 +88,8 @@ impl Store {
         let url = self.bucket.url(ask.name, ask.query);
         let headers = ask.headers.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
         let head = Head { method: ask.method.to_owned(), url, headers };
-        let mut pause = self.pause;
-        for attempt in 1.. {
+        let (mut pause, mut attempt) = (self.pause, 1);
+        loop {
             let (error, wanted) = match exchange(&head, ask.length, ask.write) {
                 Ok(reply) if (200..300).contains(&reply.status) || ask.expected.contains(&reply.status) => {
                     return Ok(Told { reply, again: attempt > 1 });
@@ -108,9 +107,8 @@ impl Store {
             let Some(wanted) = wanted.filter(|_| attempt < ATTEMPTS) else { return Err(error) };
             log::debug(format!("attempt {attempt}: {}", error.message));
             std::thread::sleep(pause.max(wanted).min(LONGEST_PAUSE));
-            pause *= 2;
+            (pause, attempt) = (pause * 2, attempt + 1);
         }
-        unreachable!("the last attempt returns")
     }
 
     /// The document that an answer is.
@@ -164,7 +162,7 @@ impl Store {
 
     /// Makes an object by several requests. What was sent of one that failed is forgotten.
     fn put_in_parts(&self, name: &str, parts: &[Vec<Slice<'_>>]) -> Result<(), Error> {
-        let maker = random();
+        let maker = random()?;
         let mut headers = self.made_with(Some(&maker));
         let sums: Vec<Option<String>> = parts.iter().map(|part| self.checksum(part)).collect::<Result<_, _>>()?;
         // A store that is told of check sums wants one of every part.
@@ -213,27 +211,26 @@ impl Store {
         let query = [("uploadId", upload)];
         let length = document.len() as u64;
         let ask = Ask { length, write: &write, expected: &[404], ..Ask::new("POST", Some(name), &query) };
-        for attempt in 1.. {
+        let mut attempt = 1;
+        loop {
             let told = self.ask(&ask)?;
             // An upload that an earlier attempt completed is not known any more.
             if told.reply.status == 404 {
-                return match told.again && self.is_by(name, maker)? {
+                return match (told.again || attempt > 1) && self.is_by(name, maker)? {
                     true => Ok(()),
                     false => Err(Refusal::read(&told.reply).error(self, &ask)),
                 };
             }
             // The store says "200 OK" before it begins, and may fail afterwards.
             let answer = Element::parse(&told.reply.read(MOST_XML)?).unwrap_or_default();
-            if answer.name != "Error" {
-                return Ok(());
+            match answer.name.as_str() {
+                "CompleteMultipartUploadResult" => return Ok(()),
+                "Error" if attempt < ATTEMPTS => std::thread::sleep(self.pause * attempt),
+                "Error" => return Err(Refusal::of(500, &answer).error(self, &ask)),
+                _ => return Err(self.strange(&ask, "completed an upload without saying so")),
             }
-            let refusal = Refusal::of(500, &answer);
-            if attempt == ATTEMPTS {
-                return Err(refusal.error(self, &ask));
-            }
-            std::thread::sleep(self.pause * attempt);
+            attempt += 1;
         }
-        unreachable!("the last attempt returns")
     }
 
     fn write(&self, slices: &[Slice<'_>], output: &Output) -> Result<(), Error> {
@@ -287,7 +284,7 @@ impl Store {
 
 impl Storage for Store {
     fn put(&self, name: &str, pieces: &[Piece<'_>]) -> Result<(), Error> {
-        let size = self.bucket.part_size();
+        let size = self.bucket.part_size;
         let slices: Vec<Slice<'_>> =
             pieces.iter().map(|piece| Slice { piece, offset: 0, length: piece.length() }).collect();
         if length(&slices) <= size {
@@ -298,7 +295,7 @@ impl Storage for Store {
     }
 
     fn create(&self, name: &str, bytes: &[u8]) -> Result<bool, Error> {
-        let maker = random();
+        let maker = random()?;
         let mut headers = self.made_with(Some(&maker));
         headers.push(("if-none-match", "*".to_owned()));
         headers.extend(summed(&STANDARD.encode(crc32c::crc32c(bytes).to_be_bytes())));
@@ -326,8 +323,9 @@ impl Storage for Store {
         match reply.status {
             206 => Ok(Some(reply.body)),
             404 => match Refusal::read(&reply) {
-                refusal if refusal.code == "NoSuchBucket" => Err(refusal.error(self, &ask)),
-                _ => Ok(None),
+                refusal if refusal.code == "NoSuchKey" => Ok(None),
+                // Of the bucket, or of something on the way to it.
+                refusal => Err(refusal.error(self, &ask)),
             },
             // It ends before: read to its end, the answer is what there is.
             416 => {
@@ -347,6 +345,10 @@ impl Storage for Store {
             query.extend(next.as_deref().map(|token| ("continuation-token", token)));
             let ask = Ask::new("GET", None, &query);
             let page = self.document(&ask)?;
+            // What is taken for absent may be thrown away, so only a listing is believed.
+            if page.name != "ListBucketResult" {
+                return Err(self.strange(&ask, &format!("sent a <{}> for a listing", page.name)));
+            }
             for entry in page.all("Contents") {
                 let key = entry.text_of("Key").unwrap_or_default();
                 let key = percent_decode_str(key).decode_utf8_lossy();
@@ -355,13 +357,9 @@ impl Storage for Store {
                 objects.extend(self.bucket.name(&key).map(|name| Object { name: name.to_owned(), length }));
             }
             match page.text_of("NextContinuationToken") {
-                Some(token) if page.text_of("IsTruncated") == Some("true") && next.as_deref() != Some(token) => {
-                    next = Some(token.to_owned());
-                }
-                None if page.text_of("IsTruncated") == Some("true") => {
-                    return Err(self.strange(&ask, "lists a part of the bucket and does not say how to go on"));
-                }
-                _ => break,
+                _ if page.text_of("IsTruncated") == Some("false") => break,
+                Some(token) if next.as_deref() != Some(token) => next = Some(token.to_owned()),
+                _ => return Err(self.strange(&ask, "lists a part of the bucket and does not say how to go on")),
             }
         }
         objects.sort_by(|one, other| one.name.cmp(&other.name));
@@ -371,15 +369,18 @@ impl Storage for Store {
     fn delete(&self, name: &str) -> Result<(), Error> {
         let ask = Ask { expected: &[403, 404], ..Ask::new("DELETE", Some(name), &[]) };
         let reply = self.ask(&ask)?.reply;
-        if reply.status != 403 {
+        if (200..300).contains(&reply.status) {
             return Ok(());
         }
         let refusal = Refusal::read(&reply);
-        if self.bucket.lock.is_some() && refusal.code == "AccessDenied" {
-            log::warn(format!("{} is locked and stays until its time is over", self.bucket.url(Some(name), &[])));
-            return Ok(());
+        match refusal.code.as_str() {
+            "NoSuchKey" => Ok(()),
+            "AccessDenied" if self.bucket.lock.is_some() => {
+                log::warn(format!("{} is locked and stays until its time is over", self.bucket.url(Some(name), &[])));
+                Ok(())
+            }
+            _ => Err(refusal.error(self, &ask)),
         }
-        Err(refusal.error(self, &ask))
     }
 
     /// What an object store has confirmed, it keeps.
@@ -417,9 +418,9 @@ fn parts(slices: Vec<Slice<'_>>, size: u64) -> Vec<Vec<Slice<'_>>> {
     parts
 }
 
-/// Sixteen hex digits that nobody else has.
-fn random() -> String {
-    format!("{:016x}", RandomState::new().build_hasher().finish())
+/// A text that nobody else has.
+fn random() -> Result<String, Error> {
+    Ok(STANDARD.encode(crate::random::<16>()?))
 }
 
 /// Why a store did not do what it was asked.

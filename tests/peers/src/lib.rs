@@ -50,6 +50,17 @@ impl Peer {
         Self::found(None, "node with xen-api", "run tests/peers/install")
     }
 
+    /// Node, for building [`example_target_js`].
+    ///
+    /// # Errors
+    /// It or its packages are missing and required.
+    pub fn componentize() -> anyhow::Result<Option<Self>> {
+        if example_target_js("node_modules/componentize-qjs").is_dir() {
+            return Self::system("node");
+        }
+        Self::found(None, "node with componentize-qjs", "run tests/peers/install")
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -98,6 +109,12 @@ fn skipped(name: &str, remedy: &str) {
 #[must_use]
 pub fn node_modules() -> PathBuf {
     installed("node")
+}
+
+/// A file of the plugin that is written in JavaScript.
+#[must_use]
+pub fn example_target_js(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins/example-target-js").join(name)
 }
 
 /// A script of this crate.

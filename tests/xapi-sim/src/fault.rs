@@ -21,9 +21,9 @@ pub struct Fault {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FaultPoint {
-    /// `GET /export_raw_vdi`, where it is not answered by a redirect
+    /// `GET /export_raw_vdi` and `/export`, where it is not answered by a redirect
     Export,
-    /// `PUT /import_raw_vdi`, where it is not answered by a redirect
+    /// `PUT /import_raw_vdi` and `/import`, where it is not answered by a redirect
     Import,
     /// An NBD connection that asks for its export. Bytes are those of payload on this one connection; a kind that is not
     /// about bytes closes it.

@@ -2,7 +2,7 @@
 //!
 //! It behaves on the wire as a pool does, odd parts included: XML-RPC and JSON-RPC, sessions, tasks, `event.from`, records
 //! with defaults and back references from the data model, VHD chains with base copies, changed block tracking,
-//! `/export_raw_vdi` and `/import_raw_vdi` with their answers that come before anything is known, an NBD server for each
+//! `/export_raw_vdi`, `/import_raw_vdi`, `/export` and `/import` with their answers that come before anything is known, an NBD server for each
 //! host. Behind it stands a control side for tests, as library calls and as a port of its own: it writes as a guest
 //! would, tells the digest of a disk, and injects faults.
 //!
@@ -25,7 +25,7 @@
 //!
 //! Garbage collection is done at once, or where it is held, when and as far as a test says so.
 //!
-//! Not simulated: imports of qcow2, XVA.
+//! Not simulated: imports of qcow2; of XVA old checksums, compression, memory, and redirects of an export.
 
 mod admin;
 mod calls;
@@ -307,6 +307,11 @@ impl Sim {
     /// Resolves when some transfer in progress has moved at least so many bytes of its body.
     pub async fn wait_for_transfer_bytes(&self, bytes: u64) {
         self.core.transfers.wait(Goal::Bytes(bytes)).await;
+    }
+
+    /// Bytes that the bodies of all transfers and the payload of NBD have moved so far. What waits in a socket has moved.
+    pub fn moved_bytes(&self) -> u64 {
+        self.core.transfers.total()
     }
 
     /// Resolves when a transfer or call is stalled by a fault.

@@ -242,6 +242,11 @@ impl Field {
         self.access != Access::Ro && self.default.is_none()
     }
 
+    /// Whether something stands in where nothing was said.
+    pub(crate) fn has_default(&self) -> bool {
+        self.default.is_some()
+    }
+
     /// What a new object holds when nothing was said.
     pub(crate) fn initial(&self) -> Value {
         self.default.clone().unwrap_or_else(|| self.kind.zero())

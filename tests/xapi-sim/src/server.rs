@@ -103,10 +103,13 @@ async fn request_once(
 ) -> std::io::Result<Then> {
     // The longest prefix wins, as in xapi: any other POST is XML-RPC.
     let under = |prefix: &str| request.path.starts_with(prefix);
+    let is = |path: &str| request.path.trim_end_matches('/') == path;
     match request.method.as_str() {
         "POST" => return rpc(core, host, connection, request).await,
         "GET" if under("/export_raw_vdi") => transfer::export(core, host, connection, request).await?,
         "PUT" if under("/import_raw_vdi") => transfer::import(core, host, connection, request).await?,
+        "GET" if is("/export") => transfer::xva::export(core, host, connection, request).await?,
+        "PUT" if is("/import") => transfer::xva::import(core, host, connection, request).await?,
         "GET" | "PUT" | "OPTIONS" => page(connection, "403 Forbidden", "Nothing here").await?,
         _ => page(connection, "501 Method Not Implemented", "No such method").await?,
     }

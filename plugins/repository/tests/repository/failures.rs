@@ -24,7 +24,7 @@ fn two_points(host: &Host) {
 }
 
 fn two_points_and_garbage(host: &Host) {
-    host.point("0", None, &content("stuvwxyzabcdefgh")).expect("stored");
+    host.point("0", None, &content("satbucvdwexfygzh")).expect("stored");
     two_points(host);
     host.delete("0").expect("deleted");
 }

@@ -113,6 +113,10 @@ impl Memory {
         self.state().now.keys().cloned().collect()
     }
 
+    pub(crate) fn length(&self, name: &str) -> usize {
+        self.state().now[name].len()
+    }
+
     /// Bytes of all objects.
     pub(crate) fn size(&self) -> u64 {
         self.state().now.values().map(|bytes| bytes.len() as u64).sum()

@@ -97,7 +97,7 @@ pub(crate) fn assert_operation(state: &State, vm: &str, operation: &str) -> ApiR
     Ok(())
 }
 
-pub(super) fn update_allowed_operations(state: &mut State, vm: &str) -> ApiResult<()> {
+pub(crate) fn update_allowed_operations(state: &mut State, vm: &str) -> ApiResult<()> {
     let operations =
         match SCHEMA.class("VM").and_then(|class| class.field("allowed_operations")).map(|field| &field.kind) {
             Some(Type::Set(item)) => match item.as_ref() {
@@ -150,7 +150,7 @@ fn insert(state: &mut State, mut fields: Fields) -> ApiResult<String> {
 }
 
 /// Takes the VM and its devices, never its disks. Its snapshots stay, and hang on its parent from then on.
-fn destroy(state: &mut State, vm: &str) -> ApiResult<()> {
+pub(crate) fn destroy(state: &mut State, vm: &str) -> ApiResult<()> {
     assert_operation(state, vm, "destroy")?;
     let row = state.db.get("VM", vm)?;
     if row.bool("is_default_template") {

@@ -1,7 +1,8 @@
-//! Raw disk transfers: what export and import share.
+//! Transfers: what exports and imports of disks and of VMs share.
 
 mod export;
 mod import;
+pub(crate) mod xva;
 
 use std::borrow::Cow;
 use std::sync::Arc;

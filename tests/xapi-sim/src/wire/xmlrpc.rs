@@ -127,6 +127,13 @@ pub(crate) fn parse_call(body: &[u8]) -> Result<Call, Malformed> {
     Ok(Call { method, params })
 }
 
+/// A value that stands alone.
+pub(crate) fn parse_value(text: &str) -> Result<Value, Malformed> {
+    let mut parser = Parser { reader: Reader::from_str(text), emptied: None };
+    parser.open("value")?;
+    parser.value(0)
+}
+
 enum Token {
     Open(String),
     Close(String),

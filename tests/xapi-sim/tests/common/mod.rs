@@ -143,16 +143,25 @@ impl Client {
         body: &[u8],
     ) -> (Answer, String, Vec<String>) {
         let task = self.task().await;
-        let head = format!(
-            "PUT /import_raw_vdi?{parameters}&session_id={}&task_id={task} HTTP/1.1\r\nHost: x\r\n{headers}\r\n",
-            self.session
-        );
+        self.put(&format!("/import_raw_vdi?{parameters}"), &task, headers, body).await
+    }
+
+    /// Sends a body to a path that has parameters, under a task: (answer, status, error).
+    pub(crate) async fn put(
+        &self,
+        target: &str,
+        task: &str,
+        headers: &str,
+        body: &[u8],
+    ) -> (Answer, String, Vec<String>) {
+        let head =
+            format!("PUT {target}&session_id={}&task_id={task} HTTP/1.1\r\nHost: x\r\n{headers}\r\n", self.session);
         let mut stream = self.connect().await;
         stream.write_all(head.as_bytes()).await.unwrap();
         let _ = stream.write_all(body).await;
         let _ = stream.shutdown().await;
         let answer = read_answer(&mut stream).await;
-        let (status, error) = self.wait(&task).await;
+        let (status, error) = self.wait(task).await;
         (answer, status, error)
     }
 }

@@ -1,84 +1,62 @@
-//! A repository's objects in a bucket of a store that nobody here wrote: moto, which keeps the rules of Amazon S3.
+//! A repository's objects in a bucket, by the plugin's code without its sandbox, so that a test can stand in a request's way.
 
-#![allow(clippy::unwrap_used, reason = "a helper that cannot go on has failed its test")]
-
+use crate::moto::Moto;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
-use std::process::{Child, ChildStdin, Command, Stdio};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
-use target_s3::{Addressing, Bucket, Lock, Mode, Object, Piece, Storage, Store};
-use vmferry_peers::{Peer, script};
+use target_s3::{Addressing, Bucket, Lock, Mode, Store};
+use vmferry_peers::Peer;
 use vmferry_plugin_api::delta::double::Delta;
+use vmferry_plugin_api::delta::double::Restore;
 use vmferry_plugin_api::delta::{Chunk, Delta as _, Encoding, Info, Kind, Payload};
 use vmferry_plugin_api::http::{Reply, Request, double};
 use vmferry_plugin_api::stream::Input;
+use vmferry_plugin_api::target::{DiskReceipt, Draft};
 use vmferry_plugin_api::{Error, ErrorCode, log};
+use vmferry_repository::{Object, Piece, Repository, Settings, Storage};
 
 const MIB: usize = 1 << 20;
 
-/// A store that lives as long as this value.
-struct Moto {
-    url: String,
-    process: Child,
-    _input: ChildStdin,
+/// A store with an empty bucket called `backup`, to which this thread's requests go.
+fn start(python: &Peer) -> Moto {
+    start_with(python, "")
 }
 
-impl Moto {
-    /// A store with an empty bucket called `backup`, to which this thread's requests go.
-    fn start(python: &Peer) -> Self {
-        Self::with_bucket(python, "")
-    }
+/// The same, the bucket made with another header.
+fn start_with(python: &Peer, header: &str) -> Moto {
+    let moto = Moto::start(python);
+    double::serve(ask);
+    assert_eq!(plain(&moto, "PUT", "/backup", header).status, 200);
+    moto
+}
 
-    /// The same, the bucket made with another header.
-    fn with_bucket(python: &Peer, header: &str) -> Self {
-        let mut command = Command::new(python.path());
-        command.arg(script("py/s3_server.py")).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut process = command.spawn().unwrap();
-        let mut url = String::new();
-        BufReader::new(process.stdout.take().unwrap()).read_line(&mut url).unwrap();
-        let moto = Self { url: url.trim().to_owned(), _input: process.stdin.take().unwrap(), process };
-        double::serve(ask);
-        assert_eq!(moto.plain("PUT", "/backup", header).status, 200);
-        moto
-    }
+/// A request that no plugin makes.
+fn plain(moto: &Moto, method: &str, path: &str, header: &str) -> Reply {
+    let headers = header.split_once(": ").map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let url = format!("{}{path}", moto.url);
+    ask(&Request { method: method.to_owned(), url, headers: headers.into_iter().collect(), body: Vec::new() }).unwrap()
+}
 
-    /// A request that no plugin makes.
-    fn plain(&self, method: &str, path: &str, header: &str) -> Reply {
-        let headers = header.split_once(": ").map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let url = format!("{}{path}", self.url);
-        ask(&Request { method: method.to_owned(), url, headers: headers.into_iter().collect(), body: Vec::new() })
-            .unwrap()
-    }
-
-    fn bucket(&self) -> Bucket {
-        Bucket {
-            endpoint: self.url.clone(),
-            bucket: "backup".to_owned(),
-            prefix: "site-a".to_owned(),
-            addressing: Addressing::Path,
-            part_mib: 5,
-            lock: None,
-        }
-    }
-
-    fn store(&self) -> Store {
-        Store::new(self.bucket()).with_pause(Duration::from_millis(1))
-    }
-
-    fn uploads(&self) -> String {
-        let listed = self.plain("GET", "/backup?uploads", "").read(1 << 20).unwrap();
-        String::from_utf8(listed).unwrap()
+fn bucket(moto: &Moto) -> Bucket {
+    Bucket {
+        endpoint: moto.url.clone(),
+        bucket: "backup".to_owned(),
+        prefix: "site-a".to_owned(),
+        addressing: Addressing::Path,
+        part_size: 5 << 20,
+        lock: None,
     }
 }
 
-impl Drop for Moto {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
+fn store(moto: &Moto) -> Store {
+    Store::new(bucket(moto)).with_pause(Duration::from_millis(1))
+}
+
+fn uploads(moto: &Moto) -> String {
+    String::from_utf8(plain(moto, "GET", "/backup?uploads", "").read(1 << 20).unwrap()).unwrap()
 }
 
 /// moto wants to know who asks, and does not look whether it is true.
@@ -113,20 +91,24 @@ fn ask(request: &Request) -> Result<Reply, Error> {
     Ok(Reply { status, headers, body: Input::double(answer, &request.url) })
 }
 
-/// Chunks of these sizes in MiB, each of another byte.
-fn payloads(sizes: &[usize]) -> (Vec<Box<dyn Payload>>, Vec<u8>) {
-    let info = Info {
+/// A full copy, or what is added to a point.
+fn info(base: Option<&str>) -> Info {
+    Info {
         disk: "disk".to_owned(),
         content: "content".to_owned(),
-        size: 1 << 40,
-        kind: Kind::Full,
+        size: 64 << 20,
+        kind: base.map_or(Kind::Full, |base| Kind::Delta(base.to_owned())),
         expected_bytes: 0,
         extensions: Vec::new(),
-    };
+    }
+}
+
+/// Chunks of these sizes in MiB, each of another byte.
+fn payloads(sizes: &[usize]) -> (Vec<Box<dyn Payload>>, Vec<u8>) {
     let chunk = |(at, size): (usize, &usize)| (at as u64 * 64 * MIB as u64, vec![at as u8 + 1; size * MIB]);
     let chunks: Vec<(u64, Vec<u8>)> = sizes.iter().enumerate().map(chunk).collect();
     let all = chunks.iter().flat_map(|(_, bytes)| bytes.clone()).collect();
-    let delta = Delta::new(info, chunks);
+    let delta = Delta::new(info(None), chunks);
     let payload = |chunk: Box<dyn Chunk>| chunk.encode(&Encoding::Identity).unwrap();
     (std::iter::from_fn(|| delta.next().unwrap()).map(payload).collect(), all)
 }
@@ -150,8 +132,8 @@ fn names(objects: &[Object]) -> Vec<(&str, u64)> {
 #[test]
 fn an_object_comes_back_as_it_was_made() -> anyhow::Result<()> {
     let Some(python) = Peer::python()? else { return Ok(()) };
-    let moto = Moto::start(&python);
-    let store = moto.store();
+    let moto = start(&python);
+    let store = store(&moto);
     let (payloads, bytes) = payloads(&[1, 2]);
     let mut pieces: Vec<Piece<'_>> = payloads.iter().map(|payload| Piece::Payload(payload.as_ref())).collect();
     pieces.push(Piece::Bytes(b"table"[..].into()));
@@ -169,8 +151,8 @@ fn an_object_comes_back_as_it_was_made() -> anyhow::Result<()> {
 #[test]
 fn a_large_object_is_made_of_parts_and_of_ranges_of_others() -> anyhow::Result<()> {
     let Some(python) = Peer::python()? else { return Ok(()) };
-    let moto = Moto::start(&python);
-    let store = moto.store();
+    let moto = start(&python);
+    let store = store(&moto);
     let (payloads, bytes) = payloads(&[2, 2, 2, 2, 2, 2, 1]);
     let mut pieces: Vec<Piece<'_>> = payloads.iter().map(|payload| Piece::Payload(payload.as_ref())).collect();
     let table = vec![9; 6 * MIB];
@@ -178,7 +160,7 @@ fn a_large_object_is_made_of_parts_and_of_ranges_of_others() -> anyhow::Result<(
     store.put("packs/large", &pieces).unwrap();
     let whole = [bytes, table].concat();
     assert!(get(&store, "packs/large", 0, u64::MAX).unwrap() == whole);
-    assert!(!moto.uploads().contains("<UploadId>"), "{}", moto.uploads());
+    assert!(!uploads(&moto).contains("<UploadId>"), "{}", uploads(&moto));
 
     let (from, length) = (3 * MIB + 1, 11 * MIB);
     let pieces = [
@@ -193,8 +175,8 @@ fn a_large_object_is_made_of_parts_and_of_ranges_of_others() -> anyhow::Result<(
 #[test]
 fn only_one_makes_what_must_not_exist() -> anyhow::Result<()> {
     let Some(python) = Peer::python()? else { return Ok(()) };
-    let moto = Moto::start(&python);
-    let store = moto.store();
+    let moto = start(&python);
+    let store = store(&moto);
     assert!(store.create("repository", b"one").unwrap());
     assert!(!store.create("repository", b"other").unwrap());
     assert_eq!(get(&store, "repository", 0, 10).unwrap(), b"one");
@@ -222,8 +204,8 @@ fn only_one_makes_what_must_not_exist() -> anyhow::Result<()> {
 #[test]
 fn what_was_made_is_listed_page_by_page_and_what_was_deleted_is_not() -> anyhow::Result<()> {
     let Some(python) = Peer::python()? else { return Ok(()) };
-    let moto = Moto::start(&python);
-    let store = moto.store();
+    let moto = start(&python);
+    let store = store(&moto);
     // Pages of two, as a store may have them that keeps to a smaller limit.
     double::serve(|request| {
         let url = request.url.replace("list-type=2", "list-type=2&max-keys=2");
@@ -232,7 +214,7 @@ fn what_was_made_is_listed_page_by_page_and_what_was_deleted_is_not() -> anyhow:
     for name in ["points/b", "points/a~1", "points/c.held", "pointsman", "packs/a"] {
         store.put(name, &[Piece::Bytes(name.as_bytes().into())]).unwrap();
     }
-    moto.plain("PUT", "/backup/other/points/a", "");
+    plain(&moto, "PUT", "/backup/other/points/a", "");
     assert_eq!(names(&store.list("points/").unwrap()), [("points/a~1", 10), ("points/b", 8), ("points/c.held", 13)]);
     assert_eq!(store.list("").unwrap().len(), 5, "nothing outside of the prefix");
     store.delete("points/b").unwrap();
@@ -265,8 +247,8 @@ fn stumble() -> Rc<AtomicU32> {
 #[test]
 fn a_store_that_stumbles_is_asked_again() -> anyhow::Result<()> {
     let Some(python) = Peer::python()? else { return Ok(()) };
-    let moto = Moto::start(&python);
-    let store = moto.store();
+    let moto = start(&python);
+    let store = store(&moto);
     let stumbles = stumble();
     let (payloads, bytes) = payloads(&[2, 2, 2, 2]);
     let pieces: Vec<Piece<'_>> = payloads.iter().map(|payload| Piece::Payload(payload.as_ref())).collect();
@@ -285,8 +267,8 @@ fn a_store_that_stumbles_is_asked_again() -> anyhow::Result<()> {
 #[test]
 fn an_upload_that_fails_leaves_no_parts_behind() -> anyhow::Result<()> {
     let Some(python) = Peer::python()? else { return Ok(()) };
-    let moto = Moto::start(&python);
-    let store = moto.store();
+    let moto = start(&python);
+    let store = store(&moto);
     double::serve(|request| match request.url.contains("partNumber=2") {
         true => Err(Error::unavailable("connection reset", 1)),
         false => ask(request),
@@ -295,7 +277,7 @@ fn an_upload_that_fails_leaves_no_parts_behind() -> anyhow::Result<()> {
     let pieces: Vec<Piece<'_>> = payloads.iter().map(|payload| Piece::Payload(payload.as_ref())).collect();
     let error = store.put("packs/a", &pieces).unwrap_err();
     assert_eq!(error.code, ErrorCode::Unavailable);
-    assert!(!moto.uploads().contains("<UploadId>"), "{}", moto.uploads());
+    assert!(!uploads(&moto).contains("<UploadId>"), "{}", uploads(&moto));
     assert_eq!(get(&store, "packs/a", 0, 10), None);
     Ok(())
 }
@@ -303,8 +285,8 @@ fn an_upload_that_fails_leaves_no_parts_behind() -> anyhow::Result<()> {
 #[test]
 fn what_a_store_keeps_is_what_was_sent() -> anyhow::Result<()> {
     let Some(python) = Peer::python()? else { return Ok(()) };
-    let moto = Moto::start(&python);
-    let store = moto.store();
+    let moto = start(&python);
+    let store = store(&moto);
     double::serve(|request| {
         // What a store answers that got other bytes.
         let mut reply = ask(request)?;
@@ -322,16 +304,16 @@ fn what_a_store_keeps_is_what_was_sent() -> anyhow::Result<()> {
 #[test]
 fn what_is_locked_stays_and_is_told() -> anyhow::Result<()> {
     let Some(python) = Peer::python()? else { return Ok(()) };
-    let moto = Moto::with_bucket(&python, "x-amz-bucket-object-lock-enabled: true");
+    let moto = start_with(&python, "x-amz-bucket-object-lock-enabled: true");
     let lock = Some(Lock { mode: Mode::Compliance, days: 30 });
-    let store = Store::new(Bucket { lock, ..moto.bucket() }).with_pause(Duration::from_millis(1));
+    let store = Store::new(Bucket { lock, ..bucket(&moto) }).with_pause(Duration::from_millis(1));
     store.put("packs/a", &[Piece::Bytes(b"abc"[..].into())]).unwrap();
-    let made = moto.plain("HEAD", "/backup/site-a/packs/a", "");
+    let made = plain(&moto, "HEAD", "/backup/site-a/packs/a", "");
     assert_eq!(made.header("x-amz-object-lock-mode"), Some("COMPLIANCE"));
     let version = made.header("x-amz-version-id").unwrap().to_owned();
     store.delete("packs/a").unwrap();
     assert_eq!(get(&store, "packs/a", 0, 10), None, "it is no longer seen");
-    let deleted = moto.plain("DELETE", &format!("/backup/site-a/packs/a?versionId={version}"), "");
+    let deleted = plain(&moto, "DELETE", &format!("/backup/site-a/packs/a?versionId={version}"), "");
     assert_eq!(deleted.status, 403, "and it is still there");
 
     // What is sent in parts is locked from its beginning. moto forgets it.
@@ -364,10 +346,37 @@ fn what_is_locked_stays_and_is_told() -> anyhow::Result<()> {
 }
 
 #[test]
+fn only_an_object_stores_word_is_taken_for_it() -> anyhow::Result<()> {
+    let Some(python) = Peer::python()? else { return Ok(()) };
+    let moto = start(&python);
+    let answering = |status: u16, body: &'static str| {
+        double::serve(move |_| {
+            Ok(Reply { status, headers: Vec::new(), body: Input::double(body.as_bytes(), "a proxy") })
+        });
+    };
+    // A page of something on the way is no empty bucket, nor is a page of a listing without the next.
+    for page in [
+        "<html/>",
+        "<ListBucketResult/>",
+        "<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>",
+        "<ListBucketResult><Contents><Key>site-a/a</Key></Contents><IsTruncated>false</IsTruncated></ListBucketResult>",
+    ] {
+        answering(200, page);
+        assert_eq!(store(&moto).list("").unwrap_err().code, ErrorCode::Unsupported, "{page}");
+    }
+    answering(404, "<html>no such page</html>");
+    store(&moto).open("packs/a", 0, 10).expect_err("not absent");
+    store(&moto).delete("packs/a").expect_err("not deleted");
+    answering(200, "whole");
+    assert_eq!(store(&moto).open("packs/a", 3, 2).unwrap_err().code, ErrorCode::Unsupported, "not the range");
+    Ok(())
+}
+
+#[test]
 fn a_refusal_says_what_to_do() -> anyhow::Result<()> {
     let Some(python) = Peer::python()? else { return Ok(()) };
-    let moto = Moto::start(&python);
-    let elsewhere = Store::new(Bucket { bucket: "absent".to_owned(), ..moto.bucket() });
+    let moto = start(&python);
+    let elsewhere = Store::new(Bucket { bucket: "absent".to_owned(), ..bucket(&moto) });
     for error in [elsewhere.list("").unwrap_err(), elsewhere.open("a", 0, 1).unwrap_err()] {
         assert_eq!(error.code, ErrorCode::NotFound);
         assert!(
@@ -385,8 +394,59 @@ fn a_refusal_says_what_to_do() -> anyhow::Result<()> {
             let body = format!("<Error><Code>{code}</Code><Message>No.</Message></Error>");
             Ok(Reply { status: 403, headers: Vec::new(), body: Input::double(std::io::Cursor::new(body), "no") })
         });
-        let error = moto.store().list("").unwrap_err();
+        let error = store(&moto).list("").unwrap_err();
         assert!(error.message.contains(code) && error.message.contains(advice), "{}", error.message);
     }
+    Ok(())
+}
+
+#[test]
+fn recovery_points_come_back_from_a_store_that_stumbles() -> anyhow::Result<()> {
+    let Some(python) = Peer::python()? else { return Ok(()) };
+    let moto = start(&python);
+    let store = store(&moto);
+    let stumbles = stumble();
+    let settings = Settings { chunk_size: Some(1 << 20), pack_size: 8 << 20, grace: 0, ..Settings::default() };
+    let repository = Repository::make(&store, settings, &|| 1_795_000_000, [7; 32]).unwrap();
+    let draft = |id: &str, base: Option<&str>| Draft {
+        id: id.to_owned(),
+        job: "job".to_owned(),
+        vm: "vm".to_owned(),
+        name: "erp".to_owned(),
+        taken_at: if base.is_none() { 1_794_000_000 } else { 1_794_000_600 },
+        base: base.map(str::to_owned),
+        metadata: "{\"format\":1}".to_owned(),
+        extensions: Vec::new(),
+    };
+    let mut disk = vec![0; 64 * MIB];
+    let point = |id: &str, base: Option<&str>, chunks: Vec<(usize, u8)>, disk: &mut [u8]| {
+        let bytes = |byte: u8| (0..MIB).map(|at| byte ^ (at >> 8) as u8).collect::<Vec<u8>>();
+        let chunks: Vec<_> = chunks.into_iter().map(|(at, byte)| ((at * MIB) as u64, bytes(byte))).collect();
+        for (at, bytes) in &chunks {
+            disk[*at as usize..][..MIB].copy_from_slice(bytes);
+        }
+        let draft = draft(id, base);
+        let receipt = repository.write(&draft, &Delta::new(info(base), chunks)).unwrap();
+        let receipt = DiskReceipt { disk: "disk".to_owned(), receipt, digest: None };
+        repository.commit(&draft, &[receipt]).unwrap()
+    };
+    point("one", None, (0..30).map(|at| (at * 2, at as u8)).collect(), &mut disk);
+    let first = disk.clone();
+    point("two", Some("one"), vec![(4, 200), (5, 201)], &mut disk);
+
+    for (id, expected) in [("one", &first), ("two", &disk)] {
+        let extents = repository.layout(id, "disk", None).unwrap();
+        let restore = Restore::of_size(64 * MIB);
+        repository.read(id, "disk", &extents, &restore).unwrap();
+        assert!(restore.disk() == *expected, "{id}");
+        assert_eq!(repository.verify(id, &Restore::default()).unwrap(), []);
+    }
+    repository.delete("one").unwrap();
+    assert_eq!(repository.points(None).unwrap().len(), 1);
+    repository.collect(&[], true).unwrap();
+    let restore = Restore::of_size(64 * MIB);
+    repository.read("two", "disk", &repository.layout("two", "disk", None).unwrap(), &restore).unwrap();
+    assert!(restore.disk() == disk, "without the point that it was made from");
+    assert!(stumbles.load(SeqCst) > 9);
     Ok(())
 }
