@@ -38,7 +38,7 @@ pub(crate) struct Traffic {
     restored: AtomicU64,
     copied: AtomicU64,
     /// The use that the call is of, which gets what the call has counted when that is over.
-    of: Option<Arc<Traffic>>,
+    of: Option<Arc<Self>>,
 }
 
 impl Traffic {
