@@ -6,6 +6,7 @@ mod house;
 mod limits;
 mod loading;
 mod network;
+mod repository;
 mod rights;
 mod sterile;
 mod target_faults;
