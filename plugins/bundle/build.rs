@@ -9,6 +9,7 @@ const PLUGINS: &[&str] = &[
     "schedule-interval",
     "retain-count",
     "notify-webhook",
+    "target-repository",
     "target-s3",
     "example-retain-weekdays",
     "example-target-folder",

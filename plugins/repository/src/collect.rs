@@ -18,6 +18,9 @@ const WASTE: u64 = 4;
 const AT_ONCE: usize = 16;
 /// Seconds after which a collection leaves what it has not removed to the next one: a host gives it a minute.
 const PATIENCE: u64 = 40;
+/// Seconds for which a sentence stands before anything follows from it, unless the grace time is shorter: on a network file system a host
+/// may list for a minute what was there before.
+const SETTLE: u64 = 120;
 
 /// A pack as it was found.
 struct Stored {
@@ -131,12 +134,14 @@ impl Repository<'_> {
                 *at = batch.at.min(*at);
             }
         }
-        let mut sentenced: BTreeSet<PackId> =
-            self.batches(SENTENCED)?.into_iter().flat_map(|batch| batch.packs).collect();
+        let mut sentenced = HashMap::<PackId, Timestamp>::new();
+        for batch in self.batches(SENTENCED)? {
+            sentenced.extend(batch.packs.into_iter().map(|id| (id, batch.at)));
+        }
 
         let wasteful: Vec<PackId> = stored.iter().filter(|(_, pack)| pack.is_wasteful()).map(|(id, _)| *id).collect();
         for id in &wasteful {
-            garbage.push(self.explain(id, &stored[id], condemned.get(id).copied()));
+            garbage.push(self.explain(id, &stored[id], condemned.get(id).copied(), sentenced.contains_key(id)));
         }
         if !apply {
             return Ok(());
@@ -144,17 +149,20 @@ impl Repository<'_> {
 
         let now = self.now();
         let new: Vec<PackId> =
-            wasteful.iter().filter(|id| !condemned.contains_key(id) && !sentenced.contains(id)).copied().collect();
+            wasteful.iter().filter(|id| !condemned.contains_key(id) && !sentenced.contains_key(id)).copied().collect();
         self.put_batches(CONDEMNED, now, &new)?;
         condemned.extend(new.into_iter().map(|id| (id, now)));
 
         let due: Vec<PackId> = wasteful
             .into_iter()
-            .filter(|id| sentenced.contains(id) || condemned.get(id).is_some_and(|at| self.is_old(*at)))
+            .filter(|id| sentenced.contains_key(id) || condemned.get(id).is_some_and(|at| self.is_old(*at)))
             .collect();
-        let new: Vec<PackId> = due.iter().filter(|id| !sentenced.contains(id)).copied().collect();
+        let new: Vec<PackId> = due.iter().filter(|id| !sentenced.contains_key(id)).copied().collect();
         self.put_batches(SENTENCED, now, &new)?;
-        sentenced.extend(new);
+        sentenced.extend(new.into_iter().map(|id| (id, now)));
+        let settle = self.settings.grace.min(SETTLE);
+        let settled = |id: &PackId| sentenced.get(id).is_some_and(|at| at.saturating_add_unsigned(settle) <= now);
+        let due: Vec<PackId> = due.into_iter().filter(settled).collect();
         if !due.is_empty() {
             // Once more, now that no new reference is possible: drafts and points that came meanwhile. What was marked stays
             // marked, though its point may be gone by now: then the next collection finds it.
@@ -257,13 +265,14 @@ impl Repository<'_> {
         Ok(None)
     }
 
-    fn explain(&self, id: &PackId, pack: &Stored, condemned: Option<Timestamp>) -> Garbage {
+    fn explain(&self, id: &PackId, pack: &Stored, condemned: Option<Timestamp>, sentenced: bool) -> Garbage {
         let what = match pack.live {
             0 => "No recovery point needs it".to_owned(),
             live => format!("No recovery point needs more than {live} bytes of it"),
         };
         let when = match condemned {
-            Some(at) if self.is_old(at) => "it can be removed now".to_owned(),
+            _ if sentenced => "it can be removed".to_owned(),
+            Some(at) if self.is_old(at) => "it can be removed".to_owned(),
             Some(at) => {
                 let left = at.saturating_add_unsigned(self.settings.grace).saturating_sub(self.now());
                 format!(
@@ -349,7 +358,11 @@ impl Repository<'_> {
     }
 
     /// Removes batches that say nothing any more.
-    fn tidy_batches(&self, stored: &BTreeMap<PackId, Stored>, sentenced: &BTreeSet<PackId>) -> Result<(), Error> {
+    fn tidy_batches(
+        &self,
+        stored: &BTreeMap<PackId, Stored>,
+        sentenced: &HashMap<PackId, Timestamp>,
+    ) -> Result<(), Error> {
         // What was removed is gone for good before nobody says any more that it must not be used.
         self.storage.sync()?;
         let there: BTreeSet<String> =
@@ -360,7 +373,7 @@ impl Repository<'_> {
             }
         }
         for batch in self.batches(CONDEMNED)? {
-            let waits = |id: &PackId| there.contains(&id.name()) && !sentenced.contains(id);
+            let waits = |id: &PackId| there.contains(&id.name()) && !sentenced.contains_key(id);
             if !batch.packs.iter().any(|id| waits(id) && stored.get(id).is_none_or(Stored::is_wasteful)) {
                 self.storage.delete(&batch.name)?;
             }

@@ -26,8 +26,12 @@
 //! those at once; that objects of the draft are there, and no point, says that it was none. `collect` does the same with a draft that
 //! nobody worked on for the grace time, and whose host may only be slow. Who *closes* a draft so
 //!
-//! 1. puts `closing`, 2. deletes what is called `open-…`, 3. gives up if there is a point, 4. deletes the packs, 5. deletes the disks and whatever
-//! is called `open-…`, until nothing is left, 6. deletes `closing`.
+//! 1. puts `closing`,
+//! 2. deletes what is called `open-…`,
+//! 3. gives up if there is a point,
+//! 4. deletes the packs,
+//! 5. deletes the disks and whatever is called `open-…`, until nothing is left,
+//! 6. deletes `closing`.
 //!
 //! A writer puts an `open-…` of its own before its first pack, and after its disk looks whether that is still there, and no `closing`. If a
 //! pack of its was deleted at (4), it was there before (5) and is gone, or (6) did not happen yet. To renew it, it puts the next one and then

@@ -146,7 +146,7 @@ impl<P: Place> Target for Kept<P> {
     }
 
     fn abort(config: P::Config, draft: Draft) -> Result<(), Error> {
-        Ok(existing::<P, _>(&config, |repository| repository.abort(&draft.id))?.unwrap_or_default())
+        existing::<P, _>(&config, |repository| repository.abort(&draft.id)).map(drop)
     }
 
     fn read(
@@ -168,7 +168,7 @@ impl<P: Place> Target for Kept<P> {
     }
 
     fn delete(config: P::Config, point: &str) -> Result<(), Error> {
-        Ok(existing::<P, _>(&config, |repository| repository.delete(point))?.unwrap_or_default())
+        existing::<P, _>(&config, |repository| repository.delete(point)).map(drop)
     }
 
     fn collect(config: P::Config, drafts: Vec<String>, apply: bool) -> Result<Vec<Garbage>, Error> {

@@ -8,6 +8,9 @@
 //! ```
 //!
 //! Every chunk is stored once, whatever points of whatever VMs it is part of. Payload never enters the plugin, and neither does the key.
+//!
+//! Several hosts that share an NFS export mount it with `acdirmax=0,lookupcache=none`: who lists a folder has to see what others
+//! made there before.
 
 mod folder;
 

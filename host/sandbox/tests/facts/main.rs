@@ -8,6 +8,7 @@ mod limits;
 mod loading;
 mod network;
 mod released;
+mod repository;
 mod rights;
 mod sterile;
 mod target_faults;

@@ -199,3 +199,33 @@ fn nothing_in_an_encrypted_repository_says_what_is_in_it() {
         }
     }
 }
+
+#[test]
+fn what_nobody_needs_is_removed_after_the_grace_time_and_told_why_until_then() {
+    let mut host = Host::default();
+    host.settings.grace = 3600;
+    host.point("1", None, &content("abc")).expect("stored");
+    host.delete("1").expect("deleted");
+    let why = |host: &Host, apply| {
+        let found = host.collect(&[], apply).expect("looked at");
+        found.iter().map(|one| one.why.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        why(&host, false),
+        ["No recovery point needs it; it can be removed 60 minutes after a collection that removes."]
+    );
+    why(&host, true);
+    let waits = "No recovery point needs it; it can be removed in 31 minutes, when all who might have begun to use it are done.";
+    host.pass(1800);
+    assert_eq!(why(&host, true), [waits]);
+    // Nobody refers to it any more, also who stores the same.
+    host.point("2", None, &content("abc")).expect("stored");
+    assert_eq!(host.names("packs/").len(), 2);
+    for _ in 0..2 {
+        host.pass(1800);
+        assert_eq!(why(&host, true), ["No recovery point needs it; it can be removed."]);
+    }
+    assert_eq!((host.names("packs/").len(), why(&host, false)), (1, Vec::new()));
+    assert_eq!(host.restore("2").expect("restored"), content("abc"));
+    assert_eq!(host.names("sentenced/").len() + host.names("condemned/").len(), 0);
+}

@@ -121,7 +121,15 @@ impl delta::Delta for Delta {
 /// Writes what comes back into an image.
 struct Restore {
     image: File,
-    open: RefCell<Option<(u64, Encoding, Vec<u8>, Rc<RefCell<Vec<u8>>>)>>,
+    open: RefCell<Option<Open>>,
+}
+
+/// A piece on its way back.
+struct Open {
+    offset: u64,
+    encoding: Encoding,
+    digest: Vec<u8>,
+    taken: Rc<RefCell<Vec<u8>>>,
 }
 
 /// Takes the bytes of one piece.
@@ -141,12 +149,13 @@ impl Write for Taking {
 impl delta::Restore for Restore {
     fn put(&self, offset: u64, length: u64, encoding: &Encoding, digest: Option<&[u8]>) -> Result<Output, Error> {
         let taken = Rc::new(RefCell::new(Vec::with_capacity(length as usize)));
-        self.open.replace(Some((offset, encoding.clone(), digest.unwrap_or_default().to_vec(), Rc::clone(&taken))));
+        let (encoding, digest) = (encoding.clone(), digest.unwrap_or_default().to_vec());
+        self.open.replace(Some(Open { offset, encoding, digest, taken: Rc::clone(&taken) }));
         Ok(Output::double(Taking(taken), "the image"))
     }
 
     fn finish(&self, _: Output) -> Result<(), Error> {
-        let (offset, encoding, digest, taken) = self.open.take().ok_or_else(|| failed("nothing is open"))?;
+        let Open { offset, encoding, digest, taken } = self.open.take().ok_or_else(|| failed("nothing is open"))?;
         let plain = decode(native(&encoding)?, &[taken.take().into()], 8 << 20, None).map_err(failed)?;
         if *blake3::hash(&plain).as_bytes() != *digest {
             return Err(Error::damaged("another digest"));

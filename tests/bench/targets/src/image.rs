@@ -75,7 +75,7 @@ pub(crate) fn change(from: &Path, to: &Path, in_how_many: u64) -> anyhow::Result
     let mut random = Random(in_how_many.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let mut grain = vec![0; GRAIN];
     for at in 0..file.metadata()?.len() / GRAIN as u64 {
-        if random.next() % in_how_many == 0 {
+        if random.next().is_multiple_of(in_how_many) {
             piece(&mut random, &mut grain);
             file.write_all_at(&grain, at * GRAIN as u64)?;
         }
