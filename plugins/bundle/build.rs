@@ -5,8 +5,14 @@ use std::path::Path;
 use vmferry_guest_build::{Components, build};
 
 /// The plugins that come with the program. The example is among them: it has to work, and it can be tried.
-const PLUGINS: &[&str] =
-    &["schedule-interval", "retain-count", "notify-webhook", "example-retain-weekdays", "example-target-folder"];
+const PLUGINS: &[&str] = &[
+    "schedule-interval",
+    "retain-count",
+    "notify-webhook",
+    "target-hyperv",
+    "example-retain-weekdays",
+    "example-target-folder",
+];
 
 fn main() {
     if let Err(error) = embed() {
