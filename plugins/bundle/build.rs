@@ -11,6 +11,7 @@ const PLUGINS: &[&str] = &[
     "notify-webhook",
     "target-repository",
     "target-s3",
+    "target-hyperv",
     "example-retain-weekdays",
     "example-target-folder",
 ];

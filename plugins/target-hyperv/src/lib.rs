@@ -34,7 +34,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use vmferry_plugin_api::files::Folder;
 use vmferry_plugin_api::target::*;
-use vmferry_vhdx::{Guid, Image, Storage};
+use vmferry_vhdx::{Guid, Image, Storage, written_by};
 use write::{Made, Receipt, Update};
 
 /// What a file says of who made it.
@@ -237,8 +237,8 @@ impl<P: Place> Keeper<P> {
             let path = format!("{folder}/{name}");
             let problem = match self.place.size(&path)? {
                 None => Some(format!("{path} is gone")),
-                Some(_) => match Image::open(self.place.open(&path, false)?) {
-                    Ok(image) => (image.ids().data != kept.data.0).then(|| was_used(&path)),
+                Some(_) => match written_by(&self.place.open(&path, false)?) {
+                    Ok(ids) => (ids.data != kept.data.0).then(|| was_used(&path)),
                     Err(error) => match of_vhdx(&path, error) {
                         error if error.is_damaged() => Some(error.message),
                         error => return Err(error),

@@ -39,14 +39,15 @@ if ($metadata.format -ne 1) { throw "The description of the VM has the unknown f
 $machine = $metadata.vm
 $generation = if ($machine.firmware -eq 'uefi') { 2 } else { 1 }
 
-$disks = foreach ($disk in @($metadata.disks | Sort-Object position)) {
+# What the VM boots from comes first: a guest of generation 1 boots from the first disk only.
+$order = @{ Expression = { -not $_.bootable } }, 'position'
+$disks = foreach ($disk in @($metadata.disks | Sort-Object -Property $order)) {
     $kept = @($chosen.disks | Where-Object { $_.disk -eq $disk.disk })
     if ($kept.Count -ne 1) { continue }
     if ($kept[0].image -notmatch '^[A-Za-z0-9._~-]+\.vhdx$') { throw 'points.json names a file that is none of vmferry''s.' }
     Join-Path $PSScriptRoot $kept[0].image
 }
 $disks = @($disks)
-if ($generation -eq 1 -and $disks.Count -gt 67) { throw 'A VM of generation 1 has at most 67 disks.' }
 if (-not $InPlace) {
     if (-not $Overlays) { $Overlays = Join-Path $PSScriptRoot ('overlays-' + [Guid]::NewGuid()) }
     New-Item -ItemType Directory -Force -Path $Overlays | Out-Null
@@ -65,7 +66,7 @@ try {
         -ProcessorCount ([math]::Max(1, $machine.vcpus)) -CheckpointType Disabled
     Get-VMNetworkAdapter -VM $vm | Remove-VMNetworkAdapter
     if ($generation -eq 1) {
-        # A guest of generation 1 boots from the first IDE controller; the optical drive that New-VM made gives way.
+        # Three disks go to the IDE controllers, where the optical drive that New-VM made gives way, the others to SCSI.
         Get-VMDvdDrive -VM $vm | Remove-VMDvdDrive
     }
     for ($index = 0; $index -lt $disks.Count; $index++) {

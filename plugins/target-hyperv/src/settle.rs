@@ -8,15 +8,15 @@ use crate::turn::Turn;
 use crate::write::Update;
 use crate::{Keeper, guid};
 use vmferry_plugin_api::{Error, ErrorCode, log};
-use vmferry_vhdx::{Block, Image, MIB, Storage, VhdxError, WriteIds, recover};
+use vmferry_vhdx::{Block, Image, MIB, Storage, VhdxError, WriteIds, recover, written_by};
 
 impl<P: Place> Keeper<P> {
     /// What a folder holds, with nothing begun in it that a reader would notice.
     pub(crate) fn settled(&self, folder: &str) -> Result<Option<State>, Error> {
-        let Some(state) = State::load(&self.place, folder)?.filter(|state| !state.begun.is_empty()) else {
-            return State::load(&self.place, folder);
-        };
-        drop(state);
+        let state = State::load(&self.place, folder)?;
+        if state.as_ref().is_none_or(|state| state.begun.is_empty()) {
+            return Ok(state);
+        }
         let mut turn = self.turn(folder)?;
         let Some(mut state) = State::load(&self.place, folder)? else { return Ok(None) };
         self.settle(folder, &mut state, &mut turn)?;
@@ -75,13 +75,14 @@ impl<P: Place> Keeper<P> {
         let path = format!("{folder}/{name}");
         let vhdx = |error| of_vhdx(&path, error);
         let opened = self.place.open(&path, true)?;
-        recover(&opened).map_err(vhdx)?;
-        let mut image = Image::open(opened).map_err(vhdx)?;
-        // Where the change has been made already, a replay by somebody else may have given the file another `FileWriteGuid`.
-        let ids = image.ids();
+        // Looked at before anything is written: a hypervisor may have the file open. Where the change has been made already, a replay by
+        // somebody else may have given the file another `FileWriteGuid`.
+        let ids = written_by(&opened).map_err(vhdx)?;
         if ids.data != kept.data.0 && (ids.data, ids.file) != (before.0, file.0) {
             return Err(Error::damaged(was_used(&path)));
         }
+        recover(&opened).map_err(vhdx)?;
+        let mut image = Image::open(opened).map_err(vhdx)?;
         let updates_path = format!("{folder}/{updates}");
         let updates = self.place.open(&updates_path, false)?;
         let length = updates.length().map_err(|error| of_io(&updates_path, error))?;
@@ -114,14 +115,18 @@ impl<P: Place> Keeper<P> {
         }
         let vhdx = |error| of_vhdx(&path, error);
         let opened = self.place.open(&path, true)?;
+        let found = written_by(&opened).map_err(vhdx)?.data;
+        let merged = found == kept_child.data.0;
+        if !merged && found != kept.data.0 {
+            return Err(Error::damaged(was_used(&path)));
+        }
         recover(&opened).map_err(vhdx)?;
         let mut image = Image::open(opened).map_err(vhdx)?;
-        let merged = image.ids().data == kept_child.data.0;
         if !merged {
             let from =
                 Image::open(self.place.open(&child_path, false)?).map_err(|error| of_vhdx(&child_path, error))?;
-            if image.ids().data != kept.data.0 || from.ids().data != kept_child.data.0 {
-                return Err(Error::damaged(was_used(&path)));
+            if from.ids().data != kept_child.data.0 {
+                return Err(Error::damaged(was_used(&child_path)));
             }
             let changes = copy_blocks(&from, &image, turn).map_err(|error| of_merge(&path, error))?;
             let (file, data) = (image.ids().file.to_string(), kept_child.data.0);
