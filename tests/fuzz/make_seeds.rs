@@ -9,6 +9,7 @@ use bytes::Bytes;
 use flate2::read::GzDecoder;
 use vmferry_disk::encoding::{Encoding, SealKey, encode};
 use vmferry_disk::vhd::{Footer, Head, HeadParser, Header, MIN_BLOCK_SIZE, Parsed, Scan};
+use vmferry_disk::xva::Writer;
 
 fn main() -> Result<(), Box<dyn Error>> {
     vhd_scan()?;
@@ -16,6 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     chunked_scan()?;
     encoding()?;
     qcow2_head()?;
+    xva_reader()?;
     nbd_client()
 }
 
@@ -80,6 +82,36 @@ fn chunked_scan() -> Result<(), Box<dyn Error>> {
         }
         seed.extend([0; 12]);
         fs::write(seeds.join(name), seed)?;
+    }
+    Ok(())
+}
+
+/// Two disks with a gap, as they are and to be repaired; signs of life and old checksums, of which none is right before the repair.
+fn xva_reader() -> Result<(), Box<dyn Error>> {
+    let seeds = seeds("xva_reader")?;
+    let mut disk = vec![0; 1024];
+    disk[1023] = 7;
+    let mut writer = Writer::new(Vec::new(), b"<value/>")?;
+    for id in ["Ref:1", "Ref:2"] {
+        writer.begin(id, disk.len() as u64)?;
+        writer.put(0, &disk)?;
+    }
+    let written = writer.finish()?;
+    let member = |name: &str, length: usize| {
+        let mut block = vec![0; 512 + length.next_multiple_of(512)];
+        block[..name.len()].copy_from_slice(name.as_bytes());
+        block[124..135].copy_from_slice(format!("{length:011o}").as_bytes());
+        block
+    };
+    let mut rough = member("ova.xml", 0);
+    for (number, length) in [(0, 512), (1, 0), (3, 512)] {
+        let name = format!("Ref:1/{number:08}");
+        rough.extend(member(&name, length));
+        rough.extend(member(&format!("{name}.checksum"), 40));
+    }
+    rough.extend([0; 1024]);
+    for (name, mode, xva) in [("written", 0, &written), ("written-repaired", 1, &written), ("rough", 1, &rough)] {
+        fs::write(seeds.join(name), [&[mode], xva.as_slice()].concat())?;
     }
     Ok(())
 }

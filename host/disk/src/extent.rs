@@ -89,6 +89,12 @@ impl Extents {
         self.list.is_empty()
     }
 
+    /// Whether one of the ranges holds this byte.
+    pub fn holds(&self, offset: u64) -> bool {
+        let behind = self.list.partition_point(|extent| extent.offset <= offset);
+        behind > 0 && offset < self.list[behind - 1].end()
+    }
+
     /// Bytes in all ranges.
     pub fn total_bytes(&self) -> u64 {
         self.list.iter().map(|extent| extent.length).sum()

@@ -72,6 +72,17 @@ pub(crate) enum Next<'a> {
     End,
 }
 
+/// Where the disk's part of a stream comes from.
+pub(crate) trait Payload {
+    /// Puts some bytes of a range of the disk into `buffer`, from its start on; how many. The buffer is no longer than the range.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, wanted: Extent, buffer: &mut [u8]) -> Poll<io::Result<usize>>;
+
+    /// Ready when what ends the stream may follow.
+    fn poll_end(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl Framing {
     /// All of a plan as `chunked` frames of at most [`MAX_FRAME`]. Nothing is left out, even if the plan allows it.
     pub(crate) fn chunked(plan: &Plan) -> Self {
@@ -128,17 +139,24 @@ impl Framing {
         }
     }
 
-    /// Fills `buffer` with what comes next. `payload` puts some bytes of a range of the disk, from its start on, and says how many.
+    /// Fills `buffer` with what comes next.
     pub(crate) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
-        mut payload: impl FnMut(&mut Context<'_>, Extent, &mut [u8]) -> Poll<io::Result<usize>>,
+        payload: &mut impl Payload,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         while buffer.remaining() > 0 {
             let room =
                 |left: u64| usize::try_from(left).map_or(buffer.remaining(), |left| left.min(buffer.remaining()));
+            if self.is_behind_disk() {
+                match payload.poll_end(cx) {
+                    Poll::Ready(ended) => ended?,
+                    Poll::Pending if buffer.filled().len() > before => break,
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
             let given = match self.next() {
                 Next::Bytes(bytes) => {
                     let given = room(bytes.len() as u64);
@@ -153,7 +171,7 @@ impl Framing {
                 }
                 Next::Disk(extent) => {
                     let room = room(extent.length);
-                    match payload(cx, extent, buffer.initialize_unfilled_to(room)) {
+                    match payload.poll_fill(cx, extent, buffer.initialize_unfilled_to(room)) {
                         // Who has nothing more ends the stream here, and its reader finds it cut.
                         Poll::Ready(Ok(0)) => break,
                         Poll::Ready(given) => {

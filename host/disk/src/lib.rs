@@ -11,6 +11,7 @@
 //! - [`nbd`]: a client that reads ranges over several connections, and streams made of them.
 //! - [`digest`]: BLAKE3 leaves of 64 KiB, the table that keeps them, and its root.
 //! - [`encoding`]: how a store has pieces of a disk written down.
+//! - [`part`]: one sink's part of a stream that feeds several.
 //! - [`xva`]: a VM as one file, which hosts import and export.
 //! - [`transfer`]: one source, many sinks, bytes checked on the way.
 //!
@@ -26,6 +27,7 @@ pub mod extent;
 mod framing;
 pub mod image;
 pub mod nbd;
+pub mod part;
 pub mod qcow2;
 pub mod restored;
 pub mod transfer;

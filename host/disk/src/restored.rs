@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use crate::chunked::Plan;
 use crate::chunks::{BrokenOff, Chunk};
 use crate::extent::{Extent, Extents};
-use crate::framing::Framing;
+use crate::framing::{Framing, Payload};
 use crate::transfer::SocketReader;
 use crate::vhd::Writer;
 
@@ -54,6 +54,12 @@ pub enum PutError {
 #[derive(Debug)]
 pub struct Restored {
     framing: Framing,
+    pieces: Pieces,
+}
+
+/// The reading end of what was put.
+#[derive(Debug)]
+struct Pieces {
     shared: Arc<Shared>,
     /// What was taken and is not used up.
     piece: Option<Chunk>,
@@ -75,32 +81,37 @@ impl Restored {
         let shared = Arc::new(Shared { ahead, state: Mutex::default() });
         let sink =
             RestoredSink { extents: Arc::clone(framing.extents()), shared: Arc::clone(&shared), next: 0, range: 0 };
-        (Self { framing, shared, piece: None }, sink)
+        (Self { framing, pieces: Pieces { shared, piece: None } }, sink)
     }
 
     /// Has the store fail for this reason.
     pub fn abort(self, why: impl Into<String>) {
-        self.shared.refuse(BrokenOff(why.into()));
+        self.pieces.shared.refuse(BrokenOff(why.into()));
     }
 }
 
 impl AsyncRead for Restored {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { framing, shared, piece } = self.get_mut();
-        if framing.is_behind_disk() {
-            // The end is given only when the store has said so.
-            ready!(shared.poll_take(cx, piece)).map_err(broken)?;
-        }
-        framing.poll_read(cx, buffer, |cx, wanted, buffer| {
-            ready!(shared.poll_take(cx, piece)).map_err(broken)?;
-            Poll::Ready(Ok(fill(wanted, piece, buffer)))
-        })
+        let Self { framing, pieces } = self.get_mut();
+        framing.poll_read(cx, buffer, pieces)
+    }
+}
+
+impl Payload for Pieces {
+    fn poll_fill(&mut self, cx: &mut Context<'_>, wanted: Extent, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        ready!(self.shared.poll_take(cx, &mut self.piece)).map_err(broken)?;
+        Poll::Ready(Ok(fill(wanted, &mut self.piece, buffer)))
+    }
+
+    /// Every piece lies in front of the end, so what is waited for is the store's word.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.shared.poll_take(cx, &mut self.piece).map_err(broken)
     }
 }
 
 impl SocketReader for Restored {}
 
-impl Drop for Restored {
+impl Drop for Pieces {
     fn drop(&mut self) {
         self.shared.refuse(BrokenOff("nobody reads what is restored any more".to_owned()));
     }

@@ -98,6 +98,11 @@ pub trait Progress: Send + Sync {
     fn work(&self) -> u64 {
         0
     }
+    /// The same of the `sink`th sink, which may write without taking anything, or wait for a limit of its own: see
+    /// [`Part::work`](crate::part::Part::work).
+    fn sink_work(&self, _sink: usize) -> u64 {
+        0
+    }
 }
 
 /// Nobody watches.

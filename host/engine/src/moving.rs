@@ -10,44 +10,60 @@ use crate::lease::Lease;
 use crate::plan::{self, replica_size};
 use crate::progress::DiskLabel;
 use crate::run::Work;
+use crate::shares::{self, Want};
 use crate::snapshot::{Taken, TakenDisk};
 use crate::source::Chunked;
 use crate::transfer::{self, Destination, From, Moved, Place, Sent, SourceFailed, Stream, StreamFacts, blocking};
+use crate::tried;
 use crate::view::SourceVm;
 use futures_util::stream;
 use futures_util::{FutureExt, StreamExt};
+use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use vmferry_disk::digest::{LEAF_SIZE, Table};
-use vmferry_model::plan::Transfer;
+use vmferry_model::plan::{Base, Transfer};
 use vmferry_model::report::DiskReport;
 use vmferry_model::target::DeltaInfo;
 
 impl Work<'_> {
-    /// Steps 7 and 8: all disks, each read once per base, the leases renewed meanwhile.
+    /// Steps 7 and 8: all disks, each read once where that can be, the leases renewed meanwhile.
     pub(crate) async fn transfer(&mut self, lease: &Lease, source: &SourceVm, taken: &Taken) -> Result<(), RunError> {
         let (mut streams, mut unready, mut unsent) = (Vec::new(), Vec::new(), Vec::new());
         for (index, disk) in taken.disks.iter().enumerate() {
-            for (start, lanes) in self.by_start(index) {
-                match self.stream(source, disk, index, &start, &lanes).await {
-                    Ok((stream, refused)) => {
+            let mut together = Vec::new();
+            let starts = self.by_start(source, index);
+            let several = starts.len() > 1;
+            for (start, lanes) in starts {
+                match self.want(source, disk, index, &start, &lanes).await {
+                    Ok((mut want, refused)) => {
                         unsent.extend(refused.into_iter().map(|(lane, why)| (lane, disk, why)));
-                        streams.extend((!stream.destinations.is_empty()).then_some((index, stream)));
+                        match start {
+                            _ if want.destinations.is_empty() => {}
+                            // What a copy is compared with has nothing to do with what others lack.
+                            Start::Copy(_) => {
+                                want.notes.extend(several.then(|| shares::alone("its old copy is compared with")));
+                                streams.push((index, self.stream(disk, vec![want])));
+                            }
+                            Start::Nothing | Start::Base { .. } => together.push(want),
+                        }
                     }
                     Err(error) => unready.push((lanes, disk, chain(&error))),
                 }
+            }
+            match if together.len() > 1 { tried::is_read_apart(self.run, &disk.of).await } else { None } {
+                Some(why) => streams.extend(together.into_iter().map(|mut want| {
+                    want.notes.push(why.clone());
+                    (index, self.stream(disk, vec![want]))
+                })),
+                None if together.is_empty() => {}
+                None => streams.push((index, self.stream(disk, together))),
             }
         }
         let run = self.run;
         let moving: Vec<_> = streams
             .into_iter()
-            .map(|(index, stream)| {
-                async move {
-                    let lanes: Vec<LaneId> = stream.destinations.iter().map(|to| to.lane).collect();
-                    (index, lanes, transfer::carry(run, stream).await)
-                }
-                .boxed()
-            })
+            .map(|(index, stream)| async move { (index, transfer::carry(run, stream).await) }.boxed())
             .collect();
         let moving = stream::iter(moving).buffer_unordered(run.job.tuning.disks_in_parallel.max(1));
         let moved: Vec<_> = tokio::select! {
@@ -60,7 +76,10 @@ impl Work<'_> {
         for (lane, disk, why) in unsent {
             self.fail_all(&[lane], disk, &beyond_vhd(disk, why));
         }
-        self.settle(taken, moved).await;
+        let moved = moved
+            .into_iter()
+            .flat_map(|(index, carried)| carried.into_iter().map(move |(lanes, result)| (index, lanes, result)));
+        self.settle(taken, moved.collect()).await;
         self.no_lane_left()
     }
 
@@ -144,8 +163,8 @@ impl Work<'_> {
         }
     }
 
-    /// The live lanes by where this disk's transfer starts: those of one group share one read.
-    fn by_start(&self, disk: usize) -> BTreeMap<Start, Vec<LaneId>> {
+    /// The live lanes by where this disk's transfer starts: those of one group want the same. Who lacks most comes first.
+    fn by_start(&self, source: &SourceVm, disk: usize) -> BTreeMap<Start, Vec<LaneId>> {
         let mut groups: BTreeMap<Start, Vec<LaneId>> = BTreeMap::new();
         let pools = self.lanes.iter().enumerate().filter(|(_, lane)| lane.is_live());
         let pools = pools.map(|(number, lane)| (LaneId::Pool(number), &lane.transfers));
@@ -154,7 +173,9 @@ impl Work<'_> {
         for (lane, transfers) in pools.chain(stores) {
             let start = match &transfers[disk] {
                 Transfer::Full { .. } => Start::Nothing,
-                Transfer::Delta { base } => Start::Base(base.source_snapshot_disk.clone()),
+                Transfer::Delta { base: Base { source_snapshot_disk: uuid, .. } } => {
+                    Start::Base { taken_at: source.bases.get(uuid).map(|base| base.taken_at), uuid: uuid.clone() }
+                }
                 Transfer::Resync { copy, .. } => Start::Copy(copy.clone()),
             };
             groups.entry(start).or_default().push(lane);
@@ -162,15 +183,26 @@ impl Work<'_> {
         groups
     }
 
-    /// What one read of a disk feeds; and of a disk that no VHD can hold, the lanes that cannot take it, and why.
-    async fn stream<'s>(
-        &'s self,
+    fn stream<'s>(&'s self, disk: &'s TakenDisk, wants: Vec<Want>) -> Stream<'s> {
+        let label = DiskLabel {
+            vm: self.name.clone(),
+            disk: disk.of.record.name_label.clone(),
+            disk_uuid: disk.of.record.uuid.clone(),
+            targets: Vec::new(),
+        };
+        Stream { source: self.session, disk, wants, label }
+    }
+
+    /// What the targets that start from one place want of a disk; and of a disk that no VHD can hold, the lanes that cannot take it,
+    /// and why.
+    async fn want(
+        &self,
         source: &SourceVm,
-        disk: &'s TakenDisk,
+        disk: &TakenDisk,
         index: usize,
         start: &Start,
         lanes: &[LaneId],
-    ) -> Result<(Stream<'s>, Vec<(LaneId, &'static str)>), RunError> {
+    ) -> Result<(Want, Vec<(LaneId, &'static str)>), RunError> {
         let vanished = |what, object: &str| RunError::Inconsistent {
             what,
             object: object.to_owned(),
@@ -180,7 +212,7 @@ impl Work<'_> {
         let held = |copy: &str| lanes.iter().find_map(|&lane| self.pool(lane)?.view.point_disk(copy));
         let (from, known) = match start {
             Start::Nothing => (From::Nothing, None),
-            Start::Base(uuid) => {
+            Start::Base { uuid, .. } => {
                 let base = source.bases.get(uuid).ok_or_else(|| vanished("base snapshot disk", uuid))?;
                 let table = self.table_of_base(uuid, lanes).await;
                 (From::Base { snapshot: base.vdi.clone(), table: table.clone() }, table)
@@ -215,22 +247,16 @@ impl Work<'_> {
             |lane| self.pool(lane).map_or(Chunked::Proven, |lane| usable(lane.framing.chunked, table.is_some()));
         let framings = lanes.iter().map(|&lane| (lane, framing(lane)));
         let (lanes, chunked, refused) = share(framings, disk.of.record.virtual_size > MAX_VHD_DISK);
-        let stream = Stream {
-            source: self.session,
-            disk,
+        let want = Want {
             from,
             chunked,
             grain: self.grain(&lanes),
             destinations: lanes.iter().filter_map(|&lane| self.destination(lane, disk, index)).collect(),
             table,
-            label: DiskLabel {
-                vm: self.name.clone(),
-                disk: disk.of.record.name_label.clone(),
-                disk_uuid: disk.of.record.uuid.clone(),
-                targets: lanes.iter().map(|&lane| self.target_name(lane).to_owned()).collect(),
-            },
+            targets: lanes.iter().map(|&lane| self.target_name(lane).to_owned()).collect(),
+            notes: Vec::new(),
         };
-        Ok((stream, refused))
+        Ok((want, refused))
     }
 
     /// Where a target wants the stream of a disk.
@@ -323,8 +349,11 @@ pub(crate) fn disk_report(transfer: &Transfer, disk: &TakenDisk, facts: &StreamF
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Start {
     Nothing,
-    /// At this snapshot disk of the source.
-    Base(String),
+    /// At this snapshot disk of the source. The oldest comes first: most of the disk has changed since.
+    Base {
+        taken_at: Option<Timestamp>,
+        uuid: String,
+    },
     /// At this snapshot disk of the target, whatever it holds.
     Copy(String),
 }

@@ -205,7 +205,9 @@ mod tests {
         let of = disk.vdi.clone();
         let bases = snapshot_disks
             .iter()
-            .map(|uuid| ((*uuid).to_owned(), BaseDisk { vdi: Ref::new(*uuid), of: of.clone() }))
+            .map(|uuid| {
+                ((*uuid).to_owned(), BaseDisk { vdi: Ref::new(*uuid), of: of.clone(), taken_at: Timestamp::UNIX_EPOCH })
+            })
             .collect::<BTreeMap<_, _>>();
         let kept = SourceSnapshot {
             reference: Ref::new("kept"),
@@ -336,7 +338,10 @@ mod tests {
     fn a_snapshot_of_another_disk_is_no_base() {
         let disk = disk(64 * MIB);
         let mut source = source(disk.clone(), &["a"], true);
-        source.bases.insert("a".to_owned(), BaseDisk { vdi: Ref::new("a"), of: Ref::new("another disk") });
+        source.bases.insert(
+            "a".to_owned(),
+            BaseDisk { vdi: Ref::new("a"), of: Ref::new("another disk"), taken_at: Timestamp::UNIX_EPOCH },
+        );
         let planned = transfer(&source, &disk, &target(&[("disk", "a", 64 * MIB)]), &srs(), &BTreeSet::new());
         assert_eq!(planned.kind(), vmferry_model::plan::Kind::Full);
     }

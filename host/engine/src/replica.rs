@@ -346,7 +346,8 @@ pub(crate) async fn attach_more(
 const OF_AN_ATTACHMENT: [&str; 7] =
     ["userdevice", "bootable", "mode", "other_config", "qos_algorithm_type", "qos_algorithm_params", "unpluggable"];
 
-fn vbd_record(vm: &Ref<Vm>, vdi: &Ref<Vdi>, source: &Vbd) -> Value {
+/// The record of a disk's attachment.
+pub(crate) fn vbd_record(vm: &Ref<Vm>, vdi: &Ref<Vdi>, source: &Vbd) -> Value {
     let field = |name: &str| source.raw.get(name).cloned();
     let mut record = BTreeMap::from([
         ("VM".to_owned(), vm.clone().into_value()),
@@ -479,7 +480,8 @@ const OF_AN_INTERFACE: [&str; 9] = [
     "ipv6_allowed",
 ];
 
-fn vif_record(vm: &Ref<Vm>, network: &Ref<Network>, source: &Vif) -> Value {
+/// The record of an interface.
+pub(crate) fn vif_record(vm: &Ref<Vm>, network: &Ref<Network>, source: &Vif) -> Value {
     let mut record = BTreeMap::from([
         ("VM".to_owned(), vm.clone().into_value()),
         ("network".to_owned(), network.clone().into_value()),

@@ -9,12 +9,13 @@ use crate::engine::{Engine, RunOptions};
 use crate::error::{EngineError, RunError, chain};
 use crate::framing::Framing;
 use crate::inventory::{AttachedDisk, Inventory};
-use crate::job::{Job, Policies, StoreTarget, Target};
+use crate::job::{Integrity, Job, JobIds, Policies, Reading, Selection, SnapshotMode, StoreTarget, Target, Tuning};
 use crate::keys::{self, Keys};
 use crate::lane::LaneId;
 use crate::lease::Lease;
 use crate::memory;
 use crate::objects::destroy_disk;
+use crate::ova::{self, Exported};
 use crate::plan::replica_size;
 use crate::points::{Survivor, Wanted, assert_undamaged};
 use crate::progress::{DiskLabel, Progress};
@@ -22,17 +23,18 @@ use crate::readback::ReadBack;
 use crate::replica::{self, MappedInterface};
 use crate::retrieving::StoredSource;
 use crate::run::{Networks, Run};
+use crate::shares::Want;
 use crate::snapshot::TakenDisk;
-use crate::source::{self, Chunked, Plain, Reader};
+use crate::source::{Chunked, Plain, Reader, Source};
 use crate::storing::ImageFormat;
-use crate::transfer::{self, Destination, Feed, From, Moved, Place, SourceFailed, Stream, blocking};
+use crate::transfer::{self, Destination, From, Moved, Place, SourceFailed, Stream, blocking};
+use crate::xva::{self, XvaFile, XvaStore};
 use jiff::Timestamp;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
-use vmferry_disk::digest::{DraftTable, LEAF_SIZE, Root, Table};
+use vmferry_disk::digest::{DraftTable, Root, Table};
 use vmferry_disk::extent::Extents;
 use vmferry_model::target::StoredPoint;
 use vmferry_xapi::records::{Pool, PowerState, Sr, Vdi, Vm};
@@ -82,6 +84,28 @@ pub enum RestoreTo {
         /// How a disk lies in its file.
         format: ImageFormat,
     },
+    /// One file, which any pool imports by `xe vm-import`.
+    Xva {
+        /// It must not be there yet.
+        file: PathBuf,
+    },
+}
+
+/// What to make of an XVA, whoever wrote it.
+#[derive(Clone, Debug)]
+pub struct XvaRequest {
+    /// The file.
+    pub file: PathBuf,
+    /// Who asks.
+    pub tenant: String,
+    /// Name of the pool.
+    pub pool: String,
+    /// uuid of the SR; the pool's default one when absent.
+    pub sr: Option<String>,
+    /// As of a [`Target`].
+    pub networks: BTreeMap<String, String>,
+    /// Name of the new VM; as in the XVA when absent.
+    pub name: Option<String>,
 }
 
 /// What was restored.
@@ -133,16 +157,7 @@ impl Engine {
         let (policies, options) = (Policies::default(), RunOptions::default());
         let run = self.context(job, &policies, &options, &progress, Timestamp::now());
         let origin = self.find_origin(job, request).await?;
-        let mut report = RestoreReport {
-            vm: request.vm.clone(),
-            target: origin.target.clone(),
-            point: origin.point.clone(),
-            taken_at: origin.taken_at,
-            restored: None,
-            safety_snapshot: None,
-            disks: Vec::new(),
-            warnings: origin.warnings.clone(),
-        };
+        let mut report = origin.report(&request.vm);
         if origin.disks.iter().any(|disk| memory::is_image(&disk.attached.record)) {
             report
                 .warnings
@@ -159,7 +174,29 @@ impl Engine {
                 restore.onto(&session, pool, vm, &mut report).await?;
             }
             RestoreTo::Files { folder, format } => restore.to_files(folder, *format, &mut report).await?,
+            RestoreTo::Xva { file } => restore.to_xva(file, &mut report).await?,
         }
+        Ok(report)
+    }
+
+    /// Makes a new VM of an XVA, without any job. A chunk whose checksum is wrong is refused, and nothing of the VM is left then.
+    pub async fn restore_xva(
+        &self,
+        request: &XvaRequest,
+        progress: Arc<dyn Progress>,
+    ) -> Result<RestoreReport, EngineError> {
+        let (job, policies, options) = (no_job(&request.tenant), Policies::default(), RunOptions::default());
+        let run = self.context(&job, &policies, &options, &progress, Timestamp::now());
+        let store = XvaStore::open(&request.file).await?;
+        let (point, warnings) = (store.point.clone(), store.warnings.clone());
+        let name = request.file.display().to_string();
+        let target =
+            StoreTarget { name, store: Arc::new(store), place: String::new(), required: true, throttles: Vec::new() };
+        let mut origin = Origin::in_store(&target, point).await?;
+        origin.warnings = warnings;
+        let mut report = origin.report(&origin.vm.uuid);
+        let target = self.place_on(&request.pool, request.sr.as_deref(), &request.networks).await?;
+        Restore { run: &run, origin }.to_new_vm(&target, request.name.as_deref(), &mut report).await?;
         Ok(report)
     }
 
@@ -287,6 +324,20 @@ enum DiskOrigin {
 }
 
 impl Origin {
+    /// What is told of it before anything was restored.
+    fn report(&self, vm: &str) -> RestoreReport {
+        RestoreReport {
+            vm: vm.to_owned(),
+            target: self.target.clone(),
+            point: self.point.clone(),
+            taken_at: self.taken_at,
+            restored: None,
+            safety_snapshot: None,
+            disks: Vec::new(),
+            warnings: self.warnings.clone(),
+        }
+    }
+
     /// A replica's recovery point. Its networks are those of its own pool.
     async fn on_pool(survivor: &Survivor<'_>, point: &Ref<Vm>, taken_at: Timestamp) -> Result<Self, RunError> {
         let (session, inventory) = (&survivor.session, &survivor.inventory);
@@ -371,7 +422,7 @@ impl Restore<'_> {
 
     async fn to_files(
         &self,
-        folder: &std::path::Path,
+        folder: &Path,
         format: ImageFormat,
         report: &mut RestoreReport,
     ) -> Result<(), EngineError> {
@@ -391,6 +442,54 @@ impl Restore<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The VM and its disks as one file. What is there of it when something fails is removed.
+    async fn to_xva(&self, path: &Path, report: &mut RestoreReport) -> Result<(), EngineError> {
+        let disks: Vec<&OriginDisk> = self.disks().collect();
+        let keys = self.keys();
+        let exported = Exported {
+            uuid: &report.vm,
+            name: &self.origin.vm.name_label,
+            record: &self.origin.snapshot,
+            other_config: &keys,
+            disks: disks.iter().map(|disk| &disk.attached).collect(),
+            networks: &self.origin.networks,
+        };
+        let document = ova::write(&exported).map_err(|why| {
+            let object = self.origin.point.clone();
+            RunError::Inconsistent { what: "recovery point", object, why }
+        })?;
+        let xva = XvaFile::create(path, &document.xml).map_err(|error| xva::write_failed(path, &error))?;
+        let written = self.write_disks(&xva, disks.into_iter().zip(&document.disks), report).await;
+        if written.is_err() {
+            let _ = std::fs::remove_file(path);
+        }
+        Ok(written?)
+    }
+
+    async fn write_disks<'o>(
+        &self,
+        xva: &XvaFile,
+        disks: impl Iterator<Item = (&'o OriginDisk, &'o String)>,
+        report: &mut RestoreReport,
+    ) -> Result<(), RunError> {
+        for (disk, id) in disks {
+            let size = replica_size(disk.attached.record.virtual_size);
+            let place = Place::Xva { xva: xva.clone(), id: id.clone(), size };
+            let to = format!("{}: {id}", xva.path().display());
+            report.disks.push(self.whole(disk, place, &to).await?);
+        }
+        let (file, path) = (xva.clone(), xva.path());
+        blocking(move || file.finish()).await.map_err(|error| xva::write_failed(path, &error))
+    }
+
+    /// The keys of the source that what is restored has: nothing of replication, and nothing that starts it.
+    fn keys(&self) -> Keys {
+        let mut keys = keys::inheritable(&self.origin.snapshot.other_config);
+        replica::put_autostart_aside(&mut keys);
+        keys.remove(keys::SOURCE_AUTO_POWERON);
+        keys
     }
 
     async fn to_new_vm(
@@ -417,11 +516,8 @@ impl Restore<'_> {
 
     /// The VM without disks: a template until it is whole, so that nobody can start it.
     async fn create(&self, session: &Session, name: &str) -> Result<Ref<Vm>, RunError> {
-        let mut keys = keys::inheritable(&self.origin.snapshot.other_config);
-        replica::put_autostart_aside(&mut keys);
-        keys.remove(keys::SOURCE_AUTO_POWERON);
         let name = format!("[Restoring] {name}");
-        let record = replica::restored_record(&self.origin.snapshot, &name, &keys);
+        let record = replica::restored_record(&self.origin.snapshot, &name, &self.keys());
         Ok(session.call("VM.create", params![record]).await?)
     }
 
@@ -463,17 +559,11 @@ impl Restore<'_> {
         let moved = match &disk.from {
             DiskOrigin::Pool(session, vdi) => {
                 let taken = taken(disk, vdi);
-                let stream = Stream {
-                    source: session,
-                    disk: &taken,
-                    from: From::Nothing,
-                    destinations: vec![destination(place)],
-                    table: Some(table),
-                    chunked: Chunked::Unusable("a new disk takes VHD"),
-                    grain: LEAF_SIZE,
-                    label: self.label(disk),
-                };
-                transfer::carry(self.run, stream).await
+                let label = self.label(disk);
+                let framing = Chunked::Unusable("a new disk takes VHD");
+                let want = Want::of_one(From::Nothing, destination(place), table, framing, &label);
+                let stream = Stream { source: session, disk: &taken, wants: vec![want], label };
+                transfer::carry_one(self.run, stream).await
             }
             DiskOrigin::Store(stored) => {
                 let layout = stored.layout().await?;
@@ -491,23 +581,13 @@ impl Restore<'_> {
         place: Place,
         table: DraftTable,
     ) -> Result<Moved, SourceFailed> {
-        let started = Instant::now();
         let vhd = stored.size() <= crate::allocation::MAX_VHD_DISK;
         let (retrieving, shape) = stored.open(extents, vhd).await?;
-        let source = source::Source {
-            reader: Reader::Plain(Plain::Store(retrieving)),
-            shape,
-            notes: Vec::new(),
-            compared_with_base: false,
-        };
-        let feed = Feed {
-            disk: &disk.attached,
-            destinations: vec![destination(place)],
-            table: Some(table),
-            wanted: None,
-            label: self.label(disk),
-        };
-        transfer::pour(self.run, source, feed, started).await
+        let source = Source::new(Reader::Plain(Plain::Store(retrieving)), shape, Vec::new());
+        let label = self.label(disk);
+        let framing = Chunked::Unusable("the stream comes as it was opened");
+        let want = Want::of_one(From::Nothing, destination(place), table, framing, &label);
+        transfer::pour_one(self.run, source, &disk.attached, want, None, label).await
     }
 
     /// Books what became of a disk. What was read has to be what the point says, or the disk is not restored.
@@ -648,17 +728,11 @@ impl Restore<'_> {
         let moved = match &disk.from {
             DiskOrigin::Pool(origin, vdi) => {
                 let taken = taken(disk, vdi);
-                let stream = Stream {
-                    source: origin,
-                    disk: &taken,
-                    from: From::Copy(found.clone()),
-                    destinations: vec![destination(place)],
-                    table: Some(table),
-                    chunked: framing.chunked,
-                    grain: LEAF_SIZE,
-                    label: self.label(disk),
-                };
-                transfer::carry(self.run, stream).await
+                let label = self.label(disk);
+                let from = From::Copy(found.clone());
+                let want = Want::of_one(from, destination(place), table, framing.chunked, &label);
+                let stream = Stream { source: origin, disk: &taken, wants: vec![want], label };
+                transfer::carry_one(self.run, stream).await
             }
             DiskOrigin::Store(stored) => {
                 let wanted = self.digests_of_stored(disk, stored, size).await?;
@@ -780,6 +854,23 @@ impl Restore<'_> {
             disk_uuid: disk.disk.clone(),
             targets: vec!["restore".to_owned()],
         }
+    }
+}
+
+/// Patience, and nothing that is replicated.
+fn no_job(tenant: &str) -> Job {
+    Job {
+        name: "restore".to_owned(),
+        tenant: tenant.to_owned(),
+        select: Selection::default(),
+        targets: Vec::new(),
+        stores: Vec::new(),
+        ids: JobIds::derived(tenant, "restore"),
+        integrity: Integrity::Digest,
+        reading: Reading::default(),
+        snapshot: SnapshotMode::default(),
+        throttles: Vec::new(),
+        tuning: Tuning::default(),
     }
 }
 

@@ -29,9 +29,10 @@ use crate::replica;
 use crate::run::{Networks, Run};
 use crate::seed::find_target;
 use crate::select::select;
+use crate::shares::Want;
 use crate::snapshot::{self, Taken, TakenDisk};
 use crate::source::{self, Chunked};
-use crate::transfer::{self, Destination, Feed, From, Moved, Place, Sent, SourceFailed, Stream};
+use crate::transfer::{self, Destination, From, Moved, Place, Sent, SourceFailed, Stream};
 use crate::view::{Identity, SourceVm};
 use crate::vtpm;
 use futures_util::{FutureExt, StreamExt, stream};
@@ -40,9 +41,8 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
 use uuid::Uuid;
-use vmferry_disk::digest::{LEAF_SIZE, Table};
+use vmferry_disk::digest::Table;
 use vmferry_model::plan::{DiskPlan, ExpectedFrom, FullReason, Transfer};
 use vmferry_model::report::DiskReport;
 use vmferry_xapi::records::{Vif, Vm};
@@ -385,21 +385,12 @@ impl Export<'_> {
     async fn write_disk(&self, source: &SourceVm, disk: &TakenDisk) -> Result<Written, RunError> {
         let table = self.run.digests.of_content(&disk.uuid);
         let table = Table::create(table, table_size(disk.of.record.virtual_size)).map_err(RunError::Digests)?;
-        let stream = Stream {
-            source: self.session,
-            disk,
-            from: From::Nothing,
-            destinations: vec![Destination {
-                lane: LaneId::Pool(0),
-                place: Place::File(self.folder.file_of(disk)),
-                throttles: Vec::new(),
-            }],
-            table: Some(table),
-            chunked: Chunked::Unusable("media hold VHD"),
-            grain: LEAF_SIZE,
-            label: label(&source.record.name_label, disk, "media"),
-        };
-        let (moved, sent) = only_lane(disk, transfer::carry(self.run, stream).await)?;
+        let label = label(&source.record.name_label, disk, "media");
+        let place = Place::File(self.folder.file_of(disk));
+        let to = Destination { lane: LaneId::Pool(0), place, throttles: Vec::new() };
+        let want = Want::of_one(From::Nothing, to, table, Chunked::Unusable("media hold VHD"), &label);
+        let stream = Stream { source: self.session, disk, wants: vec![want], label };
+        let (moved, sent) = only_lane(disk, transfer::carry_one(self.run, stream).await)?;
         let digest = moved.facts.digest.ok_or_else(|| no_digest(disk))?;
         Ok(Written { length: sent.bytes, digest })
     }
@@ -592,21 +583,16 @@ impl Import<'_> {
         disk: &TakenDisk,
         file: &MediaFile,
     ) -> Result<DiskReport, RunError> {
-        let started = Instant::now();
         let size = disk.of.record.virtual_size;
         let table =
             Table::create(self.run.digests.of_content(&disk.uuid), table_size(size)).map_err(RunError::Digests)?;
         let place = Place::Disk { session: lane.session.clone(), vdi: lane.landed[index].clone() };
-        let feed = Feed {
-            disk: &disk.of,
-            destinations: vec![Destination { lane: LaneId::Pool(0), place, throttles: self.target.throttles.clone() }],
-            table: Some(table),
-            wanted: Some(file.digest),
-            label: label(&self.media.vm.name_label, disk, &self.target.name),
-        };
+        let label = label(&self.media.vm.name_label, disk, &self.target.name);
+        let to = Destination { lane: LaneId::Pool(0), place, throttles: self.target.throttles.clone() };
+        let want = Want::of_one(From::Nothing, to, table, Chunked::Unusable("media hold VHD"), &label);
         let moved = match source::open_file(&file.path, size).await {
             Ok(source) => {
-                let moved = transfer::pour(self.run, source, feed, started).await;
+                let moved = transfer::pour_one(self.run, source, &disk.of, want, Some(file.digest), label).await;
                 moved.map_err(|SourceFailed(why)| {
                     SourceFailed(format!("{}: {why}; {}", file.path.display(), media::AGAIN))
                 })

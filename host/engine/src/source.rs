@@ -35,6 +35,7 @@ use tokio::fs::File;
 use tokio::io::{AsyncRead, ReadBuf};
 use uuid::Uuid;
 use vmferry_disk::chunked::{Coverage, Plan, Resync, chunked_bytes, vhd_bytes};
+use vmferry_disk::chunks::Gaps;
 use vmferry_disk::digest::{Leaf, Table};
 use vmferry_disk::extent::Extents;
 use vmferry_disk::transfer::{Layout, SocketCall, SocketReader};
@@ -53,6 +54,64 @@ pub(crate) struct Source {
     pub(crate) notes: Vec<String>,
     /// Whether the disk is read whole and compared with its base, since the storage does not tell what differs from that.
     pub(crate) compared_with_base: bool,
+    /// What it means that the stream leaves out something of the disk.
+    pub(crate) gaps: Gaps,
+    /// What was asked for, where the stream holds more than that: what others asked for.
+    pub(crate) own: Option<Own>,
+}
+
+impl Source {
+    /// A source that holds what was asked for and nothing else.
+    pub(crate) fn new(reader: Reader, shape: Shape, notes: Vec<String>) -> Self {
+        Self { reader, shape, notes, compared_with_base: false, gaps: Gaps::Refused, own: None }
+    }
+
+    /// The part of it for somebody who needs these ranges, or why it does not hold them.
+    pub(crate) fn part(&self, needed: &Extents, grain: u64, framing: bool) -> Result<Own, String> {
+        if self.compared_with_base {
+            return Err("what other targets need is found by comparing with what they hold".to_owned());
+        }
+        let size = self.shape.layout().disk_size();
+        let own = Own::new(size, needed.widened(grain, size), framing).map_err(|SourceFailed(why)| why)?;
+        let is_there = self.gaps == Gaps::Zero || own.extents().without(&self.shape.extents()).is_empty();
+        if is_there { Ok(own) } else { Err("what is read for other targets does not hold all of it".to_owned()) }
+    }
+}
+
+/// A stream that is laid out here.
+pub(crate) enum Own {
+    Chunked(Plan),
+    Vhd(Writer),
+}
+
+impl Own {
+    /// The shorter one of these ranges of a disk; without the `chunked` framing VHD.
+    pub(crate) fn new(size: u64, extents: Extents, framing: bool) -> Result<Self, SourceFailed> {
+        let vhd = vhd_bytes(size, &extents);
+        if framing && vhd.is_none_or(|vhd| chunked_bytes(&extents) <= vhd) {
+            return Ok(Self::Chunked(Plan::new(size, extents, Coverage::Whole)?));
+        }
+        let blocks = extents.to_vhd_blocks(size);
+        let used: Vec<u32> =
+            blocks.split(BLOCK_SIZE).map(|block| (block.offset / u64::from(BLOCK_SIZE)) as u32).collect();
+        let disk = NewDisk { virtual_size: size, unique_id: Uuid::new_v4(), creator: *b"tap\0", parent: None };
+        Ok(Self::Vhd(Writer::new(&disk, &used)?))
+    }
+
+    /// What it holds of the disk.
+    pub(crate) fn extents(&self) -> Extents {
+        match self {
+            Self::Chunked(plan) => plan.extents().clone(),
+            Self::Vhd(writer) => Extents::of_vhd(writer.head()),
+        }
+    }
+
+    pub(crate) fn shape(&self) -> Shape {
+        match self {
+            Self::Chunked(plan) => Shape::Chunked(plan.clone()),
+            Self::Vhd(writer) => Shape::Vhd(Box::new(writer.head().clone())),
+        }
+    }
 }
 
 /// The encoding of a stream, and what it has to hold.
@@ -83,6 +142,14 @@ impl Shape {
             Self::Chunked(_) => "chunked",
         }
     }
+
+    /// What it may set of the disk.
+    fn extents(&self) -> Extents {
+        match self {
+            Self::Vhd(head) => Extents::of_vhd(head),
+            Self::Chunked(plan) => plan.extents().clone(),
+        }
+    }
 }
 
 /// Whether a target takes the `chunked` framing, which is known from XAPI's source alone until a host has shown it.
@@ -105,6 +172,8 @@ pub(crate) struct Opening<'a> {
     pub(crate) chunked: Chunked,
     /// The least that is read in one piece, in bytes: as large as the chunks of the stores that take part.
     pub(crate) grain: u64,
+    /// What others need, if it can be read together with this.
+    pub(crate) also: &'a Extents,
     /// What the pool shows as the name of an export's task.
     pub(crate) label: &'a str,
 }
@@ -112,21 +181,15 @@ pub(crate) struct Opening<'a> {
 /// Opens a disk in the best way that there is.
 pub(crate) async fn open(this: &Opening<'_>) -> Result<Source, SourceFailed> {
     let mut notes = Vec::new();
-    let framing = match this.chunked {
-        Chunked::Proven | Chunked::Untried => true,
-        Chunked::Unusable(why) => {
-            notes.push(format!("the chunked framing is not used: {why}"));
-            false
-        }
-    };
+    let framing = this.framing(&mut notes);
     if matches!(this.from, From::Copy(_)) && !framing {
         return Err(this.failed(format!("what differs cannot be sent alone; {}", notes.join("; "))));
     }
     if let Some(extents) = this.to_read_by_nbd(&mut notes).await? {
         match this.connect(&mut notes).await {
             Ok(clients) => {
-                let (reader, shape) = this.by_nbd(clients, extents, framing).await?;
-                return Ok(Source { reader, shape, notes, compared_with_base: false });
+                let own = Own::new(this.size(), extents.widened(this.grain, this.size()), framing)?;
+                return this.by_nbd(clients, own, notes).await;
             }
             Err(why) if this.is_beyond_vhd() => {
                 return Err(this.failed(format!("it is larger than the {MAX_VHD_DISK} bytes of a VHD, and {why}")));
@@ -143,19 +206,19 @@ pub(crate) async fn open(this: &Opening<'_>) -> Result<Source, SourceFailed> {
                 })?;
                 notes.push(format!("{why}; it was read whole and compared"));
                 let (reader, shape) = this.compared(table).await?;
-                return Ok(Source { reader, shape, notes, compared_with_base: true });
+                return Ok(Source { compared_with_base: true, ..Source::new(reader, shape, notes) });
             }
             begun => begun,
         },
         From::Copy(table) => {
             let (reader, shape) = this.compared(table).await?;
-            return Ok(Source { reader, shape, notes, compared_with_base: false });
+            return Ok(Source::new(reader, shape, notes));
         }
         From::Nothing => this.export(None).await,
     };
     let (export, head) = begun.map_err(|failed| SourceFailed(failed.into_message()))?;
     let (reader, shape) = (Reader::Plain(Plain::Export(export)), Shape::Vhd(Box::new(head)));
-    Ok(Source { reader, shape, notes, compared_with_base: false })
+    Ok(Source { gaps: this.gaps(), ..Source::new(reader, shape, notes) })
 }
 
 /// Opens an export that media carry, of a disk of `size` bytes.
@@ -168,16 +231,32 @@ pub(crate) async fn open_file(path: &Path, size: u64) -> Result<Source, SourceFa
         return Err(failed(format!("it is no whole disk of {size} bytes, but {:?} of {found}", head.disk_type())));
     }
     let (reader, shape) = (Reader::Plain(Plain::File(file)), Shape::Vhd(Box::new(head)));
-    Ok(Source { reader, shape, notes: Vec::new(), compared_with_base: false })
+    Ok(Source::new(reader, shape, Vec::new()))
 }
 
 impl Opening<'_> {
-    fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         self.disk.of.record.virtual_size
     }
 
     fn is_beyond_vhd(&self) -> bool {
         self.size() > MAX_VHD_DISK
+    }
+
+    /// Whether the `chunked` framing is used.
+    pub(crate) fn framing(&self, notes: &mut Vec<String>) -> bool {
+        match self.chunked {
+            Chunked::Proven | Chunked::Untried => true,
+            Chunked::Unusable(why) => {
+                notes.push(format!("the chunked framing is not used: {why}"));
+                false
+            }
+        }
+    }
+
+    /// What a stream from here leaves out is zero, unless it is a difference.
+    fn gaps(&self) -> Gaps {
+        if matches!(self.from, From::Nothing) { Gaps::Zero } else { Gaps::Refused }
     }
 
     fn failed(&self, why: String) -> SourceFailed {
@@ -254,6 +333,21 @@ impl Opening<'_> {
         Ok(told.union(&held.clipped(self.size())))
     }
 
+    /// What has to be sent onto a base, found out without a read of the data; or why that cannot be known.
+    pub(crate) async fn needed(&self, notes: &mut Vec<String>) -> Result<Extents, String> {
+        let From::Base { snapshot, .. } = self.from else { return Err("it does not start from a base".to_owned()) };
+        if self.is_beyond_vhd() {
+            return self.to_read_beyond_vhd(notes).await.map_err(|SourceFailed(why)| why);
+        }
+        match self.changed(snapshot).await {
+            Ok(extents) => return Ok(extents),
+            Err(why) => notes.push(format!("{why}, so blocks of 2 MiB travel")),
+        }
+        let (export, head) = self.export(Some(snapshot)).await.map_err(NotBegun::into_message)?;
+        export.abort().await;
+        Ok(Extents::of_vhd(&head))
+    }
+
     /// What changed since `base`, in 64 KiB, or why that is not known.
     async fn changed(&self, base: &Ref<Vdi>) -> Result<Extents, String> {
         if !self.disk.cbt_enabled {
@@ -293,36 +387,40 @@ impl Opening<'_> {
         Ok(connections.clients)
     }
 
-    async fn by_nbd(
-        &self,
-        clients: Vec<NbdClient>,
-        extents: Extents,
-        framing: bool,
-    ) -> Result<(Reader, Shape), SourceFailed> {
-        let (size, pace) = (self.size(), self.run.job.reading.pace);
-        let extents = extents.widened(self.grain, size);
-        let vhd = vhd_bytes(size, &extents);
-        if framing && vhd.is_none_or(|vhd| chunked_bytes(&extents) <= vhd) {
-            let plan = Plan::new(size, extents, Coverage::Whole)?;
-            let source = Plain::Nbd(nbd::Source::chunked(clients, &plan, pace)?);
-            let held: Held = match self.from {
-                From::Base { .. } => return Ok((Reader::Plain(source), Shape::Chunked(plan))),
-                From::Nothing => Box::new(|_| Some(Leaf::ZERO)),
-                From::Copy(table) => held_by(table)?,
+    /// What was asked for, and with it what others need, where that is not zero anyway.
+    async fn by_nbd(&self, clients: Vec<NbdClient>, own: Own, notes: Vec<String>) -> Result<Source, SourceFailed> {
+        let pace = self.run.job.reading.pace;
+        if let (From::Base { .. }, false) = (self.from, self.also.is_empty()) {
+            let plan = Plan::new(self.size(), own.extents().union(self.also), Coverage::Whole)?;
+            let reader = Reader::Plain(Plain::Nbd(nbd::Source::chunked(clients, &plan, pace)?));
+            let own = match own {
+                Own::Chunked(own) if own == plan => None,
+                own => Some(own),
             };
-            let reader = Resync::of_chunked(source, &plan, held).in_grains(self.grain);
-            let reader = reader.throttled(&self.run.job.throttles);
-            let plan = reader.plan().clone();
-            return Ok((Reader::Compared(reader), Shape::Chunked(plan)));
+            return Ok(Source { own, ..Source::new(reader, Shape::Chunked(plan), notes) });
         }
-        let blocks = extents.to_vhd_blocks(size);
-        let used: Vec<u32> =
-            blocks.split(BLOCK_SIZE).map(|block| (block.offset / u64::from(BLOCK_SIZE)) as u32).collect();
-        let disk = NewDisk { virtual_size: size, unique_id: Uuid::new_v4(), creator: *b"tap\0", parent: None };
-        let writer = Writer::new(&disk, &used)?;
-        let mut source = nbd::Source::vhd(clients, &writer, pace)?;
-        let head = Head::read(&mut source).await?;
-        Ok((Reader::Plain(Plain::Nbd(source)), Shape::Vhd(Box::new(head))))
+        let (reader, shape) = match own {
+            Own::Chunked(plan) => {
+                let source = Plain::Nbd(nbd::Source::chunked(clients, &plan, pace)?);
+                let held: Held = match self.from {
+                    From::Base { .. } => {
+                        return Ok(Source::new(Reader::Plain(source), Shape::Chunked(plan), notes));
+                    }
+                    From::Nothing => Box::new(|_| Some(Leaf::ZERO)),
+                    From::Copy(table) => held_by(table)?,
+                };
+                let reader = Resync::of_chunked(source, &plan, held).in_grains(self.grain);
+                let reader = reader.throttled(&self.run.job.throttles);
+                let plan = reader.plan().clone();
+                (Reader::Compared(reader), Shape::Chunked(plan))
+            }
+            Own::Vhd(writer) => {
+                let mut source = nbd::Source::vhd(clients, &writer, pace)?;
+                let head = Head::read(&mut source).await?;
+                (Reader::Plain(Plain::Nbd(source)), Shape::Vhd(Box::new(head)))
+            }
+        };
+        Ok(Source { gaps: self.gaps(), ..Source::new(reader, shape, notes) })
     }
 
     /// The whole disk, compared with what `table` says.

@@ -3,6 +3,7 @@
 use crate::error::{RunError, chain};
 use crate::source::Shape;
 use crate::transfer::{blocking, joined};
+use crate::xva::XvaFile;
 use async_trait::async_trait;
 use std::fs::File;
 use std::io;
@@ -66,12 +67,33 @@ impl Storing {
         size: u64,
         shape: &Shape,
     ) -> Result<Self, RunError> {
+        let file = path.to_owned();
+        let open = move || {
+            let file = File::options().write(true).read(true).create_new(true).open(file)?;
+            Image::new(file, format, size)
+        };
+        Self::into_image(path, open, disk, size, shape)
+    }
+
+    /// Begins to write a disk of `size` bytes to an XVA, behind the disks that are in it. `id` is its name there.
+    pub(crate) fn into_xva(xva: &XvaFile, id: &str, disk: &str, size: u64, shape: &Shape) -> Result<Self, RunError> {
+        let (file, id) = (xva.clone(), id.to_owned());
+        let open = move || file.begin(&id, size).map(|()| Image::Xva(file));
+        Self::into_image(xva.path(), open, disk, size, shape)
+    }
+
+    fn into_image(
+        path: &Path,
+        open: impl FnOnce() -> io::Result<Image> + Send + 'static,
+        disk: &str,
+        size: u64,
+        shape: &Shape,
+    ) -> Result<Self, RunError> {
         let cut = Cut { chunk_size: IMAGE_CHUNK, disk_size: size, gaps: Gaps::Zero };
         let path = path.to_owned();
         Self::new(disk, shape, cut, |mut received| async move {
             let failed = |error: io::Error| RunError::Media(format!("{}: {error}", path.display()));
-            let file = File::options().write(true).read(true).create_new(true).open(&path).map_err(failed)?;
-            let mut image = Image::new(file, format, size).map_err(failed)?;
+            let mut image = blocking(open).await.map_err(failed)?;
             while let Some(chunk) = received.next().await.map_err(|error| failed(io::Error::other(error)))? {
                 image = blocking(move || image.put(chunk)).await.map_err(failed)?;
             }
@@ -118,6 +140,8 @@ impl Storing {
 enum Image {
     Raw(image::Raw),
     Qcow2(qcow2::Writer),
+    /// One of several disks.
+    Xva(XvaFile),
 }
 
 impl Image {
@@ -132,6 +156,7 @@ impl Image {
         match &mut self {
             Self::Raw(raw) => raw.put(chunk.offset, &chunk.bytes)?,
             Self::Qcow2(writer) => writer.put(chunk.offset, &chunk.bytes)?,
+            Self::Xva(xva) => xva.put(chunk.offset, &chunk.bytes)?,
         }
         Ok(self)
     }
@@ -140,6 +165,8 @@ impl Image {
         match self {
             Self::Raw(raw) => raw.finish().map(drop),
             Self::Qcow2(writer) => writer.finish().map(drop),
+            // Further disks follow.
+            Self::Xva(_) => Ok(()),
         }
     }
 }

@@ -1,16 +1,19 @@
-//! Moves one disk: one read of the source for all targets that share a base, proven at both ends.
+//! Moves one disk: one read of the source for as many targets as there can be, proven at both ends.
 
 use crate::error::{RunError, chain};
 use crate::inventory::AttachedDisk;
 use crate::lane::LaneId;
 use crate::progress::{DiskLabel, Progress};
 use crate::run::Run;
+use crate::shares::{Begun, Reading, Share, Want};
 use crate::snapshot::TakenDisk;
-use crate::source::{self, Chunked, Opening, Reader, Shape};
+use crate::source::{self, Own, Reader, Shape};
 use crate::storing::{ImageFormat, Storing};
 use crate::tried;
+use crate::xva::XvaFile;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
+use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -21,8 +24,10 @@ use std::time::{Duration, Instant};
 use tokio::fs::File;
 use tokio::io::AsyncWrite;
 use tokio::task::JoinSet;
-use vmferry_disk::digest::{DraftTable, Leaf, Root};
+use vmferry_disk::chunks::Gaps;
+use vmferry_disk::digest::{DraftTable, LEAF_SIZE, Leaf, Root};
 use vmferry_disk::extent::Extents;
+use vmferry_disk::part::Part;
 use vmferry_disk::transfer::{
     self, EngineName, Options, SinkOutcome, SocketCall, SocketWriter, Throttle, TransferError,
 };
@@ -39,6 +44,7 @@ pub(crate) struct Destination {
 }
 
 /// What takes a stream.
+#[expect(clippy::large_enum_variant, reason = "there is one of it for each target of a disk")]
 pub(crate) enum Place {
     /// A disk of a target.
     Disk { session: Session, vdi: Ref<Vdi> },
@@ -46,6 +52,8 @@ pub(crate) enum Place {
     File(PathBuf),
     /// A new image file of a disk.
     Image { path: PathBuf, format: ImageFormat, size: u64 },
+    /// A disk of an XVA, under this name.
+    Xva { xva: XvaFile, id: String, size: u64 },
     /// A disk of a store's draft.
     Store { store: Arc<dyn PointStore>, draft: Draft, info: DeltaInfo },
 }
@@ -64,34 +72,27 @@ pub(crate) enum From {
     Copy(PathBuf),
 }
 
-/// One read of a disk, and everybody who wants it.
+/// A disk, and everybody who wants some of it.
 pub(crate) struct Stream<'a> {
     pub(crate) source: &'a Session,
     pub(crate) disk: &'a TakenDisk,
-    pub(crate) from: From,
-    pub(crate) destinations: Vec<Destination>,
-    /// The digest table to fill, when digests can be known.
-    pub(crate) table: Option<DraftTable>,
-    /// Whether all destinations take the `chunked` framing.
-    pub(crate) chunked: Chunked,
-    /// The least that is read in one piece, in bytes.
-    pub(crate) grain: u64,
+    /// By what they start from. Who lacks most comes first.
+    pub(crate) wants: Vec<Want>,
+    /// Its targets are those of the wants.
     pub(crate) label: DiskLabel,
 }
 
 /// Where a source goes.
-pub(crate) struct Feed<'a> {
+struct Feed<'a> {
     /// The disk that is read, or was.
-    pub(crate) disk: &'a AttachedDisk,
-    pub(crate) destinations: Vec<Destination>,
-    /// The digest table to fill, when digests can be known.
-    pub(crate) table: Option<DraftTable>,
+    disk: &'a AttachedDisk,
+    shares: Vec<Share>,
     /// What the digests have to come to, where that is known.
-    pub(crate) wanted: Option<Root>,
-    pub(crate) label: DiskLabel,
+    wanted: Option<Root>,
+    label: DiskLabel,
 }
 
-/// What became of a stream.
+/// What became of a share of a stream.
 pub(crate) struct Moved {
     pub(crate) facts: StreamFacts,
     /// By lane: what was sent, or what went wrong there.
@@ -129,43 +130,100 @@ pub(crate) struct StreamFacts {
 #[derive(Debug)]
 pub(crate) struct SourceFailed(pub(crate) String);
 
+impl SourceFailed {
+    fn nobody() -> Self {
+        Self("nobody wanted it".to_owned())
+    }
+}
+
 impl<E: std::error::Error> std::convert::From<E> for SourceFailed {
     fn from(error: E) -> Self {
         Self(chain(&error))
     }
 }
 
-/// Moves the stream. A target's own failure is told in [`Moved::lanes`].
-pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Result<Moved, SourceFailed> {
-    let started = Instant::now();
-    let label = format!("vmferry {}: exporting disk {}", run.job.name, stream.label.disk);
-    let opening = Opening {
-        run,
-        source: stream.source,
-        disk: stream.disk,
-        from: &stream.from,
-        chunked: stream.chunked,
-        grain: stream.grain,
-        label: &label,
-    };
-    let source = source::open(&opening).await?;
-    let Stream { disk, destinations, table, label, .. } = stream;
-    pour(run, source, Feed { disk: &disk.of, destinations, table, wanted: None, label }, started).await
+/// Moves a disk to everybody who wants some of it, in as few reads as there can be; what became of it, by the lanes that waited for
+/// it. A target's own failure is told in [`Moved::lanes`].
+pub(crate) async fn carry(run: &Run<'_>, stream: Stream<'_>) -> Vec<(Vec<LaneId>, Result<Moved, SourceFailed>)> {
+    let Stream { source, disk, wants, label } = stream;
+    let name = format!("vmferry {}: exporting disk {}", run.job.name, label.disk);
+    let reading = Reading { run, source, disk, label: &name };
+    let mut waiting = VecDeque::from(wants);
+    let mut carried = Vec::new();
+    while let Some(lead) = waiting.pop_front() {
+        let started = Instant::now();
+        let Begun { source, shares, apart } = reading.begin(lead, waiting.into()).await;
+        waiting = apart.into();
+        let lanes: Vec<Vec<LaneId>> =
+            shares.iter().map(|share| share.want.destinations.iter().map(|to| to.lane).collect()).collect();
+        let targets = shares.iter().flat_map(|share| share.want.targets.clone()).collect();
+        let feed = Feed { disk: &disk.of, shares, wanted: None, label: DiskLabel { targets, ..label.clone() } };
+        let moved = match source {
+            Ok(source) => pour(run, source, feed, started).await,
+            Err(failed) => Err(failed),
+        };
+        match moved {
+            Ok((moved, left)) => {
+                if let Some(why) = wasted(&moved) {
+                    tried::reading_together_failed(run, &disk.of, &why).await;
+                }
+                waiting.extend(left.into_iter().map(|share| share.want));
+                carried.extend(lanes.into_iter().zip(moved.into_iter().map(Ok)));
+            }
+            Err(failed) => {
+                if lanes.len() > 1 {
+                    tried::reading_together_failed(run, &disk.of, &failed.0).await;
+                }
+                carried.push((lanes.concat(), Err(failed)));
+            }
+        }
+    }
+    carried
 }
 
-/// Moves what an open source gives.
-pub(crate) async fn pour(
+/// Why a read for several was for nobody in the end but those who lack less than was read.
+fn wasted(moved: &[Moved]) -> Option<String> {
+    let (lead, others) = moved.split_first()?;
+    let failure = lead.lanes.iter().find_map(|(_, result)| result.as_ref().err())?;
+    let is_there = |moved: &Moved| moved.lanes.iter().any(|(_, result)| result.is_ok());
+    (!is_there(lead) && others.iter().any(is_there)).then(|| chain(failure))
+}
+
+/// The same where all start from one content.
+pub(crate) async fn carry_one(run: &Run<'_>, stream: Stream<'_>) -> Result<Moved, SourceFailed> {
+    carry(run, stream).await.pop().map_or_else(|| Err(SourceFailed::nobody()), |(_, moved)| moved)
+}
+
+/// Moves what an open source gives to one who wants all of it.
+pub(crate) async fn pour_one(
     run: &Run<'_>,
     source: source::Source,
-    stream: Feed<'_>,
-    started: Instant,
+    disk: &AttachedDisk,
+    want: Want,
+    wanted: Option<Root>,
+    label: DiskLabel,
 ) -> Result<Moved, SourceFailed> {
-    let what = &stream.label.disk_uuid;
-    let source::Source { mut reader, shape, mut notes, compared_with_base } = source;
-    let mut facts = StreamFacts {
+    let shares = vec![Share { want, own: None }];
+    let moved = pour(run, source, Feed { disk, shares, wanted, label }, Instant::now()).await;
+    moved.and_then(|(mut moved, _)| moved.pop().ok_or_else(SourceFailed::nobody))
+}
+
+/// Moves what an open source gives; what became of each share, and those that were left, since the one that leads has no place to
+/// go: for the others it would be read for no good reason.
+async fn pour(
+    run: &Run<'_>,
+    source: source::Source,
+    feed: Feed<'_>,
+    started: Instant,
+) -> Result<(Vec<Moved>, Vec<Share>), SourceFailed> {
+    let Feed { disk, mut shares, wanted, label } = feed;
+    let what = &label.disk_uuid;
+    let source::Source { mut reader, shape, notes, compared_with_base, gaps, .. } = source;
+    let is_divided = shares.iter().any(|share| share.own.is_some());
+    let begun = |share: &Share| StreamFacts {
         source: reader.name(),
-        encoding: shape.name(),
-        notes: Vec::new(),
+        encoding: share.own.as_ref().map_or(shape.name(), |own| own.shape().name()),
+        notes: notes.iter().chain(share.want.notes.iter().filter(|note| !notes.contains(note))).cloned().collect(),
         compared_with_base,
         bytes_read: 0,
         changed_bytes: 0,
@@ -173,104 +231,158 @@ pub(crate) async fn pour(
         extents: None,
         elapsed: Duration::ZERO,
     };
+    let mut moved: Vec<Moved> = shares.iter().map(|share| Moved { facts: begun(share), lanes: Vec::new() }).collect();
 
-    run.progress.disk_started(&stream.label, shape.expected_bytes());
-    let opened = open_sinks(run, &stream, &shape).await;
-    let (mut lanes, mut imports): (Vec<LaneId>, Vec<Sink>) = (Vec::new(), Vec::new());
-    let mut results = Vec::new();
-    for (lane, import) in opened {
-        match import {
-            Ok(import) => {
-                lanes.push(lane);
-                imports.push(import);
+    run.progress.disk_started(&label, shape.expected_bytes());
+    let mut takers: Vec<Taker> = Vec::new();
+    let mut links: Vec<Arc<Throttle>> = Vec::new();
+    for (number, share) in shares.iter().enumerate() {
+        for (lane, opened) in open_sinks(run, share, &shape, gaps, &label).await {
+            match opened {
+                Ok((tap, whole_links)) => {
+                    takers.push(Taker { share: number, lane, tap });
+                    links.extend(whole_links);
+                }
+                Err(error) => moved[number].lanes.push((lane, Err(error))),
             }
-            Err(error) => results.push((lane, Err(error))),
         }
-    }
-    if imports.is_empty() {
-        reader.abort().await;
-        run.progress.disk_finished(&stream.label, false);
-        return Ok(Moved { facts, lanes: results });
+        if takers.is_empty() {
+            reader.abort().await;
+            run.progress.disk_finished(&label, false);
+            moved.truncate(number + 1);
+            let left = shares.split_off(number + 1);
+            return Ok((moved, left));
+        }
     }
 
     let hashing = run.job.integrity == crate::Integrity::Digest;
-    let meter = Meter::new(Arc::clone(run.progress), stream.label.clone(), imports.len(), reader.work());
-    let links = stream.destinations.iter().filter(|to| lanes.contains(&to.lane)).flat_map(|to| &to.throttles);
+    let meter = Meter::new(Arc::clone(run.progress), label.clone(), &takers, reader.work());
     // The job's limits are on what is read, those of links on what is sent.
     let job = if matches!(reader, Reader::Compared(_)) { &[][..] } else { &run.job.throttles };
-    let throttles: Vec<Arc<Throttle>> = job.iter().chain(links).cloned().collect();
+    let throttles: Vec<Arc<Throttle>> = job.iter().cloned().chain(links).collect();
     let (stall, first_byte) = (run.job.tuning.stall, run.job.tuning.first_byte);
-    let mut table = stream.table;
+    let tables: Vec<Leaves> = shares.iter_mut().map(Leaves::of).collect();
+    let mut tables = match gaps {
+        Gaps::Zero if is_divided => blocking(move || tables.into_iter().map(Leaves::zeroed).collect()).await,
+        _ => tables,
+    };
     // A task of its own: the disks of a run flow on as many cores as there are, and a wake-up stays on the thread that
     // got it.
     let flowing = async move {
-        let mut record = |leaf: u64, digest: Leaf| {
-            if let Some(table) = &mut table {
-                table.set(leaf, digest);
-            }
-        };
+        let mut record = |leaf: u64, digest: Leaf| tables.iter_mut().for_each(|table| table.set(leaf, digest));
         let leaves: Option<&mut (dyn FnMut(u64, Leaf) + Send)> = if hashing { Some(&mut record) } else { None };
         let options = Options { leaves, progress: &meter, throttles: &throttles, stall, first_byte };
-        let outcome = transfer::relay(&mut reader, shape.layout(), &mut imports, options).await;
-        (reader, shape, imports, table, outcome)
+        let outcome = transfer::relay(&mut reader, shape.layout(), &mut takers, options).await;
+        (reader, shape, takers, tables, outcome)
     };
-    let (reader, shape, imports, table, outcome) = beside(flowing).await;
+    let (reader, shape, takers, tables, outcome) = beside(flowing).await;
     let outcome = match outcome {
         Ok(outcome) => outcome,
         Err(TransferError::NoSinkLeft { sinks, .. }) => {
             reader.abort().await;
-            for ((lane, import), sink) in lanes.into_iter().zip(imports).zip(sinks) {
-                results.push((lane, conclude(import, EngineName::Lockstep, sink, what).await));
+            for (taker, sink) in takers.into_iter().zip(sinks) {
+                let (share, lane) = (taker.share, taker.lane);
+                moved[share].lanes.push((lane, conclude(taker, EngineName::Lockstep, sink, what).await));
             }
-            run.progress.disk_finished(&stream.label, false);
-            return Ok(Moved { facts, lanes: results });
+            run.progress.disk_finished(&label, false);
+            return Ok((moved, Vec::new()));
         }
         Err(error) => {
-            join_all(imports.into_iter().map(Sink::abort)).await;
-            run.progress.disk_finished(&stream.label, false);
+            join_all(takers.into_iter().map(|taker| taker.tap.into_sink().abort())).await;
+            run.progress.disk_finished(&label, false);
             let ended = matches!(error, TransferError::Source { .. } | TransferError::Truncated { .. });
             let broke_off = ended || matches!(error, TransferError::SourceStalled { .. });
             let by_nbd = reader.name() == "nbd";
             let SourceFailed(message) = reader.explain(ended, chain(&error)).await;
             if by_nbd && broke_off {
-                tried::nbd_broke_off(run, stream.disk, &message).await;
+                tried::nbd_broke_off(run, disk, &message).await;
             }
             let how = if notes.is_empty() { String::new() } else { format!(" ({})", notes.join("; ")) };
             return Err(SourceFailed(message + &how));
         }
     };
     let engine = outcome.engine;
-    let concluded = lanes
-        .into_iter()
-        .zip(imports)
-        .zip(outcome.sinks)
-        .map(|((lane, import), sink)| async move { (lane, conclude(import, engine, sink, what).await) }.boxed());
-    results.extend(join_all(concluded).await);
+    let concluded = takers.into_iter().zip(outcome.sinks).map(|(taker, sink)| {
+        async move {
+            let (share, lane) = (taker.share, taker.lane);
+            (share, lane, conclude(taker, engine, sink, what).await)
+        }
+        .boxed()
+    });
+    for (share, lane, result) in join_all(concluded).await {
+        moved[share].lanes.push((lane, result));
+    }
     let left_out = reader.left_out();
     let finished = reader.finish().await;
-    run.progress.disk_finished(&stream.label, finished.is_ok());
+    run.progress.disk_finished(&label, finished.is_ok());
     finished?;
 
-    if let (false, Some(why)) = (hashing, &outcome.not_spliced) {
-        notes.push(format!("not spliced: {why}"));
-    }
-    facts.digest = match table {
-        Some(table) => {
-            let wanted = stream.wanted;
-            Some(blocking(move || commit_table(table, wanted)).await?)
-        }
-        None => None,
-    };
-    facts.notes = notes;
-    // What was compared and left out was read as well.
-    facts.bytes_read = outcome.bytes_read + left_out;
-    facts.changed_bytes = outcome.content.data_bytes();
-    facts.extents = match shape {
-        Shape::Chunked(plan) if left_out == 0 => Some(plan.extents().clone()),
+    let not_spliced = match (&outcome.not_spliced, hashing) {
+        (Some(_), false) if is_divided => Some("targets get different parts of what is read".to_owned()),
+        (Some(why), false) => Some(why.to_string()),
         _ => None,
     };
-    facts.elapsed = started.elapsed();
-    Ok(Moved { facts, lanes: results })
+    let digests = commit_tables(tables, wanted).await?;
+    let known = digests.iter().flatten().next().copied();
+    for ((Moved { facts, .. }, share), digest) in moved.iter_mut().zip(&shares).zip(digests) {
+        facts.notes.extend(not_spliced.iter().map(|why| format!("not spliced: {why}")));
+        // All come to the same content, so those that start from nothing known have its digest from the others.
+        facts.digest = digest.or(known);
+        // What was compared and left out was read as well.
+        facts.bytes_read = outcome.bytes_read + left_out;
+        facts.elapsed = started.elapsed();
+        let set = share.own.as_ref().map(Own::extents);
+        facts.changed_bytes = set.as_ref().map_or(outcome.content.data_bytes(), Extents::total_bytes);
+        facts.extents = match (set, &shape) {
+            (Some(set), _) => (facts.encoding == "chunked").then_some(set),
+            (None, Shape::Chunked(plan)) if left_out == 0 => Some(plan.extents().clone()),
+            (None, _) => None,
+        };
+    }
+    Ok((moved, Vec::new()))
+}
+
+/// The digest table of a share, and which leaves of the stream count for it.
+struct Leaves {
+    table: Option<DraftTable>,
+    /// What it gets of the disk; `None` for the stream as it comes. What differs from its base is then found out beside: others
+    /// may have been read more, and if that was not the same as its base, its digest is not theirs.
+    own: Option<Extents>,
+}
+
+impl Leaves {
+    /// Takes the table of a share.
+    fn of(share: &mut Share) -> Self {
+        Self { table: share.want.table.take(), own: share.own.as_ref().map(Own::extents) }
+    }
+
+    /// In a part of what leaves out zeroes, zeroes are what does not come.
+    fn zeroed(mut self) -> Self {
+        if let (Some(table), Some(own)) = (&mut self.table, &self.own) {
+            own.leaf_numbers().for_each(|leaf| table.set(leaf, Leaf::ZERO));
+        }
+        self
+    }
+
+    fn set(&mut self, leaf: u64, digest: Leaf) {
+        if let Some(table) = &mut self.table
+            && self.own.as_ref().is_none_or(|own| own.holds(leaf * LEAF_SIZE))
+        {
+            table.set(leaf, digest);
+        }
+    }
+}
+
+/// Keeps the tables that there are; what each of them comes to.
+async fn commit_tables(tables: Vec<Leaves>, wanted: Option<Root>) -> Result<Vec<Option<Root>>, SourceFailed> {
+    let mut roots = Vec::new();
+    for Leaves { table, .. } in tables {
+        roots.push(match table {
+            Some(table) => Some(blocking(move || commit_table(table, wanted)).await?),
+            None => None,
+        });
+    }
+    Ok(roots)
 }
 
 /// Keeps a table, if it comes to what is wanted.
@@ -284,20 +396,45 @@ fn commit_table(mut table: DraftTable, wanted: Option<Root>) -> Result<Root, Sou
     Ok(table.commit()?)
 }
 
-async fn open_sinks(run: &Run<'_>, stream: &Feed<'_>, shape: &Shape) -> Vec<(LaneId, Result<Sink, RunError>)> {
-    let label = format!("vmferry {}: importing disk {}", run.job.name, stream.label.disk);
-    let open = stream.destinations.iter().map(|to| {
+/// Opens the sinks of a share, each with the limits that are on the whole of what is read for it.
+async fn open_sinks(
+    run: &Run<'_>,
+    share: &Share,
+    shape: &Shape,
+    gaps: Gaps,
+    disk: &DiskLabel,
+) -> Vec<(LaneId, Result<(Tap, Vec<Arc<Throttle>>), RunError>)> {
+    let label = format!("vmferry {}: importing disk {}", run.job.name, disk.disk);
+    let open = share.want.destinations.iter().map(|to| {
         let label = &label;
-        async move { (to.lane, to.place.open(shape, label).await) }.boxed()
+        async move {
+            let opened = match &share.own {
+                None => to.place.open(shape, label).await.map(|sink| (Tap::Whole(sink), to.throttles.clone())),
+                Some(own) => to.place.open(&own.shape(), label).await.map(|sink| {
+                    let part = match own {
+                        Own::Chunked(plan) => Part::chunked(sink, shape.layout(), gaps, plan),
+                        Own::Vhd(writer) => Part::vhd(sink, shape.layout(), gaps, writer),
+                    };
+                    (Tap::Part(Box::new(part.throttled(&to.throttles))), Vec::new())
+                }),
+            };
+            (to.lane, opened)
+        }
+        .boxed()
     });
     join_all(open).await
 }
 
 /// Ends one import. XAPI's 200 said nothing; what counts is that it took every byte and that its task succeeded.
-async fn conclude(import: Sink, engine: EngineName, sink: SinkOutcome, disk: &str) -> Result<Sent, RunError> {
+async fn conclude(taker: Taker, engine: EngineName, sink: SinkOutcome, disk: &str) -> Result<Sent, RunError> {
+    let bytes = match &taker.tap {
+        Tap::Whole(_) => sink.bytes_written,
+        Tap::Part(part) => part.written(),
+    };
+    let import = taker.tap.into_sink();
     let engine = if matches!(import, Sink::Store(_)) { EngineName::Pooled } else { engine };
     match sink.result {
-        Ok(()) => import.finish().await.map(|receipt| Sent { bytes: sink.bytes_written, engine, receipt }),
+        Ok(()) => import.finish().await.map(|receipt| Sent { bytes, engine, receipt }),
         Err(error) => {
             let cause = import.finish().await.err().map(|cause| format!(": {}", chain(&cause))).unwrap_or_default();
             Err(RunError::Transfer { disk: disk.to_owned(), message: format!("{}{cause}", chain(&error)) })
@@ -318,6 +455,9 @@ impl Place {
             }
             (Self::Image { path, format, size }, _) => {
                 Sink::Store(Storing::into_file(path, *format, &path.display().to_string(), *size, shape)?)
+            }
+            (Self::Xva { xva, id, size }, _) => {
+                Sink::Store(Storing::into_xva(xva, id, &xva.path().display().to_string(), *size, shape)?)
             }
             (Self::Store { store, draft, info }, _) => Sink::Store(Storing::begin(store, draft, info, shape)?),
         })
@@ -350,6 +490,72 @@ impl Sink {
             Self::Disk(import) => import.abort().await,
             Self::File(..) => {}
             Self::Store(storing) => storing.abort().await,
+        }
+    }
+}
+
+/// Who takes a stream, or a part of it.
+struct Taker {
+    /// Which share it belongs to.
+    share: usize,
+    lane: LaneId,
+    tap: Tap,
+}
+
+/// What is written to a place.
+#[expect(clippy::large_enum_variant, reason = "there is one of it for each target of a transfer")]
+enum Tap {
+    /// The stream as it comes.
+    Whole(Sink),
+    /// A part of it.
+    Part(Box<Part<Sink>>),
+}
+
+impl Tap {
+    fn into_sink(self) -> Sink {
+        match self {
+            Self::Whole(sink) => sink,
+            Self::Part(part) => part.into_inner(),
+        }
+    }
+}
+
+impl AsyncWrite for Taker {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().tap {
+            Tap::Whole(sink) => Pin::new(sink).poll_write(cx, bytes),
+            Tap::Part(part) => Pin::new(part).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().tap {
+            Tap::Whole(sink) => Pin::new(sink).poll_flush(cx),
+            Tap::Part(part) => Pin::new(part).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().tap {
+            Tap::Whole(sink) => Pin::new(sink).poll_shutdown(cx),
+            Tap::Part(part) => Pin::new(part).poll_shutdown(cx),
+        }
+    }
+}
+
+impl SocketWriter for Taker {
+    fn lends_socket(&self) -> bool {
+        matches!(&self.tap, Tap::Whole(sink) if sink.lends_socket())
+    }
+
+    fn poll_write_call(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        call: &mut SocketCall<'_>,
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().tap {
+            Tap::Whole(sink) => Pin::new(sink).poll_write_call(cx, call),
+            Tap::Part(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
         }
     }
 }
@@ -428,12 +634,18 @@ struct Meter {
     written: Vec<AtomicU64>,
     told: AtomicU64,
     work: Option<Arc<AtomicU64>>,
+    /// Of the sinks that get a part.
+    sink_work: Vec<Option<Arc<AtomicU64>>>,
 }
 
 impl Meter {
-    fn new(progress: Arc<dyn Progress>, label: DiskLabel, sinks: usize, work: Option<Arc<AtomicU64>>) -> Self {
-        let written = (0..sinks).map(|_| AtomicU64::new(0)).collect();
-        Self { progress, label, written, told: AtomicU64::new(0), work }
+    fn new(progress: Arc<dyn Progress>, label: DiskLabel, takers: &[Taker], work: Option<Arc<AtomicU64>>) -> Self {
+        let written = takers.iter().map(|_| AtomicU64::new(0)).collect();
+        let sink_work = takers.iter().map(|taker| match &taker.tap {
+            Tap::Whole(_) => None,
+            Tap::Part(part) => Some(part.work()),
+        });
+        Self { progress, label, written, told: AtomicU64::new(0), work, sink_work: sink_work.collect() }
     }
 }
 
@@ -442,6 +654,10 @@ impl transfer::Progress for Meter {
 
     fn work(&self) -> u64 {
         self.work.as_ref().map_or(0, |work| work.load(Ordering::Relaxed))
+    }
+
+    fn sink_work(&self, sink: usize) -> u64 {
+        self.sink_work[sink].as_ref().map_or(0, |work| work.load(Ordering::Relaxed))
     }
 
     /// A dead sink stays behind, so the foremost one is what is told.

@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | NBD broke off while it was read | the disk is exported | after a day: NBD that always breaks costs one run a day |
 //! | the storage knows no differences from a base | the disk is read whole, and compared where digests are known | after a day where tracked changes may come by NBD; else never |
+//! | a read for several targets broke off, or the target that it was made for failed | each target is read for alone | after a day: it may cost those who lack little one run a day |
 //!
 //! It is remembered by tenant, pool and disk. Losing it costs one run that fails.
 
@@ -72,6 +73,26 @@ pub(crate) async fn has_no_differences(run: &Run<'_>, disk: &AttachedDisk) -> bo
 /// The storage knew no differences between two snapshots of the disk.
 pub(crate) async fn no_differences_told(run: &Run<'_>, disk: &AttachedDisk, why: &str) {
     remember(run, &differences_of(run, disk), why).await;
+}
+
+/// Why the disk is not read for several targets at once for now; `None` if it may be.
+pub(crate) async fn is_read_apart(run: &Run<'_>, disk: &AttachedDisk) -> Option<String> {
+    let setback = recall(run, &together_of(run, disk)).await.filter(|setback| setback.is_fresh(run.now))?;
+    Some(format!(
+        "a read for several targets failed in the run of {:.0}: {}; each is read for alone until {:.0}",
+        setback.run,
+        setback.why,
+        setback.run + A_DAY
+    ))
+}
+
+/// A read of the disk for several targets failed, or the target that most of it was for.
+pub(crate) async fn reading_together_failed(run: &Run<'_>, disk: &AttachedDisk, why: &str) {
+    remember(run, &together_of(run, disk), why).await;
+}
+
+fn together_of(run: &Run<'_>, disk: &AttachedDisk) -> String {
+    fact(run, disk, "reads for several targets")
 }
 
 fn nbd_of(run: &Run<'_>, disk: &AttachedDisk) -> String {

@@ -85,6 +85,7 @@ pub(crate) struct BaseDisk {
     pub(crate) vdi: Ref<Vdi>,
     /// The live disk it is a snapshot of.
     pub(crate) of: Ref<Vdi>,
+    pub(crate) taken_at: Timestamp,
 }
 
 impl SourceVm {
@@ -130,7 +131,10 @@ impl SourceVm {
             .partition(|(_, vdi)| vdi.kind == VdiType::CbtMetadata);
         let bases = kept
             .into_iter()
-            .map(|(vdi, record)| (record.uuid.clone(), BaseDisk { vdi: vdi.clone(), of: record.snapshot_of.clone() }))
+            .map(|(vdi, record)| {
+                let of = record.snapshot_of.clone();
+                (record.uuid.clone(), BaseDisk { vdi: vdi.clone(), of, taken_at: record.snapshot_time })
+            })
             .collect();
         Self {
             reference: reference.clone(),

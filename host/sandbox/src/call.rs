@@ -6,7 +6,7 @@ use crate::convert;
 use crate::egress::{Egress, Streams};
 use crate::engines::{Lane, TICK};
 use crate::guest_log::{CallLog, LineRate, Speaker, StdioToLog};
-use crate::limits::{Budget, CALLS_AT_A_TIME, HOSTCALL_BYTES, HTTP_HEADERS, HTTP_STREAMED_BODY, RANDOM_BYTES, TARGET_HOSTCALL_BYTES};
+use crate::limits::{Budget, CALLS_AT_A_TIME, HOSTCALL_BYTES, HTTP_HEADERS, RANDOM_BYTES, TARGET_HOSTCALL_BYTES};
 use crate::manifest::Kind;
 use crate::memory::{Exceeded, Limiter};
 use crate::state::{Lent, Refusals, State};
@@ -257,7 +257,7 @@ impl Caller {
                     opened.map_err(|problem| PluginFailure::Host(format!("its folder {folder}: {problem}")))?;
                 }
                 let moving = progress.clone();
-                let streams = Streams::new(HTTP_STREAMED_BODY, Arc::new(move |_| moving.moved()));
+                let streams = Streams::new(self.budget.http_body, Arc::new(move |_| moving.moved()));
                 Egress::streamed(self.lent.clone(), refusals.clone(), streams)
             }
         };

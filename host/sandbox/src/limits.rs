@@ -23,6 +23,8 @@ pub struct Limits {
     pub cpu: Option<Duration>,
     /// Disk data that a call makes the host hold for it: chunks, payloads, pieces that are put. Default 64 MiB.
     pub held: Option<u64>,
+    /// The body of one request of a target, and of one answer. Default 1 GiB.
+    pub http_body: Option<u64>,
     /// All linear memories of one instance together. Default 64 MiB, for targets 128 MiB; at most [`MAX_MEMORY`].
     pub memory: Option<u64>,
     /// What the plugin may keep in its store: keys and values, per tenant. Default 256 KiB.
@@ -80,7 +82,7 @@ pub(crate) const CALLS_AT_A_TIME: usize = 4;
 /// HTTP requests of one call that are under way at a time.
 pub(crate) const HTTP_CONNECTIONS: usize = 4;
 
-/// The largest request body, and the largest response body.
+/// The largest request body of a notifier, and the largest response body.
 pub(crate) const HTTP_BODY: usize = 1 << 20;
 
 /// The size of all headers of one message.
@@ -98,9 +100,6 @@ pub(crate) const HTTP_PATH: usize = 16 << 10;
 /// The largest piece of a request body that a guest writes at once. Two of them wait in the host until the body is
 /// read, which for a request that is never sent is the end of the call.
 pub(crate) const HTTP_PIECE: usize = 64 << 10;
-
-/// The largest body that streams: what S3 takes in one request.
-pub(crate) const HTTP_STREAMED_BODY: u64 = 5 << 30;
 
 /// The largest piece of a streamed request body: what a guest splices at once.
 pub(crate) const HTTP_STREAMED_PIECE: usize = 1 << 20;
@@ -149,6 +148,7 @@ pub(crate) struct Budget {
     pub(crate) stall: Duration,
     pub(crate) cpu: Duration,
     pub(crate) held: u64,
+    pub(crate) http_body: u64,
     pub(crate) memory: u64,
     pub(crate) store: u64,
     pub(crate) log: u64,
@@ -164,6 +164,7 @@ impl Budget {
             stall: Duration::from_secs(60),
             cpu: Duration::from_secs(2),
             held: 64 << 20,
+            http_body: 1 << 30,
             memory: 64 << 20,
             store: 256 << 10,
             log: 64 << 10,
@@ -192,6 +193,7 @@ impl Budget {
             stall: given("stall", time, default.stall, requested.stall, granted.stall)?,
             cpu: given("cpu", time, default.cpu, requested.cpu, granted.cpu)?,
             held: given("held", size, default.held, requested.held, granted.held)?,
+            http_body: given("http_body", size, default.http_body, requested.http_body, granted.http_body)?,
             memory: given("memory", size, default.memory, requested.memory, granted.memory)?,
             store: given("store", size, default.store, requested.store, granted.store)?,
             log: given("log", size, default.log, requested.log, granted.log)?,
@@ -286,6 +288,7 @@ pub(crate) struct WrittenLimits {
     stall: Option<String>,
     cpu: Option<String>,
     held: Option<String>,
+    http_body: Option<String>,
     memory: Option<String>,
     store: Option<String>,
     log: Option<String>,
@@ -300,6 +303,7 @@ impl WrittenLimits {
             stall: read("stall", self.stall.as_deref(), read_time)?,
             cpu: read("cpu", self.cpu.as_deref(), read_time)?,
             held: read("held", self.held.as_deref(), read_size)?,
+            http_body: read("http_body", self.http_body.as_deref(), read_size)?,
             memory: read("memory", self.memory.as_deref(), read_size)?,
             store: read("store", self.store.as_deref(), read_size)?,
             log: read("log", self.log.as_deref(), read_size)?,

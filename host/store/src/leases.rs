@@ -37,25 +37,25 @@ impl Store {
     async fn take(&self, tenant: &str, plugin: &str, name: &str, length: Duration) -> Result<Acquired, sqlx::Error> {
         let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         let now = now();
-        let found: Option<(i64, i64)> = sqlx::query_as(
-            "SELECT epoch, expires FROM plugin_leases WHERE tenant = ? AND plugin = ? AND name = ?",
-        )
-        .bind(tenant)
-        .bind(plugin)
-        .bind(name)
-        .fetch_optional(&mut *transaction)
-        .await?;
+        let found: Option<(i64, i64)> =
+            sqlx::query_as("SELECT epoch, expires FROM plugin_leases WHERE tenant = ? AND plugin = ? AND name = ?")
+                .bind(tenant)
+                .bind(plugin)
+                .bind(name)
+                .fetch_optional(&mut *transaction)
+                .await?;
         let epoch = match found {
             Some((_, expires)) if expires > now => {
                 return Ok(Acquired::HeldFor(Duration::from_millis((expires - now).unsigned_abs())));
             }
             Some((epoch, _)) => epoch + 1,
             None => {
-                let names: u32 = sqlx::query_scalar("SELECT COUNT(*) FROM plugin_leases WHERE tenant = ? AND plugin = ?")
-                    .bind(tenant)
-                    .bind(plugin)
-                    .fetch_one(&mut *transaction)
-                    .await?;
+                let names: u32 =
+                    sqlx::query_scalar("SELECT COUNT(*) FROM plugin_leases WHERE tenant = ? AND plugin = ?")
+                        .bind(tenant)
+                        .bind(plugin)
+                        .fetch_one(&mut *transaction)
+                        .await?;
                 if names >= MAX_NAMES {
                     return Ok(Acquired::TooMany(MAX_NAMES));
                 }

@@ -56,6 +56,8 @@ pub enum Verb {
     /// Start from a replica
     #[command(subcommand)]
     Failover(Failover),
+    /// Make a VM, or files, of a recovery point of any target
+    Restore(RestoreArgs),
     /// Begin with a copy that is on the target already
     Seed(Box<SeedArgs>),
     /// Find what unfinished runs left on either side, and put it right
@@ -139,6 +141,88 @@ pub enum Points {
         /// Only this job's
         job: Option<String>,
     },
+    /// Keep a recovery point, whatever retention says
+    Hold(HeldPoint),
+    /// Leave a recovery point to retention again
+    Release(HeldPoint),
+}
+
+/// Which recovery point is held or released.
+#[derive(Debug, Args)]
+pub struct HeldPoint {
+    /// The job's name
+    pub job: String,
+    /// The recovery point, as `points list` names it
+    #[arg(long, value_name = "UUID")]
+    pub point: String,
+    /// Only on this target [default: on all that have it]
+    #[arg(long, value_name = "NAME")]
+    pub target: Option<String>,
+}
+
+/// Arguments of `restore`.
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("where").required(true).args(["to_pool", "onto", "to_files", "to_file"])))]
+#[command(group(clap::ArgGroup::new("files").args(["to_files", "to_file"])))]
+pub struct RestoreArgs {
+    /// The job's name
+    #[arg(required_unless_present = "xva")]
+    pub job: Option<String>,
+    /// The source VM
+    #[arg(long, value_name = "UUID", required_unless_present = "xva")]
+    pub vm: Option<String>,
+    /// Make a new VM of this XVA, whoever exported it; it takes no job
+    #[arg(long, value_name = "FILE", requires = "to_pool", conflicts_with_all = ["job", "vm", "point", "target"])]
+    pub xva: Option<PathBuf>,
+    /// The recovery point, as `points list` names it [default: the newest undamaged one]
+    #[arg(long, value_name = "UUID")]
+    pub point: Option<String>,
+    /// The target to restore from [default: the one with the newest point]
+    #[arg(long, value_name = "NAME")]
+    pub target: Option<String>,
+    /// Make a new VM on this pool
+    #[arg(long, value_name = "POOL")]
+    pub to_pool: Option<String>,
+    /// The SR of a new VM's disks [default: the pool's default SR]
+    #[arg(long, value_name = "UUID", requires = "to_pool")]
+    pub sr: Option<String>,
+    /// A new VM's name [default: the source's]
+    #[arg(long, requires = "to_pool")]
+    pub name: Option<String>,
+    /// Where an interface goes: source network = network of the pool, or `none`; may be given again
+    #[arg(long, value_name = "FROM=TO", requires = "to_pool", value_parser = network_pair)]
+    pub network: Vec<(String, String)>,
+    /// Write what differs onto this VM, which has to be halted; a snapshot keeps what it was
+    #[arg(long, value_name = "VM_UUID")]
+    pub onto: Option<String>,
+    /// The pool of that VM [default: the job's source]
+    #[arg(long, value_name = "POOL", requires = "onto")]
+    pub on_pool: Option<String>,
+    /// Write a file for each disk into this folder
+    #[arg(long, value_name = "FOLDER")]
+    pub to_files: Option<PathBuf>,
+    /// Write the VM and its disks into this one new file
+    #[arg(long, value_name = "FILE")]
+    pub to_file: Option<PathBuf>,
+    /// How a disk lies in its file [default: raw], or all of the VM in one [default: xva]
+    #[arg(long, value_enum, requires = "files")]
+    pub format: Option<FileFormat>,
+}
+
+/// How a disk lies in a file.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum FileFormat {
+    /// Byte by byte, zeroes as holes
+    Raw,
+    /// qcow2
+    Qcow2,
+    /// The VM as one file, which any pool imports by `xe vm-import`
+    Xva,
+}
+
+fn network_pair(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(from, to)| !from.is_empty() && !to.is_empty());
+    pair.map(|(from, to)| (from.to_owned(), to.to_owned())).ok_or_else(|| "write FROM=TO".to_owned())
 }
 
 /// How to start from a replica.

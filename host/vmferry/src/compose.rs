@@ -5,7 +5,7 @@ use crate::config::job::{self, Overlap};
 use crate::problem::{Failure, Problem};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use vmferry_engine::{Engine, Integrity, Job, JobIds, Tuning};
+use vmferry_engine::{Engine, Integrity, Job, JobIds, StoreTarget, Tuning};
 use vmferry_store::{OpenError, Store};
 
 /// The tenant of everything that stands at the top of a configuration.
@@ -42,15 +42,15 @@ pub fn engine(config: &Config, store: &Store) -> Engine {
     Engine::new(endpoints, Arc::new(store.clone()), store.digest_dir())
 }
 
-/// A job as the engine takes it.
-pub fn job(name: &str, configured: &job::Job) -> Job {
+/// A job as the engine takes it, with the stores among its targets: see [`Plugins::stores`](crate::plugins::Plugins::stores).
+pub fn job(name: &str, configured: &job::Job, stores: Vec<StoreTarget>) -> Job {
     let derived = || JobIds::derived(TENANT, name);
     Job {
         name: name.to_owned(),
         tenant: TENANT.to_owned(),
         select: configured.select.clone(),
         targets: configured.targets.clone(),
-        stores: Vec::new(),
+        stores,
         ids: configured.xo.map_or_else(derived, |xo| JobIds { job: xo.job, schedule: xo.schedule }),
         integrity: if configured.digests { Integrity::Digest } else { Integrity::Structure },
         reading: configured.reading,
@@ -75,6 +75,7 @@ mod tests {
             select: vmferry_engine::Selection::default(),
             targets: Vec::new(),
             links: Vec::new(),
+            stores: Vec::new(),
             digests: true,
             reading: vmferry_engine::Reading::default(),
             snapshot: vmferry_engine::SnapshotMode::default(),
@@ -87,9 +88,9 @@ mod tests {
             overlap: Overlap::Skip,
             xo: None,
         };
-        assert_eq!(job("erp", &configured).ids, JobIds::derived(TENANT, "erp"));
+        assert_eq!(job("erp", &configured, Vec::new()).ids, JobIds::derived(TENANT, "erp"));
         let xo = job::XoIds { job: uuid::Uuid::from_u128(1), schedule: uuid::Uuid::from_u128(2) };
         configured.xo = Some(xo);
-        assert_eq!(job("erp", &configured).ids, JobIds { job: xo.job, schedule: xo.schedule });
+        assert_eq!(job("erp", &configured, Vec::new()).ids, JobIds { job: xo.job, schedule: xo.schedule });
     }
 }

@@ -124,9 +124,15 @@ pub fn load(main: &Path, surroundings: &Surroundings<'_>) -> Result<Config, Vec<
     let throttles: BTreeMap<&String, _> = links.iter().map(|(name, limit)| (name, limit.throttle())).collect();
     let mut jobs = values(draft.jobs);
     for job in jobs.values_mut() {
-        for (target, link) in job.targets.iter_mut().zip(&job.links) {
+        let of_link = |link: &Option<String>| {
             let throttle = link.as_ref().and_then(|link| throttles.get(link)?.clone());
-            target.throttles = throttle.into_iter().collect();
+            throttle.into_iter().collect::<Vec<_>>()
+        };
+        for (target, link) in job.targets.iter_mut().zip(&job.links) {
+            target.throttles = of_link(link);
+        }
+        for store in &mut job.stores {
+            store.throttles = of_link(&store.link);
         }
     }
     Ok(Config {

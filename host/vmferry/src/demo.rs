@@ -66,7 +66,7 @@ pub async fn demo(arguments: &cli::Demo, form: Form, screen: &Screen) -> Result<
 async fn show(stage: &Stage, at: &Workplace, screen: &Screen, keep: bool) -> Result<Shown, Failure> {
     let configured = at.config.job(JOB).map_err(Failure::usage)?;
     let policies = Plugins::new(&at.config, &at.store, Some(&at.config.store))?.policies(configured).await?;
-    let job = compose::job(JOB, configured);
+    let job = compose::job(JOB, configured, Vec::new());
     let mut runs = Vec::new();
     for n in 1..=RUNS {
         if n > 1 {

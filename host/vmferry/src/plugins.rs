@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::Mutex;
-use vmferry_engine::{Policies, Subscription};
+use vmferry_engine::{Policies, StoreTarget, Subscription};
 use vmferry_model::plugin::PluginError;
 use vmferry_sandbox::{HostServices, Instance, Package, PackageError, Plugin, Sandbox, SandboxError, Settings};
 use vmferry_store::Store;
@@ -67,6 +67,24 @@ impl<'a> Plugins<'a> {
             }
         }
         if problems.is_empty() { Ok(policies) } else { Err(Failure { exit: Exit::Usage, problems }) }
+    }
+
+    /// The targets of a job that are stores, each with its settings checked by its plugin. Everything that is wrong is told.
+    pub async fn stores(&self, name: &str, job: &Job) -> Result<Vec<StoreTarget>, Failure> {
+        let (mut stores, mut problems) = (Vec::new(), Vec::new());
+        for target in &job.stores {
+            match self.set_up(&target.keeper, async |plugin, instance| plugin.target(instance).await).await {
+                Ok(store) => stores.push(StoreTarget {
+                    name: target.name.clone(),
+                    store,
+                    place: StoreTarget::place(TENANT, name, &target.name),
+                    required: target.required,
+                    throttles: target.throttles.clone(),
+                }),
+                Err(problem) => problems.push(problem),
+            }
+        }
+        if problems.is_empty() { Ok(stores) } else { Err(Failure { exit: Exit::Usage, problems }) }
     }
 
     async fn set_up<T>(

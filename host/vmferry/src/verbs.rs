@@ -7,6 +7,7 @@ mod failover;
 mod gc;
 mod plan;
 mod points;
+mod restore;
 mod run;
 mod seed;
 mod verify;
@@ -16,6 +17,7 @@ use crate::config::{Config, Surroundings};
 use crate::exit::Exit;
 use crate::output::Form;
 use crate::output::progress::Screen;
+use crate::plugins::Plugins;
 use crate::problem::{Failure, Problem};
 use crate::{compose, demo};
 pub(crate) use failover::clone_text;
@@ -35,6 +37,9 @@ pub async fn perform(cli: Cli, screen: &Screen) -> Result<Exit, Failure> {
         Verb::Run(arguments) => run::run(&Workplace::open(common).await?, &arguments, screen).await,
         Verb::Plan(arguments) => plan::plan(&Workplace::open(common).await?, &arguments).await,
         Verb::Points(Points::List { job }) => points::list(&Workplace::open(common).await?, job.as_deref()).await,
+        Verb::Points(Points::Hold(held)) => points::hold(&Workplace::open(common).await?, &held, true).await,
+        Verb::Points(Points::Release(held)) => points::hold(&Workplace::open(common).await?, &held, false).await,
+        Verb::Restore(arguments) => restore::restore(&Workplace::open(common).await?, arguments, screen).await,
         Verb::Verify(arguments) => verify::verify(&Workplace::open(common).await?, &arguments, screen).await,
         Verb::Failover(Failover::Clone(arguments)) => {
             failover::clone(&Workplace::open(common).await?, &arguments, screen).await
@@ -102,9 +107,20 @@ impl Workplace {
     }
 
     /// The job of that name.
-    fn job(&self, name: &str) -> Result<Job, Failure> {
+    async fn job(&self, name: &str) -> Result<Job, Failure> {
         let configured = self.config.job(name).map_err(Failure::usage)?;
-        Ok(compose::job(name, configured))
+        let stores = match configured.stores.is_empty() {
+            true => Vec::new(),
+            false => {
+                Plugins::new(&self.config, &self.store, Some(&self.config.store))?.stores(name, configured).await?
+            }
+        };
+        Ok(compose::job(name, configured, stores))
+    }
+
+    /// The job of that name with its pools alone: a failover needs nothing else, and must not fail for something else.
+    fn job_on_pools(&self, name: &str) -> Result<Job, Failure> {
+        Ok(compose::job(name, self.config.job(name).map_err(Failure::usage)?, Vec::new()))
     }
 
     /// Logs out, whatever became of the work.

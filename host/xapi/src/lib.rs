@@ -85,4 +85,4 @@ pub use rpc::fits_in_a_call;
 pub use session::Session;
 pub use stream::{Export, Import};
 pub use tls::Trust;
-pub use value::{IntoValue, Timestamp, Value};
+pub use value::{IntoValue, Timestamp, Value, XmlError};

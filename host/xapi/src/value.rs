@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 pub use jiff::Timestamp;
 
+use crate::xmlrpc;
+
 /// One XML-RPC value, as it stands on the wire.
 ///
 /// XAPI sends integers, references, enums and text without a type tag, so all of them arrive as
@@ -46,6 +48,18 @@ impl Value {
         }
     }
 
+    /// `<value>…</value>`, as files of XAPI's carry it.
+    pub fn to_xml(&self) -> Result<String, XmlError> {
+        let mut text = String::new();
+        xmlrpc::encode_value(self, &mut text).map_err(|error| XmlError(error.to_string()))?;
+        Ok(text)
+    }
+
+    /// Reads `<value>…</value>`. Nesting is bounded, and integers that XAPI wrote stay text.
+    pub fn from_xml(text: &str) -> Result<Self, XmlError> {
+        xmlrpc::decode_value(text).map_err(|error| XmlError(error.to_string()))
+    }
+
     /// The name of the kind of value, for messages that must not show the value itself.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
@@ -60,6 +74,11 @@ impl Value {
         }
     }
 }
+
+/// A value that XML cannot carry, or XML that is no value.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct XmlError(String);
 
 /// What can be a parameter of a call. Implemented for text, numbers, dates, references, enums of the
 /// API, vectors and string-keyed maps of these.

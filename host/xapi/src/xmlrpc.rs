@@ -24,7 +24,7 @@ const SNIPPET: usize = 60;
 
 /// Text that XML 1.0 cannot carry, or a number XML-RPC has no form for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a parameter has {0}, which XML cannot carry; remove it")]
+#[error("a value has {0}, which XML cannot carry; remove it")]
 pub(crate) struct Unsendable(String);
 
 /// What is wrong with a document, where, and what stands there.

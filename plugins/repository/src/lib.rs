@@ -18,6 +18,8 @@
 mod collect;
 mod draft;
 mod envelope;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod index;
 mod map;
 mod marks;

@@ -87,7 +87,7 @@ impl Head {
 }
 
 impl Body {
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Writer::default();
         out.bytes(self.metadata.as_bytes());
         out.varint(self.roots.len() as u64);
@@ -95,7 +95,7 @@ impl Body {
         out.0
     }
 
-    fn decode(content: &[u8], chunk_size: u32) -> Result<Self, crate::wire::Malformed> {
+    pub(crate) fn decode(content: &[u8], chunk_size: u32) -> Result<Self, crate::wire::Malformed> {
         let mut reader = Reader::new(content);
         let metadata = reader.text()?;
         let count = reader.count(3, usize::MAX)?;

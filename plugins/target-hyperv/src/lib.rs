@@ -21,6 +21,7 @@ mod image;
 mod place;
 mod settle;
 mod state;
+mod turn;
 mod write;
 
 pub use place::{DiskFile, Place};
@@ -34,7 +35,7 @@ use std::ops::Range;
 use vmferry_plugin_api::files::Folder;
 use vmferry_plugin_api::target::*;
 use vmferry_vhdx::{Guid, Image, Storage};
-use write::{Made, Receipt, Turn, Update};
+use write::{Made, Receipt, Update};
 
 /// What a file says of who made it.
 const CREATOR: &str = "vmferry";
@@ -164,12 +165,6 @@ fn guid(words: &[&str]) -> Guid {
 }
 
 impl<P: Place> Keeper<P> {
-    /// The name under which others know that somebody writes a disk's files, or changes what a VM's folder holds.
-    fn lock_name(&self, folder: &str, disk: Option<&str>) -> String {
-        let name = [&self.name, folder, disk.unwrap_or("")].map(|part| guid(&[part]).to_string());
-        format!("hyperv-{}", guid(&[&name[0], &name[1], &name[2]]))
-    }
-
     fn make_folders(&self, job: &str, vm: &str) -> Result<String, Error> {
         let [job, vm] = state::folders(job, vm);
         if self.place.size(&vm)?.is_none() {
@@ -308,9 +303,9 @@ impl<P: Place> Keeper<P> {
     /// Makes the draft a point.
     pub fn commit(&self, draft: &Draft, receipts: &[DiskReceipt]) -> Result<Point, Error> {
         let folder = self.make_folders(&draft.job, &draft.vm)?;
-        let _turn = self.turn_of_vm(&folder)?;
+        let mut turn = self.turn(&folder)?;
         let mut state = State::load(&self.place, &folder)?.unwrap_or_else(|| State::new(&draft.job, &draft.vm));
-        self.settle(&folder, &mut state)?;
+        self.settle(&folder, &mut state, &mut turn)?;
         if let Some(point) = state.point(&draft.id) {
             return Ok(point.to_point(&state));
         }
@@ -338,7 +333,7 @@ impl<P: Place> Keeper<P> {
         next.save(&self.place, &folder)?;
 
         let before = state.files();
-        self.settle(&folder, &mut next)?;
+        self.settle(&folder, &mut next, &mut turn)?;
         self.remove_unneeded(&folder, &before, &next)?;
         match next.point(&id) {
             Some(point) => Ok(point.to_point(&next)),
@@ -424,7 +419,7 @@ impl<P: Place> Keeper<P> {
     /// Forgets a draft.
     pub fn abort(&self, draft: &Draft) -> Result<(), Error> {
         let [_, folder] = state::folders(&draft.job, &draft.vm);
-        let _turn = self.turn_of_vm(&folder)?;
+        let _turn = self.turn(&folder)?;
         let state = State::load(&self.place, &folder)?;
         if state.as_ref().is_some_and(|state| state.point(&draft.id).is_some()) {
             return Ok(());
@@ -450,15 +445,13 @@ impl<P: Place> Keeper<P> {
         if names.iter().any(|(name, _)| name.ends_with(".updates")) || !state.begun.is_empty() {
             return Ok(found);
         }
-        let disks = state.points.iter().flat_map(|point| &point.disks).map(|disk| (&disk.image, &disk.disk));
-        for (name, disk) in disks.collect::<BTreeMap<_, _>>() {
-            let Ok(_turn) = Turn::take(self.lock_name(folder, Some(disk))) else { continue };
+        for (name, kept) in &state.images {
             let path = format!("{folder}/{name}");
             // A file that is damaged is `verify`'s, and is left as it is.
             let Ok(image) = Image::open(self.place.open(&path, apply)?) else { continue };
             let Ok(end) = image.space().map(|space| space.end()) else { continue };
             let length = image.file().length().map_err(|error| of_io(&path, error))?;
-            if length > end && state.images.get(name).is_some_and(|kept| kept.data.0 == image.ids().data) {
+            if length > end && kept.data.0 == image.ids().data {
                 if apply {
                     image.file().set_length(end).map_err(|error| of_io(&path, error))?;
                 }
@@ -527,7 +520,7 @@ impl<P: Place> Keeper<P> {
     }
 
     fn change_point(&self, folder: &str, point: &str, change: impl FnOnce(&mut KeptPoint)) -> Result<(), Error> {
-        let _turn = self.turn_of_vm(folder)?;
+        let _turn = self.turn(folder)?;
         let Some(mut state) = State::load(&self.place, folder)? else { return Ok(()) };
         let Some(kept) = state.points.iter_mut().find(|kept| kept.id == point) else { return Ok(()) };
         let before = kept.clone();
@@ -538,14 +531,14 @@ impl<P: Place> Keeper<P> {
     /// Removes a point.
     pub fn delete(&self, point: &str) -> Result<(), Error> {
         let Some(folder) = self.folder_of(point)? else { return Ok(()) };
-        let _turn = self.turn_of_vm(&folder)?;
+        let mut turn = self.turn(&folder)?;
         let Some(mut state) = State::load(&self.place, &folder)? else { return Ok(()) };
-        self.settle(&folder, &mut state)?;
+        self.settle(&folder, &mut state, &mut turn)?;
         let before = state.files();
         state.points.retain(|kept| kept.id != point);
         state.forget_unneeded();
         state.save(&self.place, &folder)?;
-        self.settle(&folder, &mut state)?;
+        self.settle(&folder, &mut state, &mut turn)?;
         self.remove_unneeded(&folder, &before, &state)
     }
 
@@ -554,7 +547,7 @@ impl<P: Place> Keeper<P> {
         let marks: Vec<String> = drafts.iter().map(|draft| state::mark_of(draft)).collect();
         let mut garbage = Vec::new();
         for folder in self.folders(None)? {
-            let _turn = self.turn_of_vm(&folder)?;
+            let _turn = self.turn(&folder)?;
             let state = State::load(&self.place, &folder)?;
             let needed = state.as_ref().map(State::files).unwrap_or_default();
             let mut is_written_to = false;

@@ -4,7 +4,8 @@
 use crate::image::{WINDOW, was_used, write_digests};
 use crate::place::{DiskFile, Place, of_io, of_vhdx};
 use crate::state::{Begun, State, digests_of};
-use crate::write::{Turn, Update};
+use crate::turn::Turn;
+use crate::write::Update;
 use crate::{Keeper, guid};
 use vmferry_plugin_api::{Error, ErrorCode, log};
 use vmferry_vhdx::{Block, Image, MIB, Storage, VhdxError, WriteIds, recover};
@@ -16,31 +17,18 @@ impl<P: Place> Keeper<P> {
             return State::load(&self.place, folder);
         };
         drop(state);
-        let _turn = self.turn_of_vm(folder)?;
+        let mut turn = self.turn(folder)?;
         let Some(mut state) = State::load(&self.place, folder)? else { return Ok(None) };
-        self.settle(folder, &mut state)?;
+        self.settle(folder, &mut state, &mut turn)?;
         Ok(Some(state))
-    }
-
-    /// The right to change what a VM's folder holds. Others have it for moments, or for as long as a merge takes: that is not waited for.
-    pub(crate) fn turn_of_vm(&self, folder: &str) -> Result<Turn, Error> {
-        const ATTEMPTS: u32 = 20;
-        const PAUSE: std::time::Duration = std::time::Duration::from_millis(250);
-        for _ in 1..ATTEMPTS {
-            match Turn::take(self.lock_name(folder, None)) {
-                Err(error) if error.retry_after.is_some() => std::thread::sleep(PAUSE),
-                turn => return turn,
-            }
-        }
-        Turn::take(self.lock_name(folder, None))
     }
 
     /// Ends what was begun. A merge that cannot be ended, for lack of room perhaps, waits for the next time: what it is about reads the
     /// same before, during and after it. Asked for with the turn of the VM.
-    pub(crate) fn settle(&self, folder: &str, state: &mut State) -> Result<(), Error> {
+    pub(crate) fn settle(&self, folder: &str, state: &mut State, turn: &mut Turn) -> Result<(), Error> {
         let mut waiting = 0;
         while let Some(begun) = state.begun.get(waiting).cloned() {
-            match (&begun, self.end(folder, state, &begun)) {
+            match (&begun, self.end(folder, state, &begun, turn)) {
                 (_, Ok(())) => state.begun.retain(|other| *other != begun),
                 (Begun::Merge { .. }, Err(error)) => {
                     log::warn(&error.message);
@@ -67,11 +55,11 @@ impl<P: Place> Keeper<P> {
         Ok(())
     }
 
-    fn end(&self, folder: &str, state: &mut State, begun: &Begun) -> Result<(), Error> {
+    fn end(&self, folder: &str, state: &mut State, begun: &Begun, turn: &mut Turn) -> Result<(), Error> {
         match begun {
             Begun::Apply { image, updates, .. } => self.apply(folder, state, begun, image, updates),
             Begun::Merge { parent, child } => {
-                self.merge(folder, state, parent, child)?;
+                self.merge(folder, state, parent, child, turn)?;
                 let above = state.images.remove(parent).and_then(|parent| parent.parent);
                 if let Some(child) = state.images.get_mut(child) {
                     child.parent = above;
@@ -118,7 +106,7 @@ impl<P: Place> Keeper<P> {
     ///
     /// Until the name changes the child over the file reads as it always did: a block that the child has hides the file's. Afterwards the
     /// file by itself is what the child was, `DataWriteGuid` included, so that the child's own children fit it.
-    fn merge(&self, folder: &str, state: &State, name: &str, child: &str) -> Result<(), Error> {
+    fn merge(&self, folder: &str, state: &State, name: &str, child: &str, turn: &mut Turn) -> Result<(), Error> {
         let (path, child_path) = (format!("{folder}/{name}"), format!("{folder}/{child}"));
         let (Some(kept), Some(kept_child)) = (state.images.get(name), state.images.get(child)) else { return Ok(()) };
         if self.place.size(&path)?.is_none() {
@@ -135,7 +123,7 @@ impl<P: Place> Keeper<P> {
             if image.ids().data != kept.data.0 || from.ids().data != kept_child.data.0 {
                 return Err(Error::damaged(was_used(&path)));
             }
-            let changes = copy_blocks(&from, &image).map_err(|error| of_merge(&path, error))?;
+            let changes = copy_blocks(&from, &image, turn).map_err(|error| of_merge(&path, error))?;
             let (file, data) = (image.ids().file.to_string(), kept_child.data.0);
             image.commit(&changes, WriteIds { file: guid(&["file", &file, &data.to_string()]), data }).map_err(vhdx)?;
         }
@@ -167,7 +155,7 @@ impl<P: Place> Keeper<P> {
 }
 
 /// Copies what `from` has to free room of `into`, synced; where it is then.
-fn copy_blocks<F: DiskFile>(from: &Image<F>, into: &Image<F>) -> Result<Vec<(u64, Block)>, VhdxOr> {
+fn copy_blocks<F: DiskFile>(from: &Image<F>, into: &Image<F>, turn: &mut Turn) -> Result<Vec<(u64, Block)>, VhdxOr> {
     let mut space = into.space()?;
     let mut changes = Vec::new();
     for start in (0..from.disk().blocks()).step_by(WINDOW as usize) {
@@ -177,6 +165,7 @@ fn copy_blocks<F: DiskFile>(from: &Image<F>, into: &Image<F>) -> Result<Vec<(u64
                 Block::Zero => Block::Zero,
                 Block::Partial(_) => return Err(VhdxError::PartialBlock { block }.into()),
                 Block::Present(at) => {
+                    turn.go_on()?;
                     let to = space.allocate(MIB);
                     into.file().splice_at(to, &from.file().input(at)?, MIB)?;
                     Block::Present(to)

@@ -1,14 +1,14 @@
 //! The data of one disk on its way into a file. Nothing that a point shows is touched: payload goes to room that is free, or into a
 //! file that is new.
 
-use crate::image::{BLOCK, Chain, Content, Digest, WINDOW, length_of, write_digests};
+use crate::image::{BLOCK, Chain, Content, Digest, USED, WINDOW, length_of, was_used, write_digests};
 use crate::place::{DiskFile, Place, of_io, of_vhdx};
 use crate::state::{Id, KeptImage, State, digests_of, image_of, updates_of};
 use crate::{CREATOR, Keeper, Points, guid};
 use serde::{Deserialize, Serialize};
 use vmferry_plugin_api::target::{Chunk, Delta, Draft, Encoding, Info, Kind};
-use vmferry_plugin_api::{Error, ErrorCode, lock};
-use vmferry_vhdx::{Block, Disk, Image, Parent, Space, Storage, WriteIds};
+use vmferry_plugin_api::{Error, ErrorCode};
+use vmferry_vhdx::{Block, Disk, Image, Parent, Space, Storage, WriteIds, written_by};
 
 /// What `commit` has to know of a disk.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,7 +87,6 @@ impl<P: Place> Keeper<P> {
     pub(crate) fn write(&self, draft: &Draft, delta: &dyn Delta) -> Result<Receipt, Error> {
         let info = delta.info();
         let folder = self.make_folders(&draft.job, &draft.vm)?;
-        let mut turn = Turn::take(self.lock_name(&folder, Some(&info.disk)))?;
         let state = self.settled(&folder)?.unwrap_or_else(|| State::new(&draft.job, &draft.vm));
         if state.point(&draft.id).is_some() {
             return Err(Error::with_code(
@@ -96,9 +95,9 @@ impl<P: Place> Keeper<P> {
             ));
         }
         match self.way(&state, &info)? {
-            Way::Whole(base) => self.write_new(draft, &folder, &state, &info, delta, base, None, &mut turn),
-            Way::Child(base) => self.write_new(draft, &folder, &state, &info, delta, None, Some(base), &mut turn),
-            Way::InPlace(base) => self.write_in_place(draft, &folder, &state, &info, delta, base, &mut turn),
+            Way::Whole(base) => self.write_new(draft, &folder, &state, &info, delta, base, None),
+            Way::Child(base) => self.write_new(draft, &folder, &state, &info, delta, None, Some(base)),
+            Way::InPlace(base) => self.write_in_place(draft, &folder, &state, &info, delta, base),
         }
     }
 
@@ -141,7 +140,6 @@ impl<P: Place> Keeper<P> {
         delta: &dyn Delta,
         base: Option<String>,
         parent: Option<String>,
-        turn: &mut Turn,
     ) -> Result<Receipt, Error> {
         let name = image_of(&info.disk, &draft.id);
         let kept = KeptImage { parent: parent.clone(), data: Id(guid(&["data", &draft.id, &info.disk])) };
@@ -172,10 +170,9 @@ impl<P: Place> Keeper<P> {
 
         let mut copied = 0;
         while let Some(chunk) = delta.next()? {
-            turn.go_on()?;
             let block = block_of(info, chunk.as_ref())?;
             if let Some(base) = &base {
-                file.copy(base, copied..block, turn)?;
+                file.copy(base, copied..block)?;
                 copied = block + 1;
             }
             match chunk.is_zero() {
@@ -186,7 +183,7 @@ impl<P: Place> Keeper<P> {
             }
         }
         if let Some(base) = &base {
-            file.copy(base, copied..base.blocks().min(image.disk().blocks()), turn)?;
+            file.copy(base, copied..base.blocks().min(image.disk().blocks()))?;
         }
         let stored = file.finish()?;
         Ok(Receipt { content: info.content.clone(), size: info.size, stored, image: name, made: Made::New(kept) })
@@ -201,19 +198,28 @@ impl<P: Place> Keeper<P> {
         info: &Info,
         delta: &dyn Delta,
         name: String,
-        turn: &mut Turn,
     ) -> Result<Receipt, Error> {
         let path = format!("{folder}/{name}");
         // Refuses a file that somebody else wrote to.
-        let image = Chain::open(&self.place, folder, state, &name)?.layers.remove(0).image;
-        let before = image.ids();
-        let mut space = image.space().map_err(|error| of_vhdx(&path, error))?;
-        let file = self.place.open(&path, true)?;
+        Chain::open(&self.place, folder, state, &name)?;
+        let vhdx = |error| of_vhdx(&path, error);
+        let mut image = Image::open(self.place.open(&path, true)?).map_err(vhdx)?;
+        let mut space = image.space().map_err(vhdx)?;
+        let before = image.ids().data;
+        // A writer of an earlier draft that is still there would fill the same room. It finds another stamp than its own, and stops.
+        let stamp = guid(&["file", &draft.id, &info.disk, &image.ids().file.to_string()]);
+        image.stamp(stamp).map_err(vhdx)?;
+        let file = image.into_file();
+        let is_ours = || match written_by(&file) {
+            Ok(ids) if ids == (WriteIds { file: stamp, data: before }) => Ok(()),
+            Ok(_) => Err(Error::with_code(ErrorCode::Other(USED.to_owned()), was_used(&path))),
+            Err(error) => Err(of_vhdx(&path, error)),
+        };
         let updates_path = format!("{folder}/{}", updates_of(&info.disk, &draft.id));
         let mut updates = Updates::new(self.place.create(&updates_path)?, &updates_path);
         let mut stored = 0;
         while let Some(chunk) = delta.next()? {
-            turn.go_on()?;
+            is_ours()?;
             let block = block_of(info, chunk.as_ref())?;
             let at = match chunk.is_zero() {
                 true => None,
@@ -228,11 +234,11 @@ impl<P: Place> Keeper<P> {
             file.set_length(space.end()).map_err(io)?;
         }
         file.sync().map_err(io)?;
-        turn.go_on()?;
+        is_ours()?;
         let made = Made::InPlace {
             updates: updates.finish()?,
-            file: Id(before.file),
-            before: Id(before.data),
+            file: Id(stamp),
+            before: Id(before),
             data: Id(guid(&["data", &draft.id, &info.disk])),
         };
         Ok(Receipt { content: info.content.clone(), size: info.size, stored, image: name, made })
@@ -283,12 +289,11 @@ impl<F: DiskFile> NewFile<'_, F> {
     }
 
     /// Copies what the base has of these blocks.
-    fn copy(&mut self, base: &Chain<F>, blocks: std::ops::Range<u64>, turn: &mut Turn) -> Result<(), Error> {
+    fn copy(&mut self, base: &Chain<F>, blocks: std::ops::Range<u64>) -> Result<(), Error> {
         for start in blocks.clone().step_by(WINDOW as usize) {
             let window = start..blocks.end.min(start + WINDOW);
             for (block, content) in window.clone().zip(base.contents(window)?) {
                 if let Content::Data { layer, at, digest } = content {
-                    turn.go_on()?;
                     // A disk that became smaller in the middle of a block has less of it; the digest is that of what it had.
                     let (had, has) = (length_of(block, base.size()), length_of(block, self.image.disk().size));
                     self.image.file().splice_at(self.next, &base.layers[layer].input(at)?, had.min(has))?;
@@ -361,30 +366,5 @@ impl<'a, F: Storage> Updates<'a, F> {
         self.flush()?;
         self.file.sync().map_err(|error| of_io(self.path, error))?;
         Ok(self.hasher.finalize().to_hex().to_string())
-    }
-}
-
-/// The right to write to one disk's files, held as long as that takes.
-pub(crate) struct Turn {
-    lease: lock::Lease,
-    renewed: std::time::Instant,
-}
-
-impl Turn {
-    /// Longer than any source makes one wait for a chunk.
-    const SECONDS: u64 = 600;
-    const RENEW_AFTER: std::time::Duration = std::time::Duration::from_secs(60);
-
-    pub(crate) fn take(name: String) -> Result<Self, Error> {
-        Ok(Self { lease: lock::acquire(&name, Self::SECONDS)?, renewed: std::time::Instant::now() })
-    }
-
-    /// Whether it is still ours; asked before each write.
-    pub(crate) fn go_on(&mut self) -> Result<(), Error> {
-        if self.renewed.elapsed() >= Self::RENEW_AFTER {
-            self.lease.renew(Self::SECONDS)?;
-            self.renewed = std::time::Instant::now();
-        }
-        Ok(())
     }
 }

@@ -88,8 +88,8 @@ impl Store {
         let url = self.bucket.url(ask.name, ask.query);
         let headers = ask.headers.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
         let head = Head { method: ask.method.to_owned(), url, headers };
-        let mut pause = self.pause;
-        for attempt in 1.. {
+        let (mut pause, mut attempt) = (self.pause, 1);
+        loop {
             let (error, wanted) = match exchange(&head, ask.length, ask.write) {
                 Ok(reply) if (200..300).contains(&reply.status) || ask.expected.contains(&reply.status) => {
                     return Ok(Told { reply, again: attempt > 1 });
@@ -107,9 +107,8 @@ impl Store {
             let Some(wanted) = wanted.filter(|_| attempt < ATTEMPTS) else { return Err(error) };
             log::debug(format!("attempt {attempt}: {}", error.message));
             std::thread::sleep(pause.max(wanted).min(LONGEST_PAUSE));
-            pause *= 2;
+            (pause, attempt) = (pause * 2, attempt + 1);
         }
-        unreachable!("the last attempt returns")
     }
 
     /// The document that an answer is.
@@ -212,27 +211,26 @@ impl Store {
         let query = [("uploadId", upload)];
         let length = document.len() as u64;
         let ask = Ask { length, write: &write, expected: &[404], ..Ask::new("POST", Some(name), &query) };
-        for attempt in 1.. {
+        let mut attempt = 1;
+        loop {
             let told = self.ask(&ask)?;
             // An upload that an earlier attempt completed is not known any more.
             if told.reply.status == 404 {
-                return match told.again && self.is_by(name, maker)? {
+                return match (told.again || attempt > 1) && self.is_by(name, maker)? {
                     true => Ok(()),
                     false => Err(Refusal::read(&told.reply).error(self, &ask)),
                 };
             }
             // The store says "200 OK" before it begins, and may fail afterwards.
             let answer = Element::parse(&told.reply.read(MOST_XML)?).unwrap_or_default();
-            if answer.name != "Error" {
-                return Ok(());
+            match answer.name.as_str() {
+                "CompleteMultipartUploadResult" => return Ok(()),
+                "Error" if attempt < ATTEMPTS => std::thread::sleep(self.pause * attempt),
+                "Error" => return Err(Refusal::of(500, &answer).error(self, &ask)),
+                _ => return Err(self.strange(&ask, "completed an upload without saying so")),
             }
-            let refusal = Refusal::of(500, &answer);
-            if attempt == ATTEMPTS {
-                return Err(refusal.error(self, &ask));
-            }
-            std::thread::sleep(self.pause * attempt);
+            attempt += 1;
         }
-        unreachable!("the last attempt returns")
     }
 
     fn write(&self, slices: &[Slice<'_>], output: &Output) -> Result<(), Error> {
@@ -325,8 +323,9 @@ impl Storage for Store {
         match reply.status {
             206 => Ok(Some(reply.body)),
             404 => match Refusal::read(&reply) {
-                refusal if refusal.code == "NoSuchBucket" => Err(refusal.error(self, &ask)),
-                _ => Ok(None),
+                refusal if refusal.code == "NoSuchKey" => Ok(None),
+                // Of the bucket, or of something on the way to it.
+                refusal => Err(refusal.error(self, &ask)),
             },
             // It ends before: read to its end, the answer is what there is.
             416 => {
@@ -346,6 +345,10 @@ impl Storage for Store {
             query.extend(next.as_deref().map(|token| ("continuation-token", token)));
             let ask = Ask::new("GET", None, &query);
             let page = self.document(&ask)?;
+            // What is taken for absent may be thrown away, so only a listing is believed.
+            if page.name != "ListBucketResult" {
+                return Err(self.strange(&ask, &format!("sent a <{}> for a listing", page.name)));
+            }
             for entry in page.all("Contents") {
                 let key = entry.text_of("Key").unwrap_or_default();
                 let key = percent_decode_str(key).decode_utf8_lossy();
@@ -354,13 +357,9 @@ impl Storage for Store {
                 objects.extend(self.bucket.name(&key).map(|name| Object { name: name.to_owned(), length }));
             }
             match page.text_of("NextContinuationToken") {
-                Some(token) if page.text_of("IsTruncated") == Some("true") && next.as_deref() != Some(token) => {
-                    next = Some(token.to_owned());
-                }
-                None if page.text_of("IsTruncated") == Some("true") => {
-                    return Err(self.strange(&ask, "lists a part of the bucket and does not say how to go on"));
-                }
-                _ => break,
+                _ if page.text_of("IsTruncated") == Some("false") => break,
+                Some(token) if next.as_deref() != Some(token) => next = Some(token.to_owned()),
+                _ => return Err(self.strange(&ask, "lists a part of the bucket and does not say how to go on")),
             }
         }
         objects.sort_by(|one, other| one.name.cmp(&other.name));
@@ -370,15 +369,18 @@ impl Storage for Store {
     fn delete(&self, name: &str) -> Result<(), Error> {
         let ask = Ask { expected: &[403, 404], ..Ask::new("DELETE", Some(name), &[]) };
         let reply = self.ask(&ask)?.reply;
-        if reply.status != 403 {
+        if (200..300).contains(&reply.status) {
             return Ok(());
         }
         let refusal = Refusal::read(&reply);
-        if self.bucket.lock.is_some() && refusal.code == "AccessDenied" {
-            log::warn(format!("{} is locked and stays until its time is over", self.bucket.url(Some(name), &[])));
-            return Ok(());
+        match refusal.code.as_str() {
+            "NoSuchKey" => Ok(()),
+            "AccessDenied" if self.bucket.lock.is_some() => {
+                log::warn(format!("{} is locked and stays until its time is over", self.bucket.url(Some(name), &[])));
+                Ok(())
+            }
+            _ => Err(refusal.error(self, &ask)),
         }
-        Err(refusal.error(self, &ask))
     }
 
     /// What an object store has confirmed, it keeps.

@@ -219,10 +219,9 @@ impl<F: Storage> Image<F> {
         }
     }
 
-    /// Gives the content another name without changing it: for a parent that a child was merged into.
-    pub fn rename(&mut self, ids: WriteIds) -> Result<(), VhdxError> {
-        self.header.file_write = ids.file;
-        self.header.data_write = ids.data;
+    /// Gives the file another `FileWriteGuid`, synced: who sought room in it under the one before is told by it that it is no longer theirs.
+    pub fn stamp(&mut self, file: Guid) -> Result<(), VhdxError> {
+        self.header.file_write = file;
         close(&self.file, &mut self.header)
     }
 
@@ -272,6 +271,12 @@ fn read_header(file: &impl Storage) -> Result<Header, VhdxError> {
         return Err(VhdxError::NoVhdx { found });
     }
     Header::read(file)
+}
+
+/// Who wrote a file last, whether its log is empty or not.
+pub fn written_by(file: &impl Storage) -> Result<WriteIds, VhdxError> {
+    let header = read_header(file)?;
+    Ok(WriteIds { file: header.file_write, data: header.data_write })
 }
 
 /// Says in both headers that the log is empty, one after the other.

@@ -31,7 +31,7 @@ mod wire;
 pub use bat::Block;
 pub use error::VhdxError;
 pub use guid::Guid;
-pub use image::{Image, WriteIds, recover};
+pub use image::{Image, WriteIds, recover, written_by};
 pub use memory::MemoryFile;
 pub use metadata::{Disk, Parent};
 pub use space::Space;

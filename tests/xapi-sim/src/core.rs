@@ -152,6 +152,8 @@ struct Progress {
     next: u64,
     /// Bytes of the body moved, by transfer.
     moved: BTreeMap<u64, u64>,
+    /// Of all transfers together, also those that are over.
+    total: u64,
     /// Since the faults were last cleared: what was stalled then may not have noticed yet.
     stalled: usize,
     clearances: u64,
@@ -197,8 +199,13 @@ impl Transfers {
 
     pub(crate) fn advance(&self, id: u64, moved: u64) {
         let mut progress = lock(&self.0);
-        progress.moved.insert(id, moved);
+        let before = progress.moved.insert(id, moved).unwrap_or(0);
+        progress.total += moved - before;
         progress.tell();
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        lock(&self.0).total
     }
 
     pub(crate) fn end(&self, id: u64) {

@@ -309,6 +309,11 @@ impl Sim {
         self.core.transfers.wait(Goal::Bytes(bytes)).await;
     }
 
+    /// Bytes that the bodies of all transfers and the payload of NBD have moved so far. What waits in a socket has moved.
+    pub fn moved_bytes(&self) -> u64 {
+        self.core.transfers.total()
+    }
+
     /// Resolves when a transfer or call is stalled by a fault.
     pub async fn wait_until_stalled(&self) {
         self.core.transfers.wait(Goal::Stalled).await;

@@ -9,8 +9,7 @@ use super::{BrokenOff, Chunk};
 
 /// The two ends of a handover of at most `ahead` chunks.
 pub(super) fn new(ahead: usize) -> (Sender, ChunkReceiver) {
-    let state = State { ready: VecDeque::with_capacity(ahead), ..State::default() };
-    let shared = Arc::new(Shared { ahead, state: Mutex::new(state) });
+    let shared = Arc::new(Shared { ahead, state: Mutex::default() });
     (Sender { shared: Arc::clone(&shared) }, ChunkReceiver { shared })
 }
 

@@ -9,7 +9,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{Client, NbdError, Pace, Reader};
 use crate::chunked::Plan;
-use crate::framing::Framing;
+use crate::extent::Extent;
+use crate::framing::{Framing, Payload};
 use crate::vhd::Writer;
 
 /// A stream whose payload comes by NBD: `chunked` frames of a plan, or the VHD that a writer laid out.
@@ -49,10 +50,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Source<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Source<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let Self { reader, framing } = self.get_mut();
-        // The reader has the same ranges, so it gives what comes next without being told.
-        framing.poll_read(cx, buffer, |cx, _, buffer| {
-            let given = ready!(reader.poll_read(cx, buffer))?;
-            Poll::Ready(Ok(given.map_or(0, |given| given.bytes)))
-        })
+        framing.poll_read(cx, buffer, reader)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Payload for Reader<S> {
+    /// The reader has the same ranges, so it gives what comes next without being told.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, _: Extent, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let given = ready!(self.poll_read(cx, buffer))?;
+        Poll::Ready(Ok(given.map_or(0, |given| given.bytes)))
     }
 }

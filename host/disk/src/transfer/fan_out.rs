@@ -28,11 +28,13 @@ pub(super) struct Lane<'a, W> {
     /// Bytes of the current piece that it took.
     taken: usize,
     patience: Patience,
+    /// What it had worked when it was last looked at.
+    work: u64,
 }
 
 impl<'a, W: AsyncWrite + Unpin> FanOut<'a, W> {
     pub(super) fn new(sinks: &'a mut [W], progress: &'a dyn Progress, patience: &Patience) -> Self {
-        let lane = |writer| Lane { writer, written: 0, failure: None, taken: 0, patience: patience.clone() };
+        let lane = |writer| Lane { writer, written: 0, failure: None, taken: 0, patience: patience.clone(), work: 0 };
         Self { lanes: sinks.iter_mut().map(lane).collect(), progress, alarm: Alarm::new() }
     }
 
@@ -122,6 +124,9 @@ impl<'a, W: AsyncWrite + Unpin> FanOut<'a, W> {
                 let mut next_deadline: Option<Instant> = None;
                 for (index, lane) in self.lanes.iter_mut().enumerate().filter(|(_, lane)| lane.failure.is_none()) {
                     let outcome = step(index, lane, cx, self.progress);
+                    if outcome.is_pending() {
+                        lane.look_at_work(self.progress.sink_work(index));
+                    }
                     if let Some(deadline) = lane.judge(outcome) {
                         next_deadline = Some(next_deadline.map_or(deadline, |next| next.min(deadline)));
                     }
@@ -140,6 +145,14 @@ impl<W> Lane<'_, W> {
     /// Bytes of the current piece that it took.
     pub(super) fn taken(&self) -> usize {
         self.taken
+    }
+
+    /// Who works has not stalled, though it takes nothing.
+    fn look_at_work(&mut self, work: u64) {
+        if work != self.work {
+            self.work = work;
+            self.patience.moved();
+        }
     }
 
     /// `None`: done or dropped; else it is waited for until then.

@@ -4,6 +4,7 @@ mod chunks;
 mod encodings;
 mod images;
 mod model;
+mod parts;
 #[path = "../support/qemu_img.rs"]
 mod qemu_img;
 mod restored;

@@ -164,7 +164,8 @@ async fn only_the_stores_word_ends_the_stream() {
         (Some("the bucket is gone"), "the bucket is gone"),
     ] {
         let (mut source, mut sink) = four_leaves();
-        let (read, ()) = tokio::join!(read_to_end(&mut source, 1000), async move {
+        let mut stream = Vec::new();
+        let (read, ()) = tokio::join!(source.read_to_end(&mut stream), async move {
             for offset in [0, LEAF, 4 * LEAF, 5 * LEAF] {
                 sink.put(offset, leaf()).await.unwrap();
             }
@@ -173,6 +174,7 @@ async fn only_the_stores_word_ends_the_stream() {
             }
         });
         assert_eq!(read.unwrap_err().to_string(), fate);
+        assert!(stream.len() as u64 <= 2 * 12 + 4 * LEAF, "no byte of an end marker");
     }
 }
 

@@ -3,9 +3,11 @@
 mod address_book;
 mod bundled;
 mod house;
+mod hyperv;
 mod limits;
 mod loading;
 mod network;
+mod released;
 mod rights;
 mod sterile;
 mod target_faults;

@@ -49,7 +49,10 @@ async fn what_cannot_name_a_key_is_not_repeated_in_the_report() {
     let instance = Instance { host: services(), ..with(serde_json::json!({ "sign": name })) };
     let refused = failure(plugin.notifier(instance).await.expect("set up").handle(&event()).await);
     let text = denied(&refused);
-    assert!(text.contains("signing key") && !text.contains("other") && !text.contains("https://"), "{text}");
+    assert!(
+        text.contains("a key by a name that no key has") && !text.contains("other") && !text.contains("https://"),
+        "{text}"
+    );
 }
 
 #[tokio::test]

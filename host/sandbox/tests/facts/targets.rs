@@ -144,7 +144,6 @@ async fn a_call_that_nobody_waits_for_ends() {
     let write = target.write(&draft, info(SIZE, None), source);
     tokio::select! { _ = write => panic!("the source has no end"), at = at_the_end => at.expect("one chunk") }
     assert!(dropped.await.is_err(), "the guest is gone, and its source with it");
-    assert_eq!(target.passed().stored, CHUNK as u64);
 }
 
 /// The guest that does what its settings say, with these grants and whatever the host has.

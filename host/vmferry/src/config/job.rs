@@ -15,10 +15,12 @@ use vmferry_engine::{ChainLimits, Nbd, Reading, Selection, SnapshotMode, Target,
 pub struct Job {
     /// Which VMs.
     pub select: Selection,
-    /// Where to; at least one.
+    /// The pools that it is replicated to.
     pub targets: Vec<Target>,
-    /// The link that each target is behind, in the order of the targets.
+    /// The link that each of them is behind, in their order.
     pub links: Vec<Option<String>>,
+    /// The targets that are stores. There is at least one target of either kind.
+    pub stores: Vec<Store>,
     /// Whether digests are kept (the default), or the stream's structure is enough.
     pub digests: bool,
     /// How the source's disks are read.
@@ -41,6 +43,21 @@ pub struct Job {
     pub overlap: Overlap,
     /// Ids of the Xen Orchestra job whose chain this job continues.
     pub xo: Option<XoIds>,
+}
+
+/// A target that is a store.
+#[derive(Clone, Debug)]
+pub struct Store {
+    /// Its name.
+    pub name: String,
+    /// What keeps the recovery points.
+    pub keeper: PluginUse,
+    /// Whether a VM counts as replicated only if it is stored here.
+    pub required: bool,
+    /// The link that it is behind.
+    pub link: Option<String>,
+    /// The throttles of that link.
+    pub throttles: Vec<Arc<Throttle>>,
 }
 
 /// A plugin with the settings it gets.
@@ -93,7 +110,7 @@ const POWER_STATES: [(&str, &str); 4] =
 pub(super) fn read(mut section: Section<'_>, references: &mut References) -> Option<Job> {
     let select = section.required_section("select", r#"{ pool = "prod", tags = ["erp"] }"#);
     let select = select.and_then(|select| read_selection(select, references));
-    let (targets, links) = read_targets(&mut section, references);
+    let Targets { pools: targets, links, stores } = read_targets(&mut section, references);
     let digests = section.word("integrity", &[("digest", true), ("structure", false)]);
     let reading = section.section("read").map_or_else(Reading::default, read_reading);
     let snapshot = section.word(
@@ -112,6 +129,7 @@ pub(super) fn read(mut section: Section<'_>, references: &mut References) -> Opt
         select: select?,
         targets,
         links,
+        stores,
         throttle: limit.throttle(),
         limit,
         reading,
@@ -160,29 +178,51 @@ fn read_power_states(section: &mut Section<'_>) -> Vec<String> {
     known.map(|state| state.value.clone()).collect()
 }
 
-fn read_targets(section: &mut Section<'_>, references: &mut References) -> (Vec<Target>, Vec<Option<String>>) {
-    let (mut targets, mut links): (Vec<Target>, Vec<Option<String>>) = (Vec::new(), Vec::new());
+#[derive(Default)]
+struct Targets {
+    pools: Vec<Target>,
+    links: Vec<Option<String>>,
+    stores: Vec<Store>,
+}
+
+/// A target is a pool (`pool`, `sr`), or a store that a plugin keeps (`plugin`, `with`).
+fn read_targets(section: &mut Section<'_>, references: &mut References) -> Targets {
+    let mut targets = Targets::default();
     for mut one in section.required_sections("targets", r#"[{ name = "dr", pool = "dr", sr = "UUID" }]"#) {
         let name = one.required_string("name", "\"dr\"");
-        let pool = read_pool_name(&mut one, references);
-        let srs = read_srs(&mut one);
-        let networks = one.string_map("networks");
+        let keeper = one.has("plugin").then(|| plugin_of(&mut one, references));
+        let pool = keeper.is_none().then(|| {
+            let pool = read_pool_name(&mut one, references);
+            (pool, read_srs(&mut one), one.string_map("networks"))
+        });
         let required = one.boolean("required").is_none_or(|required| required.value);
         let link = one.string("link");
         references.links.extend(link.as_ref().map(Named::from));
+        let named = |name: &str| {
+            targets.pools.iter().any(|other| other.name == name)
+                || targets.stores.iter().any(|other| other.name == name)
+        };
         if let Some(name) = &name
-            && targets.iter().any(|other| other.name == name.value)
+            && named(&name.value)
         {
             let what = format!("another target of this job is called `{}`", name.value);
             one.error(name.problem(what).remedy("give each target of a job its own name"));
         }
         one.finish();
-        if let (Some(name), Some(pool), Some(srs)) = (name, pool, srs) {
-            targets.push(Target { name: name.value, pool, srs, networks, required, throttles: Vec::new() });
-            links.push(link.map(|link| link.value));
+        let link = link.map(|link| link.value);
+        let throttles = Vec::new();
+        match (name, keeper, pool) {
+            (Some(name), Some(Some(keeper)), _) => {
+                targets.stores.push(Store { name: name.value, keeper, required, link, throttles });
+            }
+            (Some(name), None, Some((Some(pool), Some(srs), networks))) => {
+                targets.pools.push(Target { name: name.value, pool, srs, networks, required, throttles });
+                targets.links.push(link);
+            }
+            _ => {}
         }
     }
-    (targets, links)
+    targets
 }
 
 /// `sr`, or `srs` where a replica may be on any of several.

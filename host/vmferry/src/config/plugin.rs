@@ -64,6 +64,7 @@ fn read_limits(mut section: Section<'_>) -> Limits {
         stall: section.duration("stall").map(|stall| stall.value),
         cpu: section.duration("cpu").map(|cpu| cpu.value),
         held: section.size("held").map(|held| held.value),
+        http_body: section.size("http_body").map(|body| body.value),
         memory: section.size("memory").map(|memory| memory.value),
         store: section.size("store").map(|store| store.value),
         log: section.size("log").map(|log| log.value),

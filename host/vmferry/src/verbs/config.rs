@@ -29,8 +29,11 @@ pub(super) async fn check(config: &Config, form: Form) -> Result<Exit, Failure> 
     let store = Store::in_memory().await.map_err(|error| Failure::because(&error))?;
     let plugins = Plugins::new(config, &store, None)?;
     let mut problems = Vec::new();
-    for job in config.jobs.values() {
+    for (name, job) in &config.jobs {
         if let Err(failure) = plugins.policies(job).await {
+            problems.extend(failure.problems);
+        }
+        if let Err(failure) = plugins.stores(name, job).await {
             problems.extend(failure.problems);
         }
     }
@@ -122,7 +125,7 @@ fn describe_limit(value: &mut Value, limit: &Limit) {
 }
 
 fn described_job(name: &str, job: &Job) -> Value {
-    let ids = compose::job(name, job).ids;
+    let ids = compose::job(name, job, Vec::new()).ids;
     let plugin = |used: &PluginUse| json!({ "plugin": used.plugin, "with": used.with });
     let targets: Vec<_> = job
         .targets
@@ -141,6 +144,16 @@ fn described_job(name: &str, job: &Job) -> Value {
             value
         })
         .collect();
+    let stores = job.stores.iter().map(|store| {
+        let mut value = plugin(&store.keeper);
+        value["name"] = store.name.as_str().into();
+        value["required"] = store.required.into();
+        if let Some(link) = &store.link {
+            value["link"] = link.as_str().into();
+        }
+        value
+    });
+    let targets: Vec<Value> = targets.into_iter().chain(stores).collect();
     let notify: Vec<_> = job
         .notify
         .iter()

@@ -34,6 +34,7 @@ pub(super) async fn daemon(config: Config, screen: &Screen) -> Result<Exit, Fail
             screen.line(problem.remedy(format!("add `schedule` to [job.{name}]")).as_warning());
             continue;
         };
+        let stores = plugins.stores(name, configured).await?;
         let watched = Watched {
             tenant: compose::TENANT.to_owned(),
             job: name.clone(),
@@ -41,7 +42,7 @@ pub(super) async fn daemon(config: Config, screen: &Screen) -> Result<Exit, Fail
             notifiers: policies.notifiers.clone(),
             work: Arc::new(OneJob {
                 at: at.clone(),
-                job: compose::job(name, configured),
+                job: compose::job(name, configured, stores),
                 policies,
                 options: RunOptions { only: None, wait: compose::waits(configured, false), now: None },
             }),

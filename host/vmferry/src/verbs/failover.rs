@@ -12,7 +12,7 @@ use vmferry_engine::{
 
 pub(super) async fn clone(at: &Workplace, arguments: &CloneArgs, screen: &Screen) -> Result<Exit, Failure> {
     let what = &arguments.what;
-    let job = at.job(&what.job)?;
+    let job = at.job_on_pools(&what.job)?;
     let check = |check| match check {
         Some(Check::Metrics) => GuestCheck::Metrics,
         None => GuestCheck::Reports,
@@ -45,7 +45,7 @@ pub(super) async fn clone(at: &Workplace, arguments: &CloneArgs, screen: &Screen
 
 pub(super) async fn start(at: &Workplace, arguments: &StartArgs, screen: &Screen) -> Result<Exit, Failure> {
     let what = &arguments.what;
-    let job = at.job(&what.job)?;
+    let job = at.job_on_pools(&what.job)?;
     let request = StartRequest {
         vm: what.vm.clone(),
         point: what.point.clone(),

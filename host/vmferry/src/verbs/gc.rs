@@ -9,7 +9,7 @@ use crate::problem::{Failure, Problem};
 use vmferry_engine::{Fate, Finding, GcAct, GcOptions, GcProblem, GcReport};
 
 pub(super) async fn gc(at: &Workplace, arguments: &Gc) -> Result<Exit, Failure> {
-    let job = at.job(&arguments.what.job)?;
+    let job = at.job(&arguments.what.job).await?;
     let options = GcOptions { only: arguments.what.vm.clone(), apply: arguments.apply };
     let report = at.close(at.engine.gc(&job, &options).await).await;
     let report = report.map_err(|error| engine_failure(&error, &job.name))?;

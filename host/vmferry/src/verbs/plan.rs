@@ -7,7 +7,7 @@ use crate::output::{report, say};
 use crate::problem::Failure;
 
 pub(super) async fn plan(at: &Workplace, arguments: &JobAndVm) -> Result<Exit, Failure> {
-    let job = at.job(&arguments.job)?;
+    let job = at.job(&arguments.job).await?;
     let plan = at.close(at.engine.plan(&job, arguments.vm.as_deref()).await).await;
     let plan = plan.map_err(|error| engine_failure(&error, &job.name))?;
     for warning in report::plan_warnings(&plan) {

@@ -1,6 +1,7 @@
 //! `vmferry points`: what could be restored.
 
 use super::{Workplace, engine_failure, print};
+use crate::cli::HeldPoint;
 use crate::exit::Exit;
 use crate::output::report::short;
 use crate::output::table::{Align, Table};
@@ -33,11 +34,23 @@ pub(super) async fn list(at: &Workplace, only: Option<&str>) -> Result<Exit, Fai
 async fn collect(at: &Workplace, names: Vec<String>) -> Result<Listing, Failure> {
     let mut jobs = Vec::new();
     for name in names {
-        let job = at.job(&name)?;
+        let job = at.job(&name).await?;
         let replicas = at.engine.points(&job, None).await.map_err(|error| engine_failure(&error, &name))?;
         jobs.push(JobPoints { job: name, replicas });
     }
     Ok(Listing { jobs })
+}
+
+pub(super) async fn hold(at: &Workplace, what: &HeldPoint, held: bool) -> Result<Exit, Failure> {
+    let job = at.job(&what.job).await?;
+    let targets = at.close(at.engine.hold_point(&job, &what.point, what.target.as_deref(), held).await).await;
+    let targets = targets.map_err(|error| engine_failure(&error, &job.name))?;
+    let done = serde_json::json!({ "point": what.point, "held": held, "targets": targets });
+    print(at.form, &done, |_| {
+        let word = if held { "held" } else { "left to retention" };
+        format!("recovery point {} is {word} on {}\n", what.point, targets.join(", "))
+    })?;
+    Ok(Exit::Done)
 }
 
 fn table(listing: &Listing) -> String {

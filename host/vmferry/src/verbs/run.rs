@@ -13,9 +13,10 @@ use vmferry_engine::RunOptions;
 
 pub(super) async fn run(at: &Workplace, arguments: &Run, screen: &Screen) -> Result<Exit, Failure> {
     let name = &arguments.what.job;
-    let job = at.job(name)?;
     let configured = at.config.job(name).map_err(Failure::usage)?;
-    let policies = Plugins::new(&at.config, &at.store, Some(&at.config.store))?.policies(configured).await?;
+    let plugins = Plugins::new(&at.config, &at.store, Some(&at.config.store))?;
+    let policies = plugins.policies(configured).await?;
+    let job = compose::job(name, configured, plugins.stores(name, configured).await?);
     let options =
         RunOptions { only: arguments.what.vm.clone(), wait: compose::waits(configured, arguments.wait), now: None };
     let progress = screen.progress();

@@ -72,7 +72,7 @@ pub(super) async fn of_job(at: &Workplace, verb: Seed, screen: &Screen) -> Resul
 }
 
 async fn export(at: &Workplace, arguments: SeedExport, screen: &Screen) -> Result<Exit, Failure> {
-    let job = at.job(&arguments.job)?;
+    let job = at.job(&arguments.job).await?;
     let request = SeedExportRequest { vm: arguments.vm, snapshot: arguments.snapshot, to: arguments.to };
     let report = at.close(at.engine.export_seed(&job, &request, &screen.progress()).await).await;
     let report = report.map_err(|error| engine_failure(&error, &job.name))?;
@@ -96,7 +96,7 @@ fn export_text(report: &vmferry_engine::SeedExport, job: &str) -> String {
 }
 
 async fn import(at: &Workplace, arguments: SeedImport, screen: &Screen) -> Result<Exit, Failure> {
-    let job = at.job(&arguments.job)?;
+    let job = at.job(&arguments.job).await?;
     let request = SeedImportRequest { from: arguments.from, target: arguments.target };
     let report = at.close(at.engine.import_seed(&job, &request, &screen.progress()).await).await;
     let report = report.map_err(|error| engine_failure(&error, &job.name))?;
@@ -113,7 +113,7 @@ async fn import(at: &Workplace, arguments: SeedImport, screen: &Screen) -> Resul
 }
 
 async fn forget(at: &Workplace, arguments: &SeedForget) -> Result<Exit, Failure> {
-    let job = at.job(&arguments.job)?;
+    let job = at.job(&arguments.job).await?;
     let forgotten = at.close(at.engine.forget_seed(&job, &arguments.vm).await).await;
     let forgotten = forgotten.map_err(|error| engine_failure(&error, &job.name))?;
     print(at.form, &serde_json::json!({ "snapshots": forgotten }), |_| match forgotten.len() {
@@ -124,7 +124,7 @@ async fn forget(at: &Workplace, arguments: &SeedForget) -> Result<Exit, Failure>
 }
 
 async fn adopt(at: &Workplace, arguments: &SeedAdopt, screen: &Screen) -> Result<Exit, Failure> {
-    let job = at.job(&arguments.job)?;
+    let job = at.job(&arguments.job).await?;
     let request = SeedRequest {
         snapshot: arguments.snapshot.clone(),
         copy: arguments.copy.clone(),

@@ -11,7 +11,7 @@ use crate::problem::{Failure, Problem};
 use vmferry_engine::{Verdict, VerifiedReplica, VerifyOptions, VerifyReport};
 
 pub(super) async fn verify(at: &Workplace, arguments: &Verify, screen: &Screen) -> Result<Exit, Failure> {
-    let job = at.job(&arguments.what.job)?;
+    let job = at.job(&arguments.what.job).await?;
     let options = VerifyOptions { only: arguments.what.vm.clone(), deep: arguments.deep };
     let progress = screen.progress();
     let report = at.close(at.engine.verify(&job, &options, progress.as_ref()).await).await;

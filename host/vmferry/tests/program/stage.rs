@@ -160,6 +160,22 @@ impl Stage {
         self.configure_pools(&pool_section("prod", &self.source), &pool_section("dr", &self.target), more);
     }
 
+    /// The same with targets that are stores: name, plugin, settings, and the folder that it is granted.
+    pub(crate) fn configure_with_stores(&self, stores: &[(&str, &str, &str, &Path)]) {
+        let store = |(name, plugin, with, _): &(&str, &str, &str, &Path)| {
+            format!("{{ name = '{name}', plugin = '{plugin}', with = {{ {with} }} }}")
+        };
+        let grant = |(_, plugin, _, folder): &(&str, &str, &str, &Path)| {
+            format!("[plugin.{plugin}]\ngrants = {{ folders = ['{}'] }}\n", folder.display())
+        };
+        let targets: Vec<String> = stores.iter().map(store).collect();
+        self.configure(&stores.iter().map(grant).collect::<String>());
+        let file = self.path("vmferry.toml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        let text = text.replace("' }]\n", &format!("' }}, {}]\n", targets.join(", ")));
+        std::fs::write(&file, text).unwrap();
+    }
+
     pub(crate) fn configure_pools(&self, source: &str, target: &str, more: &str) {
         let (store, vm, sr) = (self.path("state"), &self.vm, self.target.text("sr"));
         let text = format!(

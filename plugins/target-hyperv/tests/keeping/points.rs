@@ -296,23 +296,29 @@ fn names_do_not_lead_anywhere() {
 }
 
 #[test]
-fn a_writer_that_lost_its_turn_is_refused_and_another_waits_for_it() {
-    let keeper = keeper(Recorded::default(), Points::Differencing);
-    /// Writes the same disk while its own chunks are asked for.
-    struct Meddling<'a>(&'a target_hyperv::Keeper<Recorded>, double::Delta);
-    impl Delta for Meddling<'_> {
+fn a_writer_whose_file_another_writes_to_meanwhile_is_refused() {
+    /// Has a later draft write the same disk while its own chunks are asked for.
+    struct Late<'a>(&'a target_hyperv::Keeper<Recorded>, double::Delta);
+    impl Delta for Late<'_> {
         fn info(&self) -> Info {
             self.1.info()
         }
         fn next(&self) -> Result<Option<Box<dyn Chunk>>, vmferry_plugin_api::Error> {
-            let again = self.0.write_disk(&draft(2, None), &delta("a", SIZE, None, &change([])));
-            assert!(again.expect_err("taken").retry_after.is_some());
-            self.0.write_disk(&draft(1, None), &delta("b", SIZE, None, &change([]))).expect("another disk");
-            self.1.next()
+            let chunk = self.1.next()?;
+            if chunk.is_none() {
+                let later = delta("a", SIZE, Some("point-1"), &change([(1, Some(2))]));
+                self.0.write_disk(&draft(3, Some("point-1")), &later).expect("written");
+            }
+            Ok(chunk)
         }
     }
-    let delta = Meddling(&keeper, delta("a", SIZE, None, &change([(0, Some(1))])));
-    keeper.write_disk(&draft(1, None), &delta).expect("written");
+    let keeper = keeper(Recorded::default(), Points::Newest);
+    let mut model = Model::default();
+    model.commit(&keeper, &draft(1, None), &full());
+    let late = Late(&keeper, delta("a", SIZE, Some("point-1"), &change([(0, Some(9))])));
+    let refused = keeper.write_disk(&draft(2, Some("point-1")), &late).expect_err("another writes").message;
+    assert!(refused.contains("was written by something else"), "{refused}");
+    assert_reads(&keeper, &model);
 }
 
 #[test]

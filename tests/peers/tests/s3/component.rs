@@ -37,7 +37,8 @@ async fn target(url: &str, access_key: &str, secret_key: &str) -> Arc<Target> {
     let grants = Grants { http: vec![url.parse().unwrap()], ..Grants::default() };
     let credentials = vec![Credential::aws(server, key).unwrap()];
     let with = serde_json::json!({
-        "endpoint": url, "bucket": "backup", "prefix": "site-a", "chunk_size": "1 MiB", "pack_size": "4 MiB", "grace": "1s",
+        "endpoint": url, "bucket": "backup", "prefix": "site-a", "chunk_size": "1 MiB", "pack_size": "8 MiB",
+        "part_size": "5 MiB", "grace": "1s",
     });
     let host = HostServices { credentials, ..HostServices::default() };
     let instance = Instance { with, grants, host, ..Instance::default() };

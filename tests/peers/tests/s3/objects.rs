@@ -346,6 +346,33 @@ fn what_is_locked_stays_and_is_told() -> anyhow::Result<()> {
 }
 
 #[test]
+fn only_an_object_stores_word_is_taken_for_it() -> anyhow::Result<()> {
+    let Some(python) = Peer::python()? else { return Ok(()) };
+    let moto = start(&python);
+    let answering = |status: u16, body: &'static str| {
+        double::serve(move |_| {
+            Ok(Reply { status, headers: Vec::new(), body: Input::double(body.as_bytes(), "a proxy") })
+        });
+    };
+    // A page of something on the way is no empty bucket, nor is a page of a listing without the next.
+    for page in [
+        "<html/>",
+        "<ListBucketResult/>",
+        "<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>",
+        "<ListBucketResult><Contents><Key>site-a/a</Key></Contents><IsTruncated>false</IsTruncated></ListBucketResult>",
+    ] {
+        answering(200, page);
+        assert_eq!(store(&moto).list("").unwrap_err().code, ErrorCode::Unsupported, "{page}");
+    }
+    answering(404, "<html>no such page</html>");
+    store(&moto).open("packs/a", 0, 10).expect_err("not absent");
+    store(&moto).delete("packs/a").expect_err("not deleted");
+    answering(200, "whole");
+    assert_eq!(store(&moto).open("packs/a", 3, 2).unwrap_err().code, ErrorCode::Unsupported, "not the range");
+    Ok(())
+}
+
+#[test]
 fn a_refusal_says_what_to_do() -> anyhow::Result<()> {
     let Some(python) = Peer::python()? else { return Ok(()) };
     let moto = start(&python);

@@ -32,5 +32,7 @@ mod source_changes;
 mod stores;
 mod stories;
 mod stress;
+mod union;
 mod volumes;
 mod xen_orchestra;
+mod xva;

@@ -31,7 +31,7 @@ fn sr_of(pool: &Sim, vm: &str) -> String {
     found.remove(0)
 }
 
-async fn set_plugged(world: &World, sr: &str, plugged: bool) {
+pub(crate) async fn set_plugged(world: &World, sr: &str, plugged: bool) {
     let session = world.at_target().await;
     let reference: Ref<Sr> = session.by_uuid(sr).await.unwrap();
     for (pbd, record) in session.get_all_records::<Pbd>().await.unwrap() {
