@@ -4,7 +4,7 @@
 const CODES = ['config', 'unavailable', 'denied', 'not-found', 'limit', 'unsupported']
 
 /** An error for the host, with a sentence for an operator; `retryAfter` in seconds, where asking again may help. */
-export function failure (kind, message, retryAfter = null) {
+export function failure (kind, message, retryAfter) {
   const code = CODES.includes(kind) ? { tag: kind } : { tag: 'other', val: kind }
   return Object.assign(new Error(message), { payload: { code, message, retryAfter, extensions: [] } })
 }

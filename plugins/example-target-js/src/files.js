@@ -3,7 +3,6 @@
 import { filesystemErrorCode } from 'wasi:filesystem/types@0.2.12'
 import { getDirectories } from 'wasi:filesystem/preopens@0.2.12'
 import { failure, isMissing } from './errors.js'
-import { fromUtf8, toUtf8 } from './text.js'
 
 /** A folder. Names are those of entries in it, or paths below it. */
 export class Folder {
@@ -20,7 +19,9 @@ export class Folder {
     for (const [granted, root] of getDirectories()) {
       const inside = `${path}/`.startsWith(root.endsWith('/') ? root : `${root}/`)
       const below = path.slice(root.length).replace(/^\/+|\/+$/g, '')
-      if (inside) return new Folder(granted, root).folder(below || '.')
+      if (!inside) continue
+      using folder = new Folder(granted, root)
+      return folder.folder(below || '.')
     }
     const line = `folders = [${JSON.stringify(path)}]`
     throw failure('denied', `the folder ${path} was not granted; to allow it, add to the plugin's grants: ${line}`)
@@ -77,7 +78,7 @@ export class Folder {
   pour (name, open) {
     using file = this.#try('open', name, () => this.#handle.openAt({}, name, {}, { read: true }))
     const { size } = this.#try('look at', name, () => file.stat())
-    using input = this.#try('read', name, () => file.readViaStream(0))
+    using input = this.#try('read', name, () => file.readViaStream(0n))
     const output = open(size)
     this.#try('read', name, () => splice(output, input, size))
     return output
@@ -87,14 +88,14 @@ export class Folder {
   read (name) {
     return this.#try('read', name, () => {
       using file = this.#handle.openAt({}, name, {}, { read: true })
-      const bytes = new Uint8Array(file.stat().size)
+      const bytes = new Uint8Array(Number(file.stat().size))
       for (let at = 0, end = false; !end && at < bytes.length;) {
-        const [piece, ended] = file.read(bytes.length - at, at)
+        const [piece, ended] = file.read(BigInt(bytes.length - at), BigInt(at))
         bytes.set(piece, at)
         at += piece.length
         end = ended
       }
-      return fromUtf8(bytes)
+      return new TextDecoder().decode(bytes)
     })
   }
 
@@ -102,7 +103,7 @@ export class Folder {
   replace (name, text) {
     const draft = `${name}.new`
     this.#create(draft, output => {
-      for (let left = toUtf8(text); left.length > 0; left = left.subarray(4096)) {
+      for (let left = new TextEncoder().encode(text); left.length > 0; left = left.subarray(4096)) {
         output.blockingWriteAndFlush(left.subarray(0, 4096))
       }
     })
@@ -137,9 +138,9 @@ export class Folder {
   /** Bytes that removing an entry gives back: those of files that have no other name. */
   size (name) {
     const stat = this.stat(name)
-    if (stat?.type !== 'directory') return stat?.linkCount === 1 ? stat.size : 0
+    if (stat?.type !== 'directory') return stat?.linkCount === 1n ? stat.size : 0n
     using folder = this.folder(name)
-    return folder.list().reduce((sum, entry) => sum + folder.size(entry.name), 0)
+    return folder.list().reduce((sum, entry) => sum + folder.size(entry.name), 0n)
   }
 
   /** Has the names in it survive a power failure. */
@@ -154,7 +155,7 @@ export class Folder {
   #create (name, write) {
     this.#try('write', name, () => {
       using file = this.#handle.openAt({}, name, { create: true, truncate: true }, { write: true })
-      using output = file.writeViaStream(0)
+      using output = file.writeViaStream(0n)
       write(output)
       file.sync()
     })
@@ -173,13 +174,13 @@ export class Folder {
           throw failure('not-found', `${cannot}: it does not exist`)
         case 'insufficient-space':
         case 'quota':
-          throw failure('unavailable', `${cannot}: the storage is full; make room there or let retention keep less`, 60)
+          throw failure('unavailable', `${cannot}: the storage is full; make room or let retention keep less`, 60n)
         case 'access':
         case 'not-permitted':
         case 'read-only':
           throw failure('denied', `${cannot}: ${why}; let the user that vmferry runs as write there`)
         default:
-          throw failure('unavailable', `${cannot}: ${why}`, 60)
+          throw failure('unavailable', `${cannot}: ${why}`, 60n)
       }
     }
   }
@@ -187,7 +188,7 @@ export class Folder {
 
 /** Moves bytes from stream to stream. They stay with the host. */
 function splice (output, input, length) {
-  for (let left = length; left > 0;) left -= output.blockingSplice(input, left)
+  for (let left = length; left > 0n;) left -= output.blockingSplice(input, left)
 }
 
 /** What an error says of a file, if it does: a name of the file system's, or that of the stream of a file. */

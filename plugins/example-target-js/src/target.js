@@ -5,7 +5,8 @@
 
 import { failure, isDamaged } from './errors.js'
 import { Folder } from './files.js'
-import { fromUtf8, toUtf8 } from './text.js'
+
+// Sizes and offsets come as BigInt. No disk has more bytes than a number counts exactly, so here they are numbers.
 
 /** How the data comes: the block of a VHD. */
 const CHUNK = 2 << 20
@@ -37,7 +38,7 @@ export const replicate = {
     using all = open(config)
     const isPoint = ({ name, type }) => type === 'directory' && isPlain(name) && all.stat(`${name}/point.json`)
     const points = all.list().filter(isPoint).map(({ name }) => pointOf(all, name))
-    return points.filter(point => point.vm === (vm ?? point.vm)).sort((a, b) => a.takenAt - b.takenAt)
+    return points.filter(point => point.vm === (vm ?? point.vm)).sort((a, b) => Number(a.takenAt - b.takenAt))
   },
 
   metadata (config, point) {
@@ -62,11 +63,12 @@ export const replicate = {
         else extents.push({ offset, length })
       }
     }
-    return extents
+    return extents.map(({ offset, length }) => ({ offset: BigInt(offset), length: BigInt(length) }))
   },
 
   write (config, draft, delta) {
-    const { disk, content, size, kind } = delta.info()
+    const { disk, content, size: bytes, kind } = delta.info()
+    const size = Number(bytes)
     if (kind.tag === 'other') throw failure('unsupported', `data of the kind \`${kind.val}\` is not known`)
     using all = open(config)
     using folder = all.createFolder(draftOf(draft.id))
@@ -75,13 +77,14 @@ export const replicate = {
     using base = kind.tag === 'delta' ? openDisk(all, kind.val, disk) : null
     let [chunks, stored] = [0, 0]
     let chunk = delta.next()
+    const before = end => chunk && Number(chunk.offset()) < end
     for (let group = 0; group * GROUP < size; group++) {
       using here = into.createFolder(`${group}`)
       const unchanged = base ? chunksOf(base, `${group}`) : new Map()
-      for (; chunk && chunk.offset() < (group + 1) * GROUP; chunk = delta.next()) {
+      for (; before((group + 1) * GROUP); chunk = delta.next()) {
         // Let go before the next one is asked for: what is held has a limit.
         using sent = chunk
-        unchanged.delete(sent.offset())
+        unchanged.delete(Number(sent.offset()))
         if (sent.isZero()) continue
         stored += store(here, sent)
         chunks += 1
@@ -92,7 +95,7 @@ export const replicate = {
     }
     into.sync()
     folder.sync()
-    return toUtf8(JSON.stringify({ disk, content, size, chunks, stored }))
+    return new TextEncoder().encode(JSON.stringify({ disk, content, size, chunks, stored }))
   },
 
   commit (config, draft, receipts) {
@@ -101,11 +104,13 @@ export const replicate = {
     // It may have been committed before somebody could be told.
     if (all.stat(id) === undefined) {
       const { job, vm, name, takenAt, metadata } = draft
-      const disks = receipts.map(({ receipt, digest }) => ({ ...JSON.parse(fromUtf8(receipt)), digest }))
+      const utf8 = new TextDecoder()
+      const disks = receipts.map(({ receipt, digest }) => ({ ...JSON.parse(utf8.decode(receipt)), digest }))
       using folder = all.folder(draftOf(id))
       // A text as it is: JavaScript's numbers would not keep every number of JSON.
       folder.replace('vm.json', metadata)
-      folder.replace('point.json', JSON.stringify({ format: FORMAT, job, vm, name, takenAt, disks }, null, 2))
+      const manifest = { format: FORMAT, job, vm, name, takenAt: Number(takenAt), disks }
+      folder.replace('point.json', JSON.stringify(manifest, null, 2))
       all.rename(draftOf(id), id)
       all.sync()
     }
@@ -121,7 +126,8 @@ export const replicate = {
     using all = open(config)
     using from = openDisk(all, point, disk)
     let [group, chunks, done] = [-1, null, 0]
-    for (const { offset, length } of extents) {
+    for (const extent of extents) {
+      const [offset, length] = [Number(extent.offset), Number(extent.length)]
       // Whole chunks, for their digests; the host takes of them what it asked for.
       for (let at = Math.max(done, offset - offset % CHUNK); at < offset + length; at += CHUNK) {
         const its = Math.floor(at / GROUP)
@@ -145,13 +151,13 @@ export const replicate = {
             put(check, folder, chunk)
           } catch (problem) {
             if (!isDamaged(problem)) throw problem
-            const extent = { offset: chunk.offset, length: Math.min(CHUNK, size - chunk.offset) }
+            const extent = { offset: BigInt(chunk.offset), length: BigInt(Math.min(CHUNK, size - chunk.offset)) }
             found.push({ disk, extent, message: problem.payload.message })
           }
         }
       }
       if (there !== chunks) {
-        found.push({ disk, extent: null, message: `of ${chunks} chunks that were stored ${there} are there` })
+        found.push({ disk, message: `of ${chunks} chunks that were stored ${there} are there` })
       }
     }
     keepDamage(folder, found)
@@ -236,10 +242,10 @@ function pointOf (all, id) {
     job,
     vm,
     name,
-    takenAt,
-    disks: disks.map(disk => ({ ...disk, extensions: [] })),
+    takenAt: BigInt(takenAt),
+    disks: disks.map(disk => ({ ...disk, size: BigInt(disk.size), stored: BigInt(disk.stored), extensions: [] })),
     held: folder.stat('held') !== undefined,
-    damaged: folder.stat('damaged') ? folder.read('damaged') : null,
+    damaged: folder.stat('damaged') && folder.read('damaged'),
     extensions: []
   }
 }
@@ -270,15 +276,16 @@ function store (folder, chunk) {
   using payload = chunk.encode(ZSTD)
   using body = payload.body()
   folder.fill(`${chunk.offset()}-${chunk.digest().toHex()}.zst`, body, payload.length())
-  return payload.length()
+  return Number(payload.length())
 }
 
 /** Gives a chunk back. */
 function put (restore, folder, { offset, digest, path }) {
-  using stream = folder.pour(path, length => {
+  const filled = folder.pour(path, length => {
     // What the host would refuse to look at.
-    if (length === 0 || length > 2 * CHUNK) throw failure('damaged', `${path} has ${length} bytes`)
-    return restore.put(offset, length, ZSTD, Uint8Array.fromHex(digest))
+    if (length === 0n || length > 2 * CHUNK) throw failure('damaged', `${path} has ${length} bytes`)
+    return restore.put(BigInt(offset), length, ZSTD, Uint8Array.fromHex(digest))
   })
-  restore.finish(stream)
+  // Takes the stream away, so nobody else gives it back.
+  restore.finish(filled)
 }

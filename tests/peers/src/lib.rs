@@ -55,10 +55,10 @@ impl Peer {
     /// # Errors
     /// It or its packages are missing and required.
     pub fn componentize() -> anyhow::Result<Option<Self>> {
-        if example_target_js("node_modules/componentize-qjs").is_dir() {
+        if example_target_js("node_modules/@bytecodealliance/componentize-js").is_dir() {
             return Self::system("node");
         }
-        Self::found(None, "node with componentize-qjs", "run tests/peers/install")
+        Self::found(None, "node with componentize-js", "run tests/peers/install")
     }
 
     /// Where it is.

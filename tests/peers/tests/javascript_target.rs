@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::json;
-use tokio::sync::OnceCell;
 use vmferry_engine::{RestoreRequest, RestoreTo, Silent, StoreTarget};
 use vmferry_model::plan::Kind;
 use vmferry_model::report::{Outcome, RunReport};
@@ -16,24 +15,21 @@ use vmferry_peers::{Peer, example_target_js};
 use vmferry_sandbox::{Grants, Instance, Package, Sandbox, Settings, Target};
 use vmferry_scenarios::{Keep, MIB, World};
 
-/// The plugin, built once. `None` where there is nothing to build it with.
+/// The plugin, built. `None` where there is nothing to build it with.
 async fn package() -> anyhow::Result<Option<Package>> {
-    static PACKAGE: OnceCell<Option<Package>> = OnceCell::const_new();
-    let build = || async {
-        let Some(node) = Peer::componentize()? else { return Ok(None) };
-        let folder = tempfile::tempdir()?;
-        let component = folder.path().join("example-target-js.wasm");
-        node.run([example_target_js("build.mjs"), component]).await?;
-        std::fs::copy(example_target_js("plugin.toml"), folder.path().join("plugin.toml"))?;
-        Ok(Some(Package::from_folder(folder.path())?))
-    };
-    PACKAGE.get_or_try_init(build).await.cloned()
+    let Some(node) = Peer::componentize()? else { return Ok(None) };
+    let folder = tempfile::tempdir()?;
+    let component = folder.path().join("example-target-js.wasm");
+    node.run([example_target_js("build.mjs"), component]).await?;
+    std::fs::copy(example_target_js("plugin.toml"), folder.path().join("plugin.toml"))?;
+    Ok(Some(Package::from_folder(folder.path())?))
 }
 
 /// The plugin, keeping its points in this folder.
 async fn target(folder: &Path) -> anyhow::Result<Option<Arc<Target>>> {
     let Some(package) = package().await? else { return Ok(None) };
-    let plugin = Sandbox::new(&Settings::default())?.load(&package).await?;
+    let compile_cache = Some(concat!(env!("CARGO_TARGET_TMPDIR"), "/compiled-plugins").into());
+    let plugin = Sandbox::new(&Settings { compile_cache })?.load(&package).await?;
     let grants = Grants { folders: vec![folder.to_str().unwrap().to_owned()], ..Grants::default() };
     let instance = Instance { grants, with: json!({ "folder": folder }), ..Instance::default() };
     Ok(Some(plugin.target(instance).await?))
@@ -78,7 +74,8 @@ async fn restored(world: &World, point: &str) -> Vec<String> {
 /// All files of chunks below a folder, by path.
 fn chunks(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let mut found: Vec<PathBuf> = entries.flat_map(|path| if path.is_dir() { chunks(&path) } else { vec![path] }).collect();
+    let mut found: Vec<PathBuf> =
+        entries.flat_map(|path| if path.is_dir() { chunks(&path) } else { vec![path] }).collect();
     found.retain(|path| path.extension().is_some_and(|extension| extension == "zst"));
     found
 }
