@@ -18,7 +18,7 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -70,15 +70,19 @@ impl Streams {
         let silence = options.first_byte_timeout.unwrap_or(HTTP_SILENCE).min(HTTP_SILENCE);
         let (waiting, waited_for) = watch::channel(Some(Instant::now()));
         let mut request = self.client(lent, &url, allowed)?.request(method, url.clone()).headers(headers);
-        if !body.is_end_stream() {
+        // Held until there is an answer: the client lets go of a body once it has all bytes, which to a guest that flushes its
+        // last piece would look like a server that takes no more.
+        let body = Arc::new(Mutex::new(body));
+        if !lock(&body).is_end_stream() {
             let (limit, moved) = (self.limit, self.moved.clone());
-            let body = Outgoing { body: Mutex::new(body), length, limit, sent: 0, waiting, moved };
+            let body = Outgoing { body: body.clone(), length, limit, sent: 0, waiting, moved };
             request = request.body(reqwest::Body::wrap(body));
         }
         let answer = tokio::select! {
             answer = request.send() => answer.map_err(|problem| self.told(&problem, lent, refusals, &url))?,
             () = falls_silent(waited_for, silence) => return Err(Error::HttpResponseTimeout),
         };
+        drop(body);
         if size_of_headers(answer.headers()) > HTTP_HEADERS {
             return Err(Error::HttpResponseHeaderSectionSize(Some(HTTP_HEADERS as u32)));
         }
@@ -176,10 +180,13 @@ enum Broken {
     GivenUp,
 }
 
+fn lock(body: &Mutex<WasiBody>) -> MutexGuard<'_, WasiBody> {
+    body.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A request's body on its way from the guest to the server.
 struct Outgoing {
-    /// reqwest wants what can be shared. It is never locked.
-    body: Mutex<WasiBody>,
+    body: Arc<Mutex<WasiBody>>,
     /// How long the guest says it is.
     length: Option<u64>,
     limit: u64,
@@ -195,8 +202,7 @@ impl Body for Outgoing {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let this = &mut *self;
-        let body = this.body.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let frame = Pin::new(body).poll_frame(cx);
+        let frame = Pin::new(&mut *lock(&this.body)).poll_frame(cx);
         this.waiting.send_replace(frame.is_ready().then(Instant::now));
         let frame = match ready!(frame) {
             None if this.length.is_some_and(|length| this.sent < length) => Err(Broken::GivenUp),

@@ -197,7 +197,7 @@ async fn an_answer_waits_for_its_guest_and_not_in_memory() {
 async fn a_piece_goes_on_as_the_buffer_that_it_came_in() {
     let (waiting, _) = watch::channel(None);
     let (guest, body) = HostOutgoingBody::new(StreamContext::Request, Some(MIB), 1, MIB as usize);
-    let body = Mutex::new(body);
+    let body = Arc::new(Mutex::new(body));
     let mut body = Outgoing { body, length: Some(MIB), limit: MIB, sent: 0, waiting, moved: Arc::new(|_| {}) };
     let piece = Bytes::from(vec![7; MIB as usize]);
     write(guest, std::iter::once(piece.clone()), &AtomicU64::new(0)).await;
