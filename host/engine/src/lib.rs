@@ -35,6 +35,7 @@ mod migration;
 mod moving;
 mod objects;
 mod offline;
+mod origin;
 mod ova;
 mod placement;
 mod plan;

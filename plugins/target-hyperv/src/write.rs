@@ -189,7 +189,6 @@ impl<P: Place> Keeper<P> {
         Ok(Receipt { content: info.content.clone(), size: info.size, stored, image: name, made: Made::New(kept) })
     }
 
-    #[expect(clippy::too_many_arguments, reason = "a step of `write`")]
     fn write_in_place(
         &self,
         draft: &Draft,

@@ -160,13 +160,13 @@ impl Stage {
         self.configure_pools(&pool_section("prod", &self.source), &pool_section("dr", &self.target), more);
     }
 
-    /// The same with targets that are stores: name, plugin, settings, and the folder that it is granted.
+    /// The same with targets that are stores: name, plugin, settings, and the folder that it is granted beside locks.
     pub(crate) fn configure_with_stores(&self, stores: &[(&str, &str, &str, &Path)]) {
         let store = |(name, plugin, with, _): &(&str, &str, &str, &Path)| {
             format!("{{ name = '{name}', plugin = '{plugin}', with = {{ {with} }} }}")
         };
         let grant = |(_, plugin, _, folder): &(&str, &str, &str, &Path)| {
-            format!("[plugin.{plugin}]\ngrants = {{ folders = ['{}'] }}\n", folder.display())
+            format!("[plugin.{plugin}]\ngrants = {{ folders = ['{}'], lock = true }}\n", folder.display())
         };
         let targets: Vec<String> = stores.iter().map(store).collect();
         self.configure(&stores.iter().map(grant).collect::<String>());
