@@ -205,7 +205,7 @@ fn unknown_keys_are_answered_with_the_nearest_right_name() {
         expect![[r#"
             error: unknown section `stor`
               where: vmferry.toml:11:2
-              remedy: did you mean `store`? known here: `pool`, `job`, `plugin`, `link`, `key`, `store`
+              remedy: did you mean `store`? known here: `pool`, `job`, `plugin`, `link`, `key`, `seal_key`, `store`
         "#]],
     );
     check_with(
@@ -410,9 +410,9 @@ fn a_folder_is_granted_by_its_absolute_path() {
         "/mnt/backup",
         "backup",
         expect![[r#"
-        error: plugin.example-target-folder.grants.folders[0]: a folder is granted by its absolute path: `/mnt/backup`
-          where: vmferry.toml:29:24
-    "#]],
+            error: plugin.example-target-folder.grants.folders[0]: a folder is granted by its absolute path: `/mnt/backup`
+              where: vmferry.toml:29:23
+        "#]],
     );
 }
 
@@ -431,10 +431,10 @@ fn a_seal_key_that_is_not_random_enough_is_refused() {
         "seal = [\"backup\"]",
         "seal = [\"bakcup\"]",
         expect![[r#"
-        error: plugin.example-target-folder.grants.seal[0]: there is no seal_key `bakcup`
-          where: vmferry.toml:29:49
-          remedy: did you mean `backup`? known here: `backup`
-    "#]],
+            error: plugin.example-target-folder.grants.seal[0]: there is no seal_key `bakcup`
+              where: vmferry.toml:29:47
+              remedy: did you mean `backup`? known here: `backup`
+        "#]],
     );
 }
 
@@ -587,7 +587,7 @@ fn everything_is_told_at_once() {
               remedy: add `targets = [{ name = "dr", pool = "dr", sr = "UUID" }]`
             error: unknown section `storage`
               where: vmferry.toml:4:2
-              remedy: did you mean `store`? known here: `pool`, `job`, `plugin`, `link`, `key`, `store`
+              remedy: did you mean `store`? known here: `pool`, `job`, `plugin`, `link`, `key`, `seal_key`, `store`
         "#]],
     );
 }
