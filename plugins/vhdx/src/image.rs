@@ -82,6 +82,13 @@ impl<F: Storage> Image<F> {
         if [regions.bat, regions.metadata].iter().any(|region| region.offset < log.end() && log.offset < region.end()) {
             return Err(VhdxError::wrong("header", 0, "the log is where a region is"));
         }
+        let length = file.length()?;
+        for (part, region) in [("BAT", regions.bat), ("metadata", regions.metadata), ("log", log)] {
+            if region.end() > length {
+                let problem = format!("it ends at byte {}, and the file at {length}: it was cut off", region.end());
+                return Err(VhdxError::wrong(part, region.offset, problem));
+            }
+        }
         if bat::entries(&disk) * ENTRY_SIZE > regions.bat.length.into() {
             let problem = format!("it is too short for a disk of {} bytes", disk.size);
             return Err(VhdxError::wrong("BAT", regions.bat.offset, problem));

@@ -30,7 +30,7 @@ pub(crate) struct Region {
 
 impl Region {
     pub(crate) fn end(self) -> u64 {
-        self.offset + u64::from(self.length)
+        self.offset.saturating_add(self.length.into())
     }
 }
 
