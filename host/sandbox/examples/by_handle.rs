@@ -88,7 +88,11 @@ async fn main() -> anyhow::Result<()> {
         ratios[0],
         ratios[rounds - 1]
     )?;
-    writeln!(out, "payload: {} bytes stored, {} of them copied into the plugin's memory", passed.stored, passed.copied)?;
+    writeln!(
+        out,
+        "payload: {} bytes stored, {} of them copied into the plugin's memory",
+        passed.stored, passed.copied
+    )?;
     Ok(())
 }
 
