@@ -20,7 +20,7 @@ const CHUNK: usize = 1 << 20;
 const SIZE: u64 = 64 << 20;
 
 /// The plugin, set up for a bucket at this address.
-async fn target(url: &str, access_key: &str, secret_key: &str) -> Arc<Target> {
+pub(crate) async fn target(url: &str, access_key: &str, secret_key: &str) -> Arc<Target> {
     let compile_cache = Some(concat!(env!("CARGO_TARGET_TMPDIR"), "/compiled-plugins").into());
     let sandbox = Sandbox::new(&Settings { compile_cache }).unwrap();
     let bundled = vmferry_bundle::get("target-s3").unwrap();

@@ -5,3 +5,4 @@
 mod component;
 mod moto;
 mod objects;
+mod single_pass;
