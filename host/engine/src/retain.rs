@@ -16,24 +16,16 @@ pub(crate) async fn retain(
 ) -> Result<(), RunError> {
     let mut points: Vec<Point> = lane.view.points().cloned().collect();
     points.reverse();
-    let newest = points.last().map(|point| point.uuid.clone());
-    // Damaged ones do not count as kept. Once there is a newer one, nobody can want them unless he holds them.
-    let (damaged, points): (Vec<Point>, Vec<Point>) = points.into_iter().partition(Point::is_damaged);
-    let superseded = damaged.iter().filter(|point| !point.held && newest.as_ref() != Some(&point.uuid));
-    let views: Vec<PointView> = points
-        .iter()
-        .map(|point| PointView { id: point.uuid.clone(), taken_at: point.taken_at, held: point.held })
-        .collect();
-    let judgements = match ask(retention, &views, now).await {
-        Ok(judgements) => judgements,
+    let view = |point: &Point| PointView { id: point.uuid.clone(), taken_at: point.taken_at, held: point.held };
+    let asked = points.iter().map(|point| (view(point), point.is_damaged())).collect();
+    let going = match going(retention, asked, now).await {
+        Ok(going) => going,
         Err(error) => {
             lane.warnings.push(format!("nothing was pruned: {error}"));
             return Ok(());
         }
     };
-    let dropped = droppable(&views, &judgements);
-    let dropped = points.iter().filter(|point| dropped.iter().any(|view| view.id == point.uuid));
-    for point in superseded.chain(dropped) {
+    for point in going.iter().filter_map(|id| points.iter().find(|point| point.uuid == *id)) {
         // Somebody may have held it while the plugin was deciding.
         if view::is_held(&lane.session.get_record(&point.reference).await?) {
             continue;
@@ -47,13 +39,20 @@ pub(crate) async fn retain(
     Ok(())
 }
 
-/// The rule's word on each point (oldest first).
-pub(crate) async fn ask(
+/// The points that go, of these (oldest first, and whether each is damaged), by their identity.
+pub(crate) async fn going(
     retention: &dyn Retention,
-    points: &[PointView],
+    points: Vec<(PointView, bool)>,
     now: Timestamp,
-) -> Result<Vec<Judgement>, PluginError> {
-    same_length(retention.select(points, now).await?, points.len())
+) -> Result<Vec<String>, PluginError> {
+    let newest = points.last().map(|(point, _)| point.id.clone());
+    // Damaged ones do not count as kept. Once there is a newer one, nobody can want them unless he holds them.
+    let (damaged, sound): (Vec<_>, Vec<_>) = points.into_iter().partition(|(_, damaged)| *damaged);
+    let sound: Vec<PointView> = sound.into_iter().map(|(point, _)| point).collect();
+    let judgements = same_length(retention.select(&sound, now).await?, sound.len())?;
+    let superseded = damaged.iter().map(|(point, _)| point);
+    let superseded = superseded.filter(|point| !point.held && newest.as_ref() != Some(&point.id));
+    Ok(superseded.chain(droppable(&sound, &judgements)).map(|point| point.id.clone()).collect())
 }
 
 fn same_length(answer: Vec<Judgement>, asked: usize) -> Result<Vec<Judgement>, PluginError> {
@@ -69,7 +68,7 @@ fn same_length(answer: Vec<Judgement>, asked: usize) -> Result<Vec<Judgement>, P
 
 /// The points (oldest first) that may go: dropped by the rule, not held, and not the newest, which is the next run's
 /// base.
-pub(crate) fn droppable<'a>(points: &'a [PointView], judgements: &[Judgement]) -> Vec<&'a PointView> {
+fn droppable<'a>(points: &'a [PointView], judgements: &[Judgement]) -> Vec<&'a PointView> {
     let newest = points.len().saturating_sub(1);
     points
         .iter()

@@ -150,20 +150,12 @@ impl<'j> StoreLane<'j> {
 
     /// Prunes what the plugin drops. What cannot be pruned now is pruned later.
     pub(crate) async fn retain(&mut self, retention: &dyn Retention, now: Timestamp) {
-        let newest = self.points.len().saturating_sub(1);
-        let (damaged, sound): (Vec<_>, Vec<_>) =
-            self.points.iter().enumerate().partition(|(_, point)| point.damaged.is_some());
-        let superseded = damaged.iter().filter(|(age, point)| !point.held && *age != newest);
-        let views: Vec<PointView> = sound
-            .iter()
-            .map(|(_, point)| PointView { id: point.id.clone(), taken_at: point.taken_at, held: point.held })
-            .collect();
-        let judgements = match retain::ask(retention, &views, now).await {
-            Ok(judgements) => judgements,
+        let view = |point: &StoredPoint| PointView { id: point.id.clone(), taken_at: point.taken_at, held: point.held };
+        let asked = self.points.iter().map(|point| (view(point), point.damaged.is_some())).collect();
+        let going = match retain::going(retention, asked, now).await {
+            Ok(going) => going,
             Err(error) => return self.warnings.push(format!("nothing was pruned: {error}")),
         };
-        let dropped = retain::droppable(&views, &judgements).into_iter().map(|view| view.id.clone());
-        let going: Vec<String> = superseded.map(|(_, point)| point.id.clone()).chain(dropped).collect();
         for point in going {
             match self.target.store.delete(&point).await {
                 Ok(()) => {
@@ -181,7 +173,7 @@ impl<'j> StoreLane<'j> {
             return;
         }
         let Some(draft) = &self.draft else { return };
-        if self.commit_begun && self.has_point(&draft.id).await {
+        if self.commit_begun && self.may_have(draft).await {
             return;
         }
         if let Err(error) = self.target.store.abort(draft).await {
@@ -190,10 +182,9 @@ impl<'j> StoreLane<'j> {
     }
 
     /// Whether a point that the store was asked for is there after all; where it does not say, it may be.
-    async fn has_point(&self, id: &str) -> bool {
-        let Some(draft) = &self.draft else { return false };
+    async fn may_have(&self, draft: &Draft) -> bool {
         let points = self.target.store.points(Some(&draft.vm)).await;
-        points.map_or(true, |points| points.iter().any(|point| point.id == id))
+        points.map_or(true, |points| points.iter().any(|point| point.id == draft.id))
     }
 
     /// What is planned here.

@@ -179,14 +179,7 @@ impl Life {
             () = pool.wait_until_stalled() => None,
         };
         pool.clear_faults();
-        match &report {
-            Some(report) => self.judge(report, &before).await,
-            None => {
-                self.learn();
-                self.assert_bases(&before).await;
-            }
-        }
-        let end = if report.is_none() { "dies" } else { "ends before" };
+        let end = self.judge_end(report.as_ref(), &before).await;
         Some(format!("a run {end} at {:?} number {} on the {side}", fault.at, fault.nth))
     }
 
@@ -242,14 +235,7 @@ impl Life {
             () = shelf.wait_until_stalled() => None,
         };
         shelf.calm();
-        match &report {
-            Some(report) => self.judge(report, &before).await,
-            None => {
-                self.learn();
-                self.assert_bases(&before).await;
-            }
-        }
-        let end = if report.is_none() { "dies" } else { "ends before" };
+        let end = self.judge_end(report.as_ref(), &before).await;
         Some(format!("a run {end} {} {call} of its store", if after { "after" } else { "before" }))
     }
 
@@ -270,6 +256,21 @@ impl Life {
                 let point = self.dice.pick(&shelf.ids())?.clone();
                 shelf.forget_point(&point);
                 Some(format!("point {point} of the store is lost"))
+            }
+        }
+    }
+
+    /// What became of a run that was to die, if it did not end before.
+    async fn judge_end(&mut self, report: Option<&RunReport>, before: &Before) -> &'static str {
+        match report {
+            Some(report) => {
+                self.judge(report, before).await;
+                "ends before"
+            }
+            None => {
+                self.learn();
+                self.assert_bases(before).await;
+                "dies"
             }
         }
     }
