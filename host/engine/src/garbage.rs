@@ -12,6 +12,7 @@ use crate::lease::Claim;
 use crate::migration;
 use crate::offline;
 use crate::reconcile::{Holding, superseded, unconfirmed, unmarked};
+use crate::restoring;
 use crate::store_lane;
 use crate::view::{Condition, Identity, Pruning, Replica, SourceVm, TargetView, Unborn, is_unused};
 use crate::xen_orchestra;
@@ -102,6 +103,8 @@ pub enum FindingKind {
     HalfWrittenReplica,
     /// A disk of one of these two.
     HalfWrittenDisk,
+    /// What a restore to a new VM made, which ended before that VM was whole.
+    UnfinishedRestore,
     /// A replica whose recovery point was committed, and which was not tidied up.
     UntidyReplica,
     /// A recovery point's disk that was being cloned.
@@ -160,6 +163,7 @@ impl FindingKind {
             Self::UnfinishedReplica => "first replica of an unfinished run",
             Self::HalfWrittenReplica => "half-written replica",
             Self::HalfWrittenDisk => "half-written disk",
+            Self::UnfinishedRestore => "unfinished restore",
             Self::UntidyReplica => "unfinished commit",
             Self::CloneMark => "mark of an interrupted clone",
             Self::UnfinishedRemoval => "unfinished removal",
@@ -222,6 +226,7 @@ impl Scene<'_> {
             OneVm::new(self, &vm).look(&mut found);
         }
         if self.only.is_none() {
+            self.restores(&mut found);
             self.strangers(&mut found);
         }
         self.tables(&mut found);
@@ -274,6 +279,31 @@ impl Scene<'_> {
     fn views(&self, identity: &Identity) -> Vec<(&Target, &PoolState, TargetView)> {
         let reached = self.targets.iter().filter_map(|(target, pool)| Some((*target, (*pool)?)));
         reached.map(|(target, pool)| (target, pool, TargetView::new(&pool.inventory, identity, &target.srs))).collect()
+    }
+
+    /// What restores made that ended before they were done. They are of no run, so they are looked for where all VMs are.
+    fn restores(&self, found: &mut Found) {
+        for pool in self.pools() {
+            for left in restoring::unfinished(&pool.inventory, &self.job.ids.job.to_string()).into_values() {
+                if let Some((reference, vm)) = left.vm {
+                    if let Some(Claim::Held { holder, .. }) = pool.claims.get(reference) {
+                        let why = format!("{holder} restores a recovery point to it");
+                        found.vm(pool, vm, None, FindingKind::HeldLease, GcAct::Keep, why);
+                        continue;
+                    }
+                    let why = "a restore made it and ended before it was whole".to_owned();
+                    found.vm(pool, vm, None, FindingKind::UnfinishedRestore, GcAct::Remove, why);
+                    for disk in pool.inventory.disks_of(vm) {
+                        let why = format!("it goes with {}, unless something else uses it", vm.name_label);
+                        found.disk(pool, &disk.record, None, FindingKind::UnfinishedRestore, GcAct::Remove, why);
+                    }
+                }
+                for (_, disk) in left.loose {
+                    let why = "a restore made it and ended before it was attached".to_owned();
+                    found.disk(pool, disk, None, FindingKind::UnfinishedRestore, GcAct::Remove, why);
+                }
+            }
+        }
     }
 
     /// Objects that no view takes for the job's, though they carry its keys or are in its way.

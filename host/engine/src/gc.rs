@@ -15,6 +15,7 @@ use crate::migration;
 use crate::offline;
 use crate::progress::Progress;
 use crate::reconcile::{self, Holding};
+use crate::restoring;
 use crate::run::Run;
 use crate::select::select;
 use crate::store_lane;
@@ -225,11 +226,21 @@ async fn put_right(run: &Run<'_>, findings: &[Finding]) -> Vec<GcProblem> {
             problems.push(GcProblem::new(Some(vm), None, &error));
         }
     }
+    let restores = findings.iter().filter(|finding| finding.kind == FindingKind::UnfinishedRestore);
+    for pool in restores.map(|finding| &finding.pool).collect::<BTreeSet<_>>() {
+        if let Err(error) = remove_restores(run, pool).await {
+            problems.push(GcProblem::new(None, None, &error));
+        }
+    }
     // Nothing looks for a VM whose lease is held, so what is found there is that lease alone.
     for held in findings.iter().filter(|finding| finding.kind == FindingKind::HeldLease) {
         problems.push(GcProblem { vm: held.vm.clone(), target: None, error: held.why.clone(), locked: true });
     }
     problems
+}
+
+async fn remove_restores(run: &Run<'_>, pool: &str) -> Result<(), RunError> {
+    restoring::remove_unfinished(run, &run.pools.session(pool).await?).await
 }
 
 /// What a run does before anything else: the lease of the source VM, the targets under theirs, then the source.

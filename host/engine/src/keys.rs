@@ -84,6 +84,9 @@ pub(crate) const SOURCE_HA_RESTART_PRIORITY: &str = "vmferry:source-ha-restart-p
 /// On a source VM that a run shut down for its snapshot, until it is started again.
 pub(crate) const STOPPED: &str = "vmferry:stopped";
 
+/// On a VM that is being restored, and on a disk of it until that is attached: `<job>:<uuid of the VM>`. See `restoring`.
+pub(crate) const RESTORING: &str = "vmferry:restoring";
+
 /// On the doctor's scratch disks: see `doctor::scratch`.
 pub(crate) const DOCTOR: &str = "vmferry:doctor";
 

@@ -47,6 +47,7 @@ mod readback;
 mod reconcile;
 mod replica;
 mod restore;
+mod restoring;
 mod retain;
 mod retrieving;
 mod run;

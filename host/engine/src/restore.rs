@@ -1,7 +1,7 @@
 //! `vmferry restore`: a recovery point of any target becomes a VM on any pool, the content of a VM that is there, or files.
 //!
-//! A new VM is a template with its start blocked until everything is in place, and called `[Restoring]`; what a crash leaves is that
-//! VM with its disks, for its owner to remove. A VM that is there gets what differs alone, and a snapshot of what it was first.
+//! A new VM is a template called `[Restoring]` until everything is in place; what a crash leaves of it is found by `gc` (see
+//! `restoring`). A VM that is there gets what differs alone, and a snapshot of what it was first.
 
 use crate::digests::table_size;
 use crate::engine::{Engine, RunOptions};
@@ -20,6 +20,7 @@ use crate::plan::replica_size;
 use crate::progress::{DiskLabel, Progress};
 use crate::readback::ReadBack;
 use crate::replica::{self, MappedInterface};
+use crate::restoring;
 use crate::retrieving::StoredSource;
 use crate::run::{Networks, Run};
 use crate::shares::Want;
@@ -326,25 +327,29 @@ impl Restore<'_> {
         let interfaces = replica::map_networks(interfaces, networks, &there, target)?;
         let name = name.unwrap_or(&self.origin.vm.name_label);
         let vm = self.create(session, name).await?;
-        let made = self.fill(session, sr, &vm, name, &interfaces, report).await;
-        if let Err(error) = made {
-            if let Err(left) = remove(session, &vm).await {
-                tracing::warn!(%vm, error = %left, "a VM that could not be restored is left; remove it by hand");
+        match self.make(session, sr, &vm, name, &interfaces, report).await {
+            Ok(lease) => self.hand_over(lease, report).await,
+            Err(error) => {
+                if let Err(left) = restoring::remove(session, &vm).await {
+                    tracing::warn!(%vm, error = %chain(&left), "what was not restored is left; `vmferry gc` removes it");
+                }
+                return Err(error.into());
             }
-            return Err(error.into());
         }
-        report.restored = Some(session.call("VM.get_uuid", params![&vm]).await.map_err(RunError::from)?);
         Ok(())
     }
 
     /// The VM without disks: a template until it is whole, so that nobody can start it.
     async fn create(&self, session: &Session, name: &str) -> Result<Ref<Vm>, RunError> {
         let name = format!("[Restoring] {name}");
-        let record = replica::restored_record(&self.origin.snapshot, &name, &self.keys());
+        let mut keys = self.keys();
+        keys.insert(keys::RESTORING.to_owned(), restoring::mark(self.run, ""));
+        let record = replica::restored_record(&self.origin.snapshot, &name, &keys);
         Ok(session.call("VM.create", params![record]).await?)
     }
 
-    async fn fill(
+    /// Makes it whole, under a lease that says that somebody is at it.
+    async fn make(
         &self,
         session: &Session,
         sr: &Ref<Sr>,
@@ -352,11 +357,42 @@ impl Restore<'_> {
         name: &str,
         interfaces: &[MappedInterface],
         report: &mut RestoreReport,
+    ) -> Result<Lease, RunError> {
+        let uuid: String = session.call("VM.get_uuid", params![vm]).await?;
+        let lease = self.run.lease(session, vm, &uuid).await?;
+        let mark = restoring::mark(self.run, &uuid);
+        lease.change_keys(|keys| drop(keys.insert(keys::RESTORING.to_owned(), mark.clone()))).await?;
+        self.fill(session, sr, vm, &mark, interfaces, report).await?;
+        lease.check().await?;
+        let () = session.call("VM.set_name_label", params![vm, name]).await?;
+        let () = session.call("VM.set_is_a_template", params![vm, false]).await?;
+        report.restored = Some(uuid);
+        Ok(lease)
+    }
+
+    /// Takes off what tells the VM from its owner's others.
+    async fn hand_over(&self, lease: Lease, report: &mut RestoreReport) {
+        if let Err(error) = lease.change_keys(|keys| drop(keys.remove(keys::RESTORING))).await {
+            let what = "the VM is whole and keeps the key `vmferry:restoring`, which does no harm";
+            report.warnings.push(format!("{what}: {}", chain(&error)));
+        }
+        lease_back(lease, report).await;
+    }
+
+    async fn fill(
+        &self,
+        session: &Session,
+        sr: &Ref<Sr>,
+        vm: &Ref<Vm>,
+        mark: &str,
+        interfaces: &[MappedInterface],
+        report: &mut RestoreReport,
     ) -> Result<(), RunError> {
         for disk in self.disks() {
             let source = &disk.attached.record;
-            let record =
-                replica::disk_record(source, sr.as_str(), &source.name_label, &keys::inheritable(&source.other_config));
+            let mut keys = keys::inheritable(&source.other_config);
+            keys.insert(keys::RESTORING.to_owned(), mark.to_owned());
+            let record = replica::disk_record(source, sr.as_str(), &source.name_label, &keys);
             let vdi: Ref<Vdi> = session.call_async("VDI.create", params![record]).await?;
             // Attached at once, so that whoever finds the VM finds its disks.
             let attached = [(&disk.attached, &vdi)];
@@ -364,15 +400,14 @@ impl Restore<'_> {
                 destroy_disk(session, &vdi).await?;
                 return Err(error.into());
             }
+            session.remove_from_other_config(&vdi, keys::RESTORING).await?;
             let to: String = session.call("VDI.get_uuid", params![&vdi]).await?;
             let place = Place::Disk { session: session.clone(), vdi };
             report.disks.push(self.whole(disk, place, &to).await?);
         }
         let record: Vm = session.get_record(vm).await?;
         replica::copy_bios_strings(session, vm, &record, &self.origin.snapshot).await?;
-        replica::sync_interfaces(session, vm, &record, interfaces).await?;
-        let () = session.call("VM.set_name_label", params![vm, name]).await?;
-        Ok(session.call("VM.set_is_a_template", params![vm, false]).await?)
+        Ok(replica::sync_interfaces(session, vm, &record, interfaces).await?)
     }
 
     /// Reads a disk whole into a new place.
@@ -726,15 +761,4 @@ async fn lease_back(lease: Lease, report: &mut RestoreReport) {
     if let Err(error) = lease.release().await {
         report.warnings.push(format!("the VM's lease could not be given back and will expire: {}", chain(&error)));
     }
-}
-
-/// Destroys a VM that was not finished, and its disks.
-async fn remove(session: &Session, vm: &Ref<Vm>) -> Result<(), RunError> {
-    let record: Vm = session.get_record(vm).await?;
-    let disks = crate::clone::disks_of(session, &record).await?;
-    let () = session.call_async("VM.destroy", params![vm]).await?;
-    for disk in disks {
-        destroy_disk(session, &disk.vdi).await?;
-    }
-    Ok(())
 }

@@ -450,7 +450,7 @@ impl Work<'_> {
             }
         }
         for lane in self.stores.iter_mut().filter(|lane| lane.committed.is_some()) {
-            lane.retain(retention.as_ref(), now).await;
+            lane.retain(&self.identity, retention.as_ref(), now).await;
         }
         if self.sees_everything() {
             self.run.digests.drop_unused(&held, &self.digest_tables());

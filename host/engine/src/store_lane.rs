@@ -149,7 +149,7 @@ impl<'j> StoreLane<'j> {
     }
 
     /// Prunes what the plugin drops. What cannot be pruned now is pruned later.
-    pub(crate) async fn retain(&mut self, retention: &dyn Retention, now: Timestamp) {
+    pub(crate) async fn retain(&mut self, identity: &Identity, retention: &dyn Retention, now: Timestamp) {
         let view = |point: &StoredPoint| PointView { id: point.id.clone(), taken_at: point.taken_at, held: point.held };
         let asked = self.points.iter().map(|point| (view(point), point.damaged.is_some())).collect();
         let going = match retain::going(retention, asked, now).await {
@@ -157,14 +157,27 @@ impl<'j> StoreLane<'j> {
             Err(error) => return self.warnings.push(format!("nothing was pruned: {error}")),
         };
         for point in going {
-            match self.target.store.delete(&point).await {
-                Ok(()) => {
+            match self.delete_unless_held(identity, &point).await {
+                Ok(true) => {
                     self.points.retain(|known| known.id != point);
                     self.pruned.push(point);
                 }
-                Err(error) => self.warnings.push(format!("recovery point {point} could not be removed: {error}")),
+                Ok(false) => {}
+                Err(error) => {
+                    self.warnings.push(format!("recovery point {point} could not be removed: {}", chain(&error)));
+                }
             }
         }
+    }
+
+    /// Deletes a point, if nobody held it while the plugin was deciding.
+    async fn delete_unless_held(&self, identity: &Identity, id: &str) -> Result<bool, RunError> {
+        let points = points(self.target, identity).await?;
+        if points.iter().any(|point| point.id == id && point.held) {
+            return Ok(false);
+        }
+        self.target.store.delete(id).await.map_err(RunError::Store)?;
+        Ok(true)
     }
 
     /// Takes back what this run stored without a commit. What cannot be done now stays for `vmferry gc`.

@@ -18,6 +18,7 @@ pub struct Shelf {
     shape: Shape,
     inner: Arc<Mutex<Inner>>,
     stalled: Arc<Notify>,
+    resumed: Arc<Notify>,
 }
 
 /// The chunks of a disk that are not zero, by offset.
@@ -40,16 +41,21 @@ enum Fate {
     Fails,
     /// It is done and says that it failed.
     LosesAnswer,
-    /// It never ends, and nothing is done.
+    /// It waits, and nothing is done before it is resumed.
     StallsBefore,
-    /// It is done and never ends.
+    /// It is done and waits.
     StallsAfter,
 }
 
 impl Shelf {
     /// An empty one that takes chunks of so many bytes.
     pub fn new(chunk_size: u32) -> Self {
-        Self { shape: Shape { chunk_size, only_newest: false }, inner: Arc::default(), stalled: Arc::default() }
+        Self {
+            shape: Shape { chunk_size, only_newest: false },
+            inner: Arc::default(),
+            stalled: Arc::default(),
+            resumed: Arc::default(),
+        }
     }
 
     /// The same, to whose newest point alone a delta can add.
@@ -79,7 +85,7 @@ impl Shelf {
         self.lock().next = Some((call, Fate::LosesAnswer));
     }
 
-    /// Has the next call of this name never end; its work is done before, if `after` says so.
+    /// Has the next call of this name not end before it is resumed; its work is done before, if `after` says so.
     pub fn stall(&self, call: &'static str, after: bool) {
         self.lock().next = Some((call, if after { Fate::StallsAfter } else { Fate::StallsBefore }));
     }
@@ -87,6 +93,11 @@ impl Shelf {
     /// Waits until that call has come so far.
     pub async fn wait_until_stalled(&self) {
         self.stalled.notified().await;
+    }
+
+    /// Lets that call go on.
+    pub fn resume(&self) {
+        self.resumed.notify_one();
     }
 
     /// Has nothing happen to any call any more.
@@ -172,7 +183,10 @@ impl Shelf {
         };
         match next {
             Some((call, Fate::Fails)) => Err(gave_way(call)),
-            Some((_, Fate::StallsBefore)) => self.never_end().await,
+            Some((_, Fate::StallsBefore)) => {
+                self.wait().await;
+                Ok(None)
+            }
             next => Ok(next),
         }
     }
@@ -180,15 +194,16 @@ impl Shelf {
     /// The answer, unless something else was asked for.
     async fn answer<T>(&self, answer: T, next: Option<(&'static str, Fate)>) -> Result<T, PluginError> {
         match next {
-            Some((call, Fate::LosesAnswer)) => Err(gave_way(call)),
-            Some((_, Fate::StallsAfter)) => self.never_end().await,
-            _ => Ok(answer),
+            Some((call, Fate::LosesAnswer)) => return Err(gave_way(call)),
+            Some((_, Fate::StallsAfter)) => self.wait().await,
+            _ => {}
         }
+        Ok(answer)
     }
 
-    async fn never_end<T>(&self) -> T {
+    async fn wait(&self) {
         self.stalled.notify_one();
-        std::future::pending().await
+        self.resumed.notified().await;
     }
 }
 

@@ -1,9 +1,11 @@
 //! A recovery point of any target comes back: as a new VM, as what differs from one that is there, or as files.
 
-use std::collections::BTreeMap;
+use crate::gc::settled;
+use crate::kills::{check_each, struck_after_call};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
-use vmferry_engine::{EngineError, ImageFormat, RestoreReport, RestoreRequest, RestoreTo, Silent};
+use vmferry_engine::{EngineError, FindingKind, GcAct, ImageFormat, RestoreReport, RestoreRequest, RestoreTo, Silent};
 use vmferry_model::report::Outcome;
 use vmferry_scenarios::shelf::Shelf;
 use vmferry_scenarios::{MIB, World};
@@ -130,6 +132,66 @@ async fn what_a_restore_that_broke_off_leaves_cannot_be_started_or_is_nothing() 
     restore(&world, "shelf", None, onto).await.unwrap();
     let () = session.call_async("VM.start", vmferry_xapi::params![&vm, false, false]).await.unwrap();
     session.logout().await.unwrap();
+}
+
+/// What a restore that died after its `nth` call on the pool leaves goes by `gc`, or is the whole VM.
+async fn gc_removes_what_a_dead_restore_left(nth: u32) -> bool {
+    let shelf = Shelf::new(1 << 20);
+    let world = two_points(&shelf).await;
+    let then = world.source_content();
+    let before = users_objects(&world);
+    let restored = restore(&world, "shelf", None, new_vm("dr"));
+    let (_, struck) = struck_after_call(&world.target, nth, restored).await;
+    settled(&world.target).await;
+    let name = format!("killed after call {nth}");
+    let is_new =
+        |vm: &&serde_json::Value| !before.contains(vm["uuid"].as_str().unwrap()) && vm["is_a_template"] == false;
+    let found = world.gc(false).await;
+    if let Some(vm) = world.target.records("VM").iter().find(is_new) {
+        assert_eq!(world.target_content(vm["uuid"].as_str().unwrap()), then, "{name}: what can be started is whole");
+        assert_eq!(found.findings, Vec::new(), "{name}: it is its owner's");
+        return struck;
+    }
+    let told = found.findings.iter().filter(|found| found.act == GcAct::Remove);
+    let told: BTreeSet<String> = told.map(|found| found.uuid.clone()).collect();
+    let left: BTreeSet<String> = users_objects(&world).difference(&before).cloned().collect();
+    assert_eq!(told, left, "{name}: {found:#?}");
+    let applied = world.gc(true).await;
+    assert_eq!(applied.problems, Vec::new(), "{name}");
+    assert_eq!(users_objects(&world), before, "{name}: nothing is left, and nothing else is gone");
+    struck
+}
+
+/// uuids of the VMs and disks of the target that users see.
+fn users_objects(world: &World) -> BTreeSet<String> {
+    let of = |class: &str| world.target.records(class).into_iter().filter(|record| record["managed"] != false);
+    of("VM").chain(of("VDI")).map(|record| record["uuid"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn what_a_restore_that_died_after_any_call_left_goes_by_gc() {
+    check_each(20, gc_removes_what_a_dead_restore_left).await;
+}
+
+#[tokio::test]
+async fn gc_leaves_a_restore_that_is_under_way_alone() {
+    let shelf = Shelf::new(1 << 20);
+    let world = two_points(&shelf).await;
+    shelf.stall("read", false);
+    let restored = restore(&world, "shelf", None, new_vm("dr"));
+    tokio::pin!(restored);
+    tokio::select! {
+        _ = &mut restored => panic!("it did not stall"),
+        () = shelf.wait_until_stalled() => {}
+    }
+    let report = world.gc(true).await;
+    let found = report.findings.iter().filter(|found| found.kind != FindingKind::Task);
+    let held: Vec<_> = found.map(|found| (found.kind, found.act)).collect();
+    assert_eq!(held, [(FindingKind::HeldLease, GcAct::Keep)], "{report:#?}");
+    assert!(report.problems.iter().all(|problem| problem.locked), "{report:#?}");
+    shelf.resume();
+    let vm = restored.await.unwrap().restored.unwrap();
+    assert_eq!(world.target_content(&vm), world.source_content());
 }
 
 #[tokio::test]

@@ -1,10 +1,13 @@
 //! Targets that are stores: they get their part of a run as pools do, each from a base of its own.
 
 use crate::kills::{check_each, die_after_call};
+use async_trait::async_trait;
 use std::sync::Arc;
 use vmferry_engine::GcReport;
 use vmferry_model::plan::{FullReason, Kind};
+use vmferry_model::plugin::{Judgement, PluginError, PointView, Retention};
 use vmferry_model::report::{Outcome, RunReport, TargetReport};
+use vmferry_model::target::PointStore;
 use vmferry_scenarios::shelf::Shelf;
 use vmferry_scenarios::{Keep, MIB, World};
 use xapi_sim::{NbdPurpose, SimConfig};
@@ -219,6 +222,33 @@ async fn retention_goes_for_stores_as_for_replicas() {
     let listed = world.points().await;
     assert_eq!((listed.len(), listed[0].state.to_string().as_str()), (1, "stored"));
     assert_eq!(listed[0].points.iter().map(|point| point.held).collect::<Vec<_>>(), [false, false, true]);
+}
+
+/// Drops all that it may, and holds the oldest point of a shelf meanwhile.
+struct HoldsMeanwhile(Shelf);
+
+#[async_trait]
+impl Retention for HoldsMeanwhile {
+    async fn select(&self, points: &[PointView], _: jiff::Timestamp) -> Result<Vec<Judgement>, PluginError> {
+        self.0.hold(&points[0].id, true).await?;
+        Ok(vec![Judgement { keep: false, rule: "none".to_owned() }; points.len()])
+    }
+}
+
+#[tokio::test]
+async fn a_point_that_is_held_while_retention_decides_stays() {
+    let shelf = Shelf::new(1 << 20);
+    let mut world = only_shelf(&shelf).await;
+    for byte in 0..2 {
+        touch(&world, byte);
+        succeeded(world.run().await);
+    }
+    world.policies.retention = Some(Arc::new(HoldsMeanwhile(shelf.clone())));
+    let before = shelf.ids();
+    touch(&world, 2);
+    let report = succeeded(world.run().await);
+    assert_eq!(target(&report, "shelf").pruned, [before[1].clone()]);
+    assert_eq!(shelf.ids()[0], before[0], "it is held");
 }
 
 #[tokio::test]
