@@ -14,6 +14,7 @@ use crate::xva::XvaFile;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -23,6 +24,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::fs::File;
 use tokio::io::AsyncWrite;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use vmferry_disk::chunks::Gaps;
 use vmferry_disk::digest::{DraftTable, LEAF_SIZE, Leaf, Root};
@@ -378,20 +380,33 @@ async fn commit_tables(tables: Vec<Leaves>, wanted: Option<Root>) -> Result<Vec<
     let mut roots = Vec::new();
     for Leaves { table, .. } in tables {
         roots.push(match table {
-            Some(table) => Some(blocking(move || commit_table(table, wanted)).await?),
+            Some(table) => {
+                // Dropped with the run, which its thread is not.
+                let (_run, mut ended) = oneshot::channel::<Infallible>();
+                let is_wanted = move || ended.try_recv() == Err(oneshot::error::TryRecvError::Empty);
+                Some(blocking(move || commit_table(table, wanted, is_wanted)).await?)
+            }
             None => None,
         });
     }
     Ok(roots)
 }
 
-/// Keeps a table, if it comes to what is wanted.
-fn commit_table(mut table: DraftTable, wanted: Option<Root>) -> Result<Root, SourceFailed> {
+/// Keeps a table, if it comes to what is wanted. One that appears after its run is gone would be nobody's.
+fn commit_table(
+    mut table: DraftTable,
+    wanted: Option<Root>,
+    is_wanted: impl FnOnce() -> bool,
+) -> Result<Root, SourceFailed> {
     if let Some(wanted) = wanted {
         let found = table.root()?;
         if found != wanted {
             return Err(SourceFailed(format!("what was read has the digest {found}, not {wanted}, which was sent")));
         }
+    }
+    table.sync()?;
+    if !is_wanted() {
+        return Err(SourceFailed("the run ended".to_owned()));
     }
     Ok(table.commit()?)
 }

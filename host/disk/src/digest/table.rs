@@ -264,6 +264,12 @@ impl DraftTable {
         self.commit()
     }
 
+    /// Makes what is recorded so far durable, so that a commit soon after takes no time.
+    pub fn sync(&mut self) -> Result<(), TableError> {
+        let file = self.so_far()?.file;
+        file.sync_all().map_err(|source| TableError::Io { path: self.path.clone(), source })
+    }
+
     /// Makes the table durable under its name, in place of an older one, and tells its root.
     pub fn commit(mut self) -> Result<Root, TableError> {
         let root = self.root()?;
