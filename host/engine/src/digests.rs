@@ -117,9 +117,31 @@ pub(crate) fn tables_of_store(points: &[StoredPoint]) -> impl Iterator<Item = St
 }
 
 pub(crate) fn content_table(content_key: &str) -> String {
-    format!("{content_key}.leaves")
+    format!("{}.leaves", file_name(content_key))
 }
 
 fn read_table(target_disk: &str) -> String {
-    format!("{target_disk}.read.leaves")
+    format!("{}.read.leaves", file_name(target_disk))
+}
+
+/// A uuid as it is. What else a store or a pool gives for one is no part of a path.
+fn file_name(key: &str) -> String {
+    let is_uuid = key.len() == 36 && Uuid::parse_str(key).is_ok();
+    if is_uuid { key.to_owned() } else { Uuid::new_v5(&Uuid::NAMESPACE_URL, key.as_bytes()).to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_key_names_a_file_elsewhere() {
+        let uuid = "11111111-2222-4333-8444-555555555555";
+        assert_eq!(content_table(uuid), format!("{uuid}.leaves"));
+        for key in ["../other/x", "/etc/passwd", "", "a/b", "x\0y"] {
+            let name = content_table(key);
+            assert_eq!(name.len(), uuid.len() + ".leaves".len(), "{key}");
+            assert!(!name.contains('/') && name != content_table("else"), "{key}");
+        }
+    }
 }

@@ -27,6 +27,7 @@ use std::sync::Arc;
 use vmferry_model::report::Outcome;
 use vmferry_model::target::StoredPoint;
 use vmferry_xapi::Session;
+use vmferry_xapi::records::Vm;
 
 /// What to look at, and whether to do something about it.
 #[derive(Clone, Debug, Default)]
@@ -111,7 +112,6 @@ impl Engine {
             )));
         }
         let mut problems = seen.problems.clone();
-        let mut now = seen;
         if options.apply {
             problems.extend(put_right(&run, &findings).await);
             let after = self.see(job).await?;
@@ -121,13 +121,34 @@ impl Engine {
                 let is_left = left.iter().any(|other| other.is_same(finding));
                 finding.fate = if is_left { Fate::Left } else { Fate::Done };
             }
-            now = after;
         }
         // A store does not tell whose its garbage is, so it is looked for where all VMs are.
         if options.only.is_none() {
-            collect(job, &now.drafts(), options.apply, &mut findings, &mut problems).await;
+            self.collect(job, options.apply, &mut findings, &mut problems).await;
         }
         Ok(GcReport { job: job.name.clone(), apply: options.apply, findings, problems })
+    }
+
+    /// What the stores find that belongs to no point, removed already where that was asked for.
+    async fn collect(&self, job: &Job, apply: bool, findings: &mut Vec<Finding>, problems: &mut Vec<GcProblem>) {
+        for target in &job.stores {
+            let collected = async {
+                let drafts = self.drafts(job).await?;
+                target.store.collect(&drafts, apply).await.map_err(RunError::Store)
+            };
+            match collected.await {
+                Ok(garbage) => {
+                    findings.extend(garbage.into_iter().map(|found| Finding::stored(&target.name, found, apply)));
+                }
+                Err(error) => problems.push(GcProblem::new(None, Some(&target.name), &error)),
+            }
+        }
+    }
+
+    /// What may be a draft of a run that is under way now: it is called as the source's snapshot, which such a run still has.
+    async fn drafts(&self, job: &Job) -> Result<Vec<String>, RunError> {
+        let vms = self.pools.session(&job.select.pool).await?.get_all_records::<Vm>().await?;
+        Ok(vms.into_iter().filter(|(_, vm)| vm.is_a_snapshot).map(|(_, vm)| vm.uuid).collect())
     }
 
     async fn see(&self, job: &Job) -> Result<Seen, RunError> {
@@ -150,12 +171,9 @@ impl Engine {
             }
         }
         for target in &job.stores {
-            match target.store.points(None).await {
-                Ok(mut points) => {
-                    points.retain(|point| point.job == job.ids.job.to_string());
-                    seen.stores.insert(target.name.clone(), points);
-                }
-                Err(error) => seen.problems.push(GcProblem::new(None, Some(&target.name), &RunError::Store(error))),
+            match store_lane::points(target, &job.ids, None).await {
+                Ok(points) => drop(seen.stores.insert(target.name.clone(), points)),
+                Err(error) => seen.problems.push(GcProblem::new(None, Some(&target.name), &error)),
             }
         }
         Ok(seen)
@@ -173,12 +191,6 @@ impl Engine {
 }
 
 impl Seen {
-    /// What may be a draft of a run that is under way: it is called as the source's snapshot, which such a run still has.
-    fn drafts(&self) -> Vec<String> {
-        let snapshots = self.source.inventory.vms.values().filter(|vm| vm.is_a_snapshot);
-        snapshots.map(|vm| vm.uuid.clone()).collect()
-    }
-
     fn scene<'a>(&'a self, run: &Run<'a>, options: &'a GcOptions) -> Scene<'a> {
         let pool = |name: &String| if *name == self.source.name { Some(&self.source) } else { self.others.get(name) };
         Scene {
@@ -194,24 +206,6 @@ impl Seen {
                 .map(|target| (target, self.stores.get(&target.name).map(Vec::as_slice)))
                 .collect(),
             tables: run.digests.names(),
-        }
-    }
-}
-
-/// What the stores find that belongs to no point, removed already where that was asked for.
-async fn collect(
-    job: &Job,
-    drafts: &[String],
-    apply: bool,
-    findings: &mut Vec<Finding>,
-    problems: &mut Vec<GcProblem>,
-) {
-    for target in &job.stores {
-        match target.store.collect(drafts, apply).await {
-            Ok(garbage) => {
-                findings.extend(garbage.into_iter().map(|found| Finding::stored(&target.name, found, apply)));
-            }
-            Err(error) => problems.push(GcProblem::new(None, Some(&target.name), &RunError::Store(error))),
         }
     }
 }
@@ -292,7 +286,7 @@ async fn put_sides_right(
     }
     let mut targets: Vec<Vec<Holding>> = lanes.iter().map(|lane| lane.view.holdings()).collect();
     for target in &run.job.stores {
-        match store_lane::points(target, &identity).await {
+        match store_lane::points(target, &identity.ids, Some(vm)).await {
             Ok(points) => targets.push(store_lane::holdings(&points, &target.place)),
             Err(error) => problems.push(GcProblem::new(Some(vm), Some(&target.name), &error)),
         }

@@ -81,7 +81,7 @@ pub use job::{
     ChainLimits, Integrity, Job, JobIds, Nbd, Policies, Reading, Selection, SnapshotMode, StoreTarget, Subscription,
     Target, Tuning,
 };
-pub use points::{PointSummary, ReplicaPoints, ReplicaState};
+pub use points::{PointSummary, PointsReport, ReplicaPoints, ReplicaState, TargetProblem};
 pub use progress::{DiskLabel, Progress, Silent};
 pub use restore::{RestoreReport, RestoreRequest, RestoreTo, RestoredDisk, XvaRequest};
 pub use seed::{SeedPair, SeedReport, SeedRequest, SeededDisk};

@@ -10,6 +10,8 @@ use crate::points::{Survivor, Wanted, assert_undamaged};
 use crate::restore::{RestoreReport, RestoreRequest};
 use crate::retrieving::StoredSource;
 use crate::run::Networks;
+use crate::store_lane;
+use crate::view;
 use jiff::Timestamp;
 use vmferry_model::target::StoredPoint;
 use vmferry_xapi::records::{Vdi, Vm};
@@ -28,7 +30,7 @@ impl Engine {
         let mut warnings = Vec::new();
         let mut stored: Option<(&StoreTarget, StoredPoint)> = None;
         for target in job.stores.iter().filter(|target| named(&target.name)) {
-            let points = match target.store.points(Some(vm)).await {
+            let points = match store_lane::points(target, &job.ids, Some(vm)).await {
                 Ok(points) => points,
                 Err(error) => {
                     warnings.push(format!("target {} was not asked: {}", target.name, chain(&error)));
@@ -39,10 +41,11 @@ impl Engine {
                 Some(id) => found.id == id,
                 None => found.damaged.is_none(),
             };
-            let ours = |found: &StoredPoint| found.job == job.ids.job.to_string() && meant(found);
-            let newest = points.into_iter().filter(ours).max_by_key(|found| found.taken_at);
+            // A point has the same name on every store: one that is sound goes before one that is not.
+            let rank = |found: &StoredPoint| (found.taken_at, found.damaged.is_none());
+            let newest = points.into_iter().filter(meant).max_by_key(rank);
             if let Some(found) = newest
-                && stored.as_ref().is_none_or(|(_, best)| best.taken_at < found.taken_at)
+                && stored.as_ref().is_none_or(|(_, best)| rank(best) < rank(&found))
             {
                 stored = Some((target, found));
             }
@@ -55,7 +58,13 @@ impl Engine {
                 assert_undamaged(&found.point, found.survivor.view(job, vm).points())?;
                 Origin::on_pool(&found.survivor, &found.point.reference, found.point.taken_at).await?
             }
-            (_, Some((target, found))) => {
+            (on_pool, Some((target, found))) => {
+                match on_pool {
+                    // It has no such point, and the store does.
+                    None | Some(Err(EngineError::Usage(_))) => {}
+                    Some(Err(error)) => warnings.push(format!("not every pool was asked: {}", chain(&error))),
+                    Some(Ok(found)) => warnings.extend(found.warnings),
+                }
                 if let Some(why) = &found.damaged {
                     let id = &found.id;
                     return Err(EngineError::Refused(format!(
@@ -83,6 +92,8 @@ pub(crate) struct Origin {
     pub(crate) target: String,
     pub(crate) point: String,
     pub(crate) taken_at: Timestamp,
+    /// Whether an operator holds it.
+    pub(crate) held: bool,
     /// The live VM of the source, as the point remembers it.
     pub(crate) vm: Vm,
     pub(crate) snapshot: Vm,
@@ -154,6 +165,7 @@ impl Origin {
             target: survivor.target.name.clone(),
             point: record.uuid.clone(),
             taken_at,
+            held: view::is_held(&record),
             vm,
             snapshot: record,
             networks,
@@ -187,6 +199,7 @@ impl Origin {
             target: target.name.clone(),
             point: point.id,
             taken_at: point.taken_at,
+            held: point.held,
             vm,
             snapshot,
             networks,

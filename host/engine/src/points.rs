@@ -6,6 +6,7 @@ use crate::inventory::Inventory;
 use crate::job::{Job, StoreTarget, Target};
 use crate::keys;
 use crate::objects::set_keys;
+use crate::store_lane;
 use crate::view::{Condition, Identity, Origin, Point, Replica, TargetView};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -92,6 +93,50 @@ pub struct PointSummary {
     pub memory: bool,
 }
 
+/// What of a job could be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PointsReport {
+    /// The recovery points, by VM and target.
+    pub replicas: Vec<ReplicaPoints>,
+    /// The targets that did not answer: what they hold is not among them.
+    pub problems: Vec<TargetProblem>,
+}
+
+/// A target that did not answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TargetProblem {
+    /// The target's name in the job.
+    pub target: String,
+    /// What happened and what to do, in one line.
+    pub error: String,
+}
+
+/// The targets that did not answer; when none did, the first one's error is what happened.
+#[derive(Default)]
+pub(crate) struct Unheard {
+    pub(crate) problems: Vec<TargetProblem>,
+    first: Option<RunError>,
+}
+
+impl Unheard {
+    /// What a target said, if it did.
+    pub(crate) fn heard<T>(&mut self, target: &str, said: Result<T, RunError>) -> Option<T> {
+        said.map_err(|error| {
+            self.problems.push(TargetProblem { target: target.to_owned(), error: chain(&error) });
+            self.first.get_or_insert(error);
+        })
+        .ok()
+    }
+
+    /// The problems, unless they are all that there is of so many targets.
+    pub(crate) fn unless_all(self, targets: usize) -> Result<Vec<TargetProblem>, RunError> {
+        match self.first {
+            Some(error) if self.problems.len() == targets => Err(error),
+            _ => Ok(self.problems),
+        }
+    }
+}
+
 /// A target as a disaster leaves it: reached without asking the source anything.
 pub(crate) struct Survivor<'j> {
     pub(crate) target: &'j Target,
@@ -120,56 +165,32 @@ impl<'j> Survivor<'j> {
 }
 
 impl Engine {
-    /// The recovery points of a job, of all its VMs or of one. Needs the targets only.
-    pub async fn points(&self, job: &Job, only: Option<&str>) -> Result<Vec<ReplicaPoints>, EngineError> {
-        let mut found = Vec::new();
+    /// The recovery points of a job, of all its VMs or of one. Needs the targets only, and of these one.
+    pub async fn points(&self, job: &Job, only: Option<&str>) -> Result<PointsReport, EngineError> {
+        let mut replicas = Vec::new();
+        let mut unheard = Unheard::default();
         for target in &job.targets {
-            let survivor = Survivor::reach(self, target).await?;
+            let Some(survivor) = unheard.heard(&target.name, Survivor::reach(self, target).await) else { continue };
             for vm in survivor.source_vms(job).iter().filter(|vm| only.is_none_or(|only| only == *vm)) {
-                found.extend(survivor.view(job, vm).replicas.into_iter().map(|replica| {
-                    ReplicaPoints {
-                        state: ReplicaState::of(&replica),
-                        vm: vm.clone(),
-                        name: replica.record.name_label,
-                        target: target.name.clone(),
-                        replica: Some(replica.record.uuid),
-                        points: replica
-                            .points
-                            .into_iter()
-                            .map(|point| PointSummary {
-                                disks: point.disks.len() - usize::from(point.has_memory()),
-                                memory: point.has_memory(),
-                                damaged: point.is_damaged(),
-                                id: point.uuid,
-                                taken_at: point.taken_at,
-                                source_snapshot: point.source_snapshot,
-                                held: point.held,
-                                origin: match point.origin {
-                                    Origin::Vmferry => "vmferry".to_owned(),
-                                    Origin::XenOrchestra => "xen-orchestra".to_owned(),
-                                },
-                            })
-                            .collect(),
-                    }
-                }));
+                let found = survivor.view(job, vm).replicas.into_iter();
+                replicas.extend(found.map(|replica| points_of(replica, vm, &target.name)));
             }
         }
         for target in &job.stores {
-            found.extend(stored(job, target, only).await?);
+            replicas.extend(unheard.heard(&target.name, stored(job, target, only).await).into_iter().flatten());
         }
-        if let (Some(vm), true) = (only, found.is_empty()) {
+        let problems = unheard.unless_all(job.target_names().count())?;
+        if let (Some(vm), true, true) = (only, replicas.is_empty(), problems.is_empty()) {
             return Err(EngineError::Usage(format!(
                 "job {} has no recovery point of VM {vm} on any of its targets; `points list {}` names those it has",
                 job.name, job.name
             )));
         }
-        Ok(found)
+        Ok(PointsReport { replicas, problems })
     }
-}
 
-impl Engine {
     /// Has a recovery point kept whatever retention says, or left to it again, on every target that has it or on the one named.
-    /// Answers with the names of the targets.
+    /// Answers with the names of the targets. A target that does not answer is an error, once the others were asked.
     pub async fn hold_point(
         &self,
         job: &Job,
@@ -179,41 +200,90 @@ impl Engine {
     ) -> Result<Vec<String>, EngineError> {
         let named = |name: &str| target.is_none_or(|target| target == name);
         let mut done = Vec::new();
+        let mut failed = None;
         for target in job.targets.iter().filter(|target| named(&target.name)) {
-            let survivor = Survivor::reach(self, target).await?;
-            let vms = survivor.source_vms(job);
-            let mut points = vms.iter().flat_map(|vm| {
-                let view = survivor.view(job, vm);
-                view.points().map(|point| (point.uuid.clone(), point.reference.clone())).collect::<Vec<_>>()
-            });
-            if let Some((uuid, snapshot)) = points.find(|(uuid, _)| uuid == point) {
-                let (set, clear): (&[_], &[_]) = if held { (&[(keys::HOLD, uuid)], &[]) } else { (&[], &[keys::HOLD]) };
-                set_keys(&survivor.session, &snapshot, set, clear).await.map_err(RunError::from)?;
-                done.push(target.name.clone());
+            match self.hold_on_pool(job, target, point, held).await {
+                Ok(true) => done.push(target.name.clone()),
+                Ok(false) => {}
+                Err(error) => failed = Some((&target.name, error)),
             }
         }
         for target in job.stores.iter().filter(|target| named(&target.name)) {
-            let points = target.store.points(None).await.map_err(RunError::Store)?;
-            if points.iter().any(|found| found.id == point && found.job == job.ids.job.to_string()) {
-                target.store.hold(point, held).await.map_err(RunError::Store)?;
-                done.push(target.name.clone());
+            match hold_in_store(job, target, point, held).await {
+                Ok(true) => done.push(target.name.clone()),
+                Ok(false) => {}
+                Err(error) => failed = Some((&target.name, error)),
             }
         }
-        if done.is_empty() {
-            let name = &job.name;
-            return Err(EngineError::Usage(format!(
+        let name = &job.name;
+        match failed {
+            Some((silent, error)) if !done.is_empty() => Err(EngineError::Refused(format!(
+                "done on {}, and not on {silent}: {}; do it again",
+                done.join(", "),
+                chain(&error)
+            ))),
+            Some((_, error)) => Err(error.into()),
+            None if done.is_empty() => Err(EngineError::Usage(format!(
                 "job {name} has no recovery point {point}; `points list {name}` names those it has"
-            )));
+            ))),
+            None => Ok(done),
         }
-        Ok(done)
+    }
+
+    /// Whether the target has it.
+    async fn hold_on_pool(&self, job: &Job, target: &Target, point: &str, held: bool) -> Result<bool, RunError> {
+        let survivor = Survivor::reach(self, target).await?;
+        for vm in survivor.source_vms(job) {
+            let view = survivor.view(job, &vm);
+            let Some(found) = view.points().find(|found| found.uuid == point) else { continue };
+            let (set, clear): (&[_], &[_]) =
+                if held { (&[(keys::HOLD, found.uuid.clone())], &[]) } else { (&[], &[keys::HOLD]) };
+            set_keys(&survivor.session, &found.reference, set, clear).await?;
+            return Ok(true);
+        }
+        Ok(false)
     }
 }
 
-/// What a store keeps for a job, by VM.
+/// Whether the store has it.
+async fn hold_in_store(job: &Job, target: &StoreTarget, point: &str, held: bool) -> Result<bool, RunError> {
+    let has = store_lane::points(target, &job.ids, None).await?.iter().any(|found| found.id == point);
+    if has {
+        target.store.hold(point, held).await.map_err(RunError::Store)?;
+    }
+    Ok(has)
+}
+
+/// What a replica holds.
+fn points_of(replica: Replica, vm: &str, target: &str) -> ReplicaPoints {
+    let state = ReplicaState::of(&replica);
+    let points = replica.points.into_iter().map(|point| PointSummary {
+        disks: point.disks.len() - usize::from(point.has_memory()),
+        memory: point.has_memory(),
+        damaged: point.is_damaged(),
+        id: point.uuid,
+        taken_at: point.taken_at,
+        source_snapshot: point.source_snapshot,
+        held: point.held,
+        origin: match point.origin {
+            Origin::Vmferry => "vmferry".to_owned(),
+            Origin::XenOrchestra => "xen-orchestra".to_owned(),
+        },
+    });
+    ReplicaPoints {
+        state,
+        vm: vm.to_owned(),
+        name: replica.record.name_label,
+        target: target.to_owned(),
+        replica: Some(replica.record.uuid),
+        points: points.collect(),
+    }
+}
+
+/// What a store keeps for a job, of all VMs or of one, by VM.
 async fn stored(job: &Job, target: &StoreTarget, only: Option<&str>) -> Result<Vec<ReplicaPoints>, RunError> {
-    let mut points = target.store.points(only).await.map_err(RunError::Store)?;
-    points.retain(|point| point.job == job.ids.job.to_string());
-    points.sort_by_key(|point| std::cmp::Reverse(point.taken_at));
+    let mut points = store_lane::points(target, &job.ids, only).await?;
+    points.reverse();
     let mut by_vm: BTreeMap<String, ReplicaPoints> = BTreeMap::new();
     for point in points {
         // The newest comes first, so the name is the one that the VM had last.

@@ -3,11 +3,15 @@
 //! A new VM is a template called `[Restoring]` until everything is in place; what a crash leaves of it is found by `gc` (see
 //! `restoring`). A VM that is there gets what differs alone, and a snapshot of what it was first.
 
+mod files;
+mod onto;
+
+use crate::allocation::MAX_VHD_DISK;
 use crate::digests::table_size;
 use crate::engine::{Engine, RunOptions};
 use crate::error::{EngineError, RunError, chain};
 use crate::framing::Framing;
-use crate::inventory::{AttachedDisk, Inventory};
+use crate::inventory::AttachedDisk;
 use crate::job::{Integrity, Job, JobIds, Policies, Reading, Selection, SnapshotMode, StoreTarget, Target, Tuning};
 use crate::keys::{self, Keys};
 use crate::lane::LaneId;
@@ -15,7 +19,6 @@ use crate::lease::Lease;
 use crate::memory;
 use crate::objects::destroy_disk;
 use crate::origin::{DiskOrigin, Origin, OriginDisk};
-use crate::ova::{self, Exported};
 use crate::plan::replica_size;
 use crate::progress::{DiskLabel, Progress};
 use crate::readback::ReadBack;
@@ -28,19 +31,16 @@ use crate::snapshot::TakenDisk;
 use crate::source::{Chunked, Plain, Reader, Source};
 use crate::storing::ImageFormat;
 use crate::transfer::{self, Destination, From, Moved, Place, SourceFailed, Stream, blocking};
-use crate::xva::{self, XvaFile, XvaStore};
+use crate::xva::XvaStore;
 use jiff::Timestamp;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use vmferry_disk::digest::{DraftTable, Root, Table};
+use vmferry_disk::digest::{DraftTable, Table};
 use vmferry_disk::extent::Extents;
-use vmferry_xapi::records::{Pool, PowerState, Sr, Vdi, Vm};
-use vmferry_xapi::{Ref, Session, params};
-
-/// What a VM's start is refused with while it is restored, before the uuid of the snapshot of what it was.
-const HALF_RESTORED: &str = "half restored by vmferry; restore again, or revert to snapshot ";
+use vmferry_xapi::records::{Pool, Sr, Vdi, Vm};
+use vmferry_xapi::{ApiError, Error, Ref, Session, params};
 
 /// What to restore, and to where.
 #[derive(Clone, Debug)]
@@ -163,19 +163,50 @@ impl Engine {
                 .push("the memory that the recovery point holds is left out: what is restored boots".to_owned());
         }
         let restore = Restore { run: &run, origin };
-        match &request.to {
+        // What is read for hours must not be merged, changed or pruned meanwhile.
+        let holds = !restore.origin.held && self.hold_origin(job, &restore.origin, true, &mut report).await;
+        let done = self.restore_to(&restore, &request.to, &mut report).await;
+        if holds {
+            self.hold_origin(job, &restore.origin, false, &mut report).await;
+        }
+        done?;
+        Ok(report)
+    }
+
+    async fn restore_to(
+        &self,
+        restore: &Restore<'_>,
+        to: &RestoreTo,
+        report: &mut RestoreReport,
+    ) -> Result<(), EngineError> {
+        match to {
             RestoreTo::NewVm { pool, sr, networks, name } => {
                 let target = self.place_on(pool, sr.as_deref(), networks).await?;
-                restore.to_new_vm(&target, name.as_deref(), &mut report).await?;
+                restore.to_new_vm(&target, name.as_deref(), report).await
             }
             RestoreTo::Onto { pool, vm } => {
                 let session = self.pools.session(pool).await?;
-                restore.onto(&session, pool, vm, &mut report).await?;
+                restore.onto(&session, pool, vm, report).await
             }
-            RestoreTo::Files { folder, format } => restore.to_files(folder, *format, &mut report).await?,
-            RestoreTo::Xva { file } => restore.to_xva(file, &mut report).await?,
+            RestoreTo::Files { folder, format } => restore.to_files(folder, *format, report).await,
+            RestoreTo::Xva { file } => restore.to_xva(file, report).await,
         }
-        Ok(report)
+    }
+
+    /// Holds the point that is restored, or lets it go again; whether that was done. A store that can only be read is no obstacle.
+    async fn hold_origin(&self, job: &Job, origin: &Origin, held: bool, report: &mut RestoreReport) -> bool {
+        let Err(error) = self.hold_point(job, &origin.point, Some(&origin.target), held).await else { return true };
+        let (point, why) = (&origin.point, chain(&error));
+        report.warnings.push(match held {
+            true => format!("recovery point {point} could not be held while it was restored: {why}"),
+            false => {
+                format!(
+                    "recovery point {point} is still held, release it by `vmferry points release {} {point}`: {why}",
+                    job.name
+                )
+            }
+        });
+        false
     }
 
     /// Makes a new VM of an XVA, without any job. A chunk whose checksum is wrong is refused, and nothing of the VM is left then.
@@ -207,19 +238,23 @@ impl Engine {
         networks: &BTreeMap<String, String>,
     ) -> Result<(Session, Ref<Sr>, Target), EngineError> {
         let session = self.pools.session(pool).await?;
-        let found = match sr {
-            Some(uuid) => session.by_uuid::<Sr>(uuid).await.ok(),
-            None => {
-                let pools = session.get_all_records::<Pool>().await.map_err(RunError::from)?;
-                pools.into_iter().next().map(|(_, pool)| pool.default_sr).filter(|sr| !sr.is_null())
-            }
-        };
         let missing = || match sr {
             Some(uuid) => format!("pool {pool} has no SR {uuid}; `xe sr-list` names those it has"),
             None => format!("pool {pool} has no default SR; name one with --sr"),
         };
-        let found = found.ok_or_else(|| EngineError::Usage(missing()))?;
-        let uuid = session.call("SR.get_uuid", params![&found]).await.map_err(|_| EngineError::Usage(missing()))?;
+        let known = |error: Error| match error {
+            Error::Api(ApiError::UuidInvalid { .. } | ApiError::HandleInvalid { .. }) => EngineError::Usage(missing()),
+            error => RunError::from(error).into(),
+        };
+        let found = match sr {
+            Some(uuid) => session.by_uuid::<Sr>(uuid).await.map_err(known)?,
+            None => {
+                let pools = session.get_all_records::<Pool>().await.map_err(RunError::from)?;
+                let default = pools.into_iter().next().map(|(_, pool)| pool.default_sr).filter(|sr| !sr.is_null());
+                default.ok_or_else(|| EngineError::Usage(missing()))?
+            }
+        };
+        let uuid = session.call("SR.get_uuid", params![&found]).await.map_err(known)?;
         let target = Target {
             name: "restore".to_owned(),
             pool: pool.to_owned(),
@@ -242,70 +277,6 @@ impl Restore<'_> {
     /// The disks of the guest: its memory is none.
     fn disks(&self) -> impl Iterator<Item = &OriginDisk> {
         self.origin.disks.iter().filter(|disk| !memory::is_image(&disk.attached.record))
-    }
-
-    async fn to_files(
-        &self,
-        folder: &Path,
-        format: ImageFormat,
-        report: &mut RestoreReport,
-    ) -> Result<(), EngineError> {
-        let failed = |error: std::io::Error| RunError::Media(format!("{}: {error}", folder.display()));
-        std::fs::create_dir_all(folder).map_err(failed)?;
-        for disk in self.disks() {
-            let path = folder.join(image_name(&self.origin.vm.name_label, disk, format));
-            let size = replica_size(disk.attached.record.virtual_size);
-            let place = Place::Image { path: path.clone(), format, size };
-            let to = path.display().to_string();
-            match self.whole(disk, place, &to).await {
-                Ok(restored) => report.disks.push(restored),
-                Err(error) => {
-                    let _ = std::fs::remove_file(&path);
-                    return Err(error.into());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The VM and its disks as one file. What is there of it when something fails is removed.
-    async fn to_xva(&self, path: &Path, report: &mut RestoreReport) -> Result<(), EngineError> {
-        let disks: Vec<&OriginDisk> = self.disks().collect();
-        let keys = self.keys();
-        let exported = Exported {
-            uuid: &report.vm,
-            name: &self.origin.vm.name_label,
-            record: &self.origin.snapshot,
-            other_config: &keys,
-            disks: disks.iter().map(|disk| &disk.attached).collect(),
-            networks: &self.origin.networks,
-        };
-        let document = ova::write(&exported).map_err(|why| {
-            let object = self.origin.point.clone();
-            RunError::Inconsistent { what: "recovery point", object, why }
-        })?;
-        let xva = XvaFile::create(path, &document.xml).map_err(|error| xva::write_failed(path, &error))?;
-        let written = self.write_disks(&xva, disks.into_iter().zip(&document.disks), report).await;
-        if written.is_err() {
-            let _ = std::fs::remove_file(path);
-        }
-        Ok(written?)
-    }
-
-    async fn write_disks<'o>(
-        &self,
-        xva: &XvaFile,
-        disks: impl Iterator<Item = (&'o OriginDisk, &'o String)>,
-        report: &mut RestoreReport,
-    ) -> Result<(), RunError> {
-        for (disk, id) in disks {
-            let size = replica_size(disk.attached.record.virtual_size);
-            let place = Place::Xva { xva: xva.clone(), id: id.clone(), size };
-            let to = format!("{}: {id}", xva.path().display());
-            report.disks.push(self.whole(disk, place, &to).await?);
-        }
-        let (file, path) = (xva.clone(), xva.path());
-        blocking(move || file.finish()).await.map_err(|error| xva::write_failed(path, &error))
     }
 
     /// The keys of the source that what is restored has: nothing of replication, and nothing that starts it.
@@ -388,6 +359,7 @@ impl Restore<'_> {
         interfaces: &[MappedInterface],
         report: &mut RestoreReport,
     ) -> Result<(), RunError> {
+        let framing = Framing::of(session, self.run.runs, &self.run.job.tenant).await?;
         for disk in self.disks() {
             let source = &disk.attached.record;
             let mut keys = keys::inheritable(&source.other_config);
@@ -402,23 +374,38 @@ impl Restore<'_> {
             }
             session.remove_from_other_config(&vdi, keys::RESTORING).await?;
             let to: String = session.call("VDI.get_uuid", params![&vdi]).await?;
-            let place = Place::Disk { session: session.clone(), vdi };
-            report.disks.push(self.whole(disk, place, &to).await?);
+            let place = Place::Disk { session: session.clone(), vdi: vdi.clone() };
+            let mut restored = self.whole(disk, place, &to, framing.chunked).await?;
+            if disk.is_beyond_vhd() {
+                let there = AttachedDisk { record: session.get_record(&vdi).await?, vdi, ..disk.attached.clone() };
+                self.prove(session, &there, &framing, &mut restored).await?;
+            }
+            report.disks.push(restored);
         }
         let record: Vm = session.get_record(vm).await?;
         replica::copy_bios_strings(session, vm, &record, &self.origin.snapshot).await?;
         Ok(replica::sync_interfaces(session, vm, &record, interfaces).await?)
     }
 
-    /// Reads a disk whole into a new place.
-    async fn whole(&self, disk: &OriginDisk, place: Place, to: &str) -> Result<RestoredDisk, RunError> {
+    /// Reads a disk whole into a new place, which takes a disk that no VHD can hold in this framing.
+    async fn whole(
+        &self,
+        disk: &OriginDisk,
+        place: Place,
+        to: &str,
+        framing: Chunked,
+    ) -> Result<RestoredDisk, RunError> {
         let size = table_size(disk.attached.record.virtual_size);
+        if let (true, Chunked::Unusable(why)) = (disk.is_beyond_vhd(), framing) {
+            let message = format!("its {size} bytes are more than a VHD holds, and it cannot be sent otherwise: {why}");
+            return Err(RunError::Transfer { disk: disk.disk.clone(), message });
+        }
         let table = Table::create(self.scratch_table(disk, to), size).map_err(RunError::Digests)?;
         let moved = match &disk.from {
             DiskOrigin::Pool(session, vdi) => {
                 let taken = taken(disk, vdi);
                 let label = self.label(disk);
-                let framing = Chunked::Unusable("a new disk takes VHD");
+                let framing = if disk.is_beyond_vhd() { framing } else { Chunked::Unusable("a new disk takes VHD") };
                 let want = Want::of_one(From::Nothing, destination(place), table, framing, &label);
                 let stream = Stream { source: session, disk: &taken, wants: vec![want], label };
                 transfer::carry_one(self.run, stream).await
@@ -431,6 +418,46 @@ impl Restore<'_> {
         self.restored(disk, to, moved)
     }
 
+    /// Reads back what was written in the chunked framing where no host of this version has shown yet that it writes what it is sent.
+    async fn prove(
+        &self,
+        session: &Session,
+        there: &AttachedDisk,
+        framing: &Framing,
+        restored: &mut RestoredDisk,
+    ) -> Result<(), RunError> {
+        if framing.chunked != Chunked::Untried {
+            return Ok(());
+        }
+        let after = self.digests_of(session, there, table_size(there.record.virtual_size), "after").await?;
+        let table = after.clone();
+        let root = blocking(move || Table::open(table)?.root()).await.map_err(RunError::Digests);
+        let _ = std::fs::remove_file(&after);
+        let good = restored.digest == Some(root?.to_string());
+        framing.learn(self.run.runs, good, restored.bytes_written > 0).await;
+        if good {
+            return Ok(());
+        }
+        let message = "the host did not write what it was sent; restore to a pool of another version, or to files";
+        Err(RunError::Transfer { disk: restored.disk.clone(), message: message.to_owned() })
+    }
+
+    /// Reads a disk that is there, and keeps its digests for as long as this takes.
+    async fn digests_of(
+        &self,
+        session: &Session,
+        disk: &AttachedDisk,
+        size: u64,
+        what: &str,
+    ) -> Result<PathBuf, RunError> {
+        let path = self.run.digests.as_read(&format!("{}.{what}", disk.record.uuid));
+        let mut table = Table::create(&path, size).map_err(RunError::Digests)?;
+        let back = ReadBack { job: self.run.job, progress: self.run.progress.as_ref(), vm: &self.origin.vm.name_label };
+        back.read(session, disk, None, &mut |leaf, digest| table.set(leaf, digest)).await?;
+        blocking(move || table.commit()).await.map_err(RunError::Digests)?;
+        Ok(path)
+    }
+
     async fn pour(
         &self,
         disk: &OriginDisk,
@@ -439,8 +466,7 @@ impl Restore<'_> {
         place: Place,
         table: DraftTable,
     ) -> Result<Moved, SourceFailed> {
-        let vhd = stored.size() <= crate::allocation::MAX_VHD_DISK;
-        let (retrieving, shape) = stored.open(extents, vhd).await?;
+        let (retrieving, shape) = stored.open(extents, !disk.is_beyond_vhd()).await?;
         let source = Source::new(Reader::Plain(Plain::Store(retrieving)), shape, Vec::new());
         let label = self.label(disk);
         let framing = Chunked::Unusable("the stream comes as it was opened");
@@ -478,227 +504,6 @@ impl Restore<'_> {
         })
     }
 
-    async fn onto(
-        &self,
-        session: &Session,
-        pool: &str,
-        uuid: &str,
-        report: &mut RestoreReport,
-    ) -> Result<(), EngineError> {
-        let inventory = Inventory::load(session).await.map_err(RunError::from)?;
-        let found = inventory.vm_by_uuid(uuid).filter(|(_, vm)| !vm.is_a_snapshot);
-        let (vm, record) = found.ok_or_else(|| {
-            EngineError::Usage(format!("pool {pool} has no VM {uuid}; `xe vm-list` names those it has"))
-        })?;
-        if record.power_state != PowerState::Halted {
-            let state = format!("{:?}", record.power_state).to_lowercase();
-            return Err(EngineError::Refused(format!("VM {uuid} is {state}; shut it down first")));
-        }
-        let pairs = self.pairs(&inventory.disks_of(record), uuid)?;
-        let on_pool = pairs.iter().any(|(disk, _)| matches!(disk.from, DiskOrigin::Pool(..)));
-        let framing = Framing::of(session, self.run.runs, &self.run.job.tenant).await.map_err(RunError::from)?;
-        if let (true, Chunked::Unusable(why)) = (on_pool, framing.chunked) {
-            return Err(EngineError::Refused(format!(
-                "what differs cannot be sent to pool {pool} alone: {why}; restore to a new VM instead"
-            )));
-        }
-        let lease = self.run.lease(session, vm, uuid).await?;
-        let done = self.onto_leased(session, vm, record, &pairs, &framing, report).await;
-        lease_back(lease, report).await;
-        report.restored = Some(uuid.to_owned());
-        Ok(done?)
-    }
-
-    /// The disks of the point and those of the VM that take their content: the same disk, else the one at the same place.
-    fn pairs<'o>(
-        &'o self,
-        existing: &[AttachedDisk],
-        uuid: &str,
-    ) -> Result<Vec<(&'o OriginDisk, AttachedDisk)>, EngineError> {
-        let mut pairs = Vec::new();
-        for disk in self.disks() {
-            let place = &disk.attached.vbd_record.userdevice;
-            let same = existing.iter().find(|there| there.record.uuid == disk.disk);
-            let there = same.or(existing.iter().find(|there| there.vbd_record.userdevice == *place));
-            let wanted = replica_size(disk.attached.record.virtual_size);
-            match there {
-                Some(there) if replica_size(there.record.virtual_size) == wanted => pairs.push((disk, there.clone())),
-                _ => {
-                    return Err(EngineError::Refused(format!(
-                        "VM {uuid} has no disk of {wanted} bytes for {} at device {place}; restore to a new VM instead",
-                        disk.attached.record.name_label
-                    )));
-                }
-            }
-        }
-        Ok(pairs)
-    }
-
-    async fn onto_leased(
-        &self,
-        session: &Session,
-        vm: &Ref<Vm>,
-        record: &Vm,
-        pairs: &[(&OriginDisk, AttachedDisk)],
-        framing: &Framing,
-        report: &mut RestoreReport,
-    ) -> Result<(), RunError> {
-        let mut blocked: Keys = session.call("VM.get_blocked_operations", params![vm]).await?;
-        // A restore that broke off kept what the VM had been before, and left the block that names it.
-        let kept = blocked.get("start").and_then(|text| text.strip_prefix(HALF_RESTORED)).map(str::to_owned);
-        blocked.retain(|_, text| !text.starts_with(HALF_RESTORED));
-        let before = blocked.clone();
-        let snapshot = match kept {
-            Some(snapshot) => snapshot,
-            None => {
-                let taken_at = keys::compact_datetime(self.origin.taken_at);
-                let name = format!("{} before restore of {taken_at}", record.name_label);
-                let snapshot: Ref<Vm> = session.call_async("VM.snapshot", params![vm, name]).await?;
-                session.call("VM.get_uuid", params![&snapshot]).await?
-            }
-        };
-        report.safety_snapshot = Some(snapshot.clone());
-        let text = format!("{HALF_RESTORED}{snapshot}");
-        blocked.extend(["start", "start_on"].map(|start| (start.to_owned(), text.clone())));
-        let () = session.call("VM.set_blocked_operations", params![vm, blocked]).await?;
-        for (disk, there) in pairs {
-            report.disks.push(self.difference(session, disk, there, framing).await?);
-        }
-        Ok(session.call("VM.set_blocked_operations", params![vm, before]).await?)
-    }
-
-    /// Writes what differs between a disk of the point and one that is there.
-    async fn difference(
-        &self,
-        session: &Session,
-        disk: &OriginDisk,
-        there: &AttachedDisk,
-        framing: &Framing,
-    ) -> Result<RestoredDisk, RunError> {
-        let to = there.record.uuid.clone();
-        let size = table_size(disk.attached.record.virtual_size);
-        let found = self.digests_of(session, there, size, "found").await?;
-        let place = Place::Disk { session: session.clone(), vdi: there.vdi.clone() };
-        let table = {
-            let (found, path) = (found.clone(), self.scratch_table(disk, &to));
-            blocking(move || Table::derive_from(&found, path, size)).await.map_err(RunError::Digests)?
-        };
-        let moved = match &disk.from {
-            DiskOrigin::Pool(origin, vdi) => {
-                let taken = taken(disk, vdi);
-                let label = self.label(disk);
-                let from = From::Copy(found.clone());
-                let want = Want::of_one(from, destination(place), table, framing.chunked, &label);
-                let stream = Stream { source: origin, disk: &taken, wants: vec![want], label };
-                transfer::carry_one(self.run, stream).await
-            }
-            DiskOrigin::Store(stored) => {
-                let wanted = self.digests_of_stored(disk, stored, size).await?;
-                let differences = {
-                    let (found, wanted) = (found.clone(), wanted.clone());
-                    let compare = move || Table::open(found)?.differences(&Table::open(wanted)?);
-                    blocking(compare).await.map_err(RunError::Digests)?
-                };
-                self.pour(disk, stored, &differences, place, table).await
-            }
-        };
-        let restored = self.restored(disk, &to, moved);
-        let _ = std::fs::remove_file(&found);
-        let mut restored = restored?;
-        if matches!(disk.from, DiskOrigin::Pool(..)) && framing.chunked == Chunked::Untried {
-            // No host of this version has shown yet that it writes what it is sent in this framing.
-            let after = self.digests_of(session, there, size, "after").await?;
-            let root = blocking({
-                let after = after.clone();
-                move || Table::open(after)?.root()
-            });
-            let root = root.await.map_err(RunError::Digests)?.to_string();
-            let _ = std::fs::remove_file(&after);
-            let good = restored.digest.as_ref() == Some(&root);
-            framing.learn(self.run.runs, good, restored.bytes_written > 0).await;
-            if !good {
-                return Err(RunError::Transfer {
-                    disk: disk.disk.clone(),
-                    message: "the host did not write what it was sent; restore to a new VM instead".to_owned(),
-                });
-            }
-            restored.proven = true;
-        }
-        Ok(restored)
-    }
-
-    /// Reads a disk that is there, and keeps its digests for as long as this takes.
-    async fn digests_of(
-        &self,
-        session: &Session,
-        disk: &AttachedDisk,
-        size: u64,
-        what: &str,
-    ) -> Result<PathBuf, RunError> {
-        let path = self.run.digests.as_read(&format!("{}.{what}", disk.record.uuid));
-        let mut table = Table::create(&path, size).map_err(RunError::Digests)?;
-        let back = ReadBack { job: self.run.job, progress: self.run.progress.as_ref(), vm: &self.origin.vm.name_label };
-        back.read(session, disk, None, &mut |leaf, digest| table.set(leaf, digest)).await?;
-        blocking(move || table.commit()).await.map_err(RunError::Digests)?;
-        Ok(path)
-    }
-
-    /// The digests of what a store holds: remembered, else read.
-    async fn digests_of_stored(
-        &self,
-        disk: &OriginDisk,
-        stored: &StoredSource,
-        size: u64,
-    ) -> Result<PathBuf, RunError> {
-        if let Some(root) = &disk.digest
-            && let Some(known) = self.run.digests.of_content_with(&disk.content, root).await
-        {
-            return Ok(known);
-        }
-        let path = self.run.digests.of_content(&disk.content);
-        let table = Table::create(&path, size).map_err(RunError::Digests)?;
-        let layout = stored.layout().await?;
-        let failed = |SourceFailed(message)| RunError::Transfer { disk: disk.disk.clone(), message };
-        let read = self.read_only(disk, stored, &layout, table).await.map_err(failed)?;
-        match &disk.digest {
-            Some(wanted) if *wanted != read.to_string() => Err(RunError::Transfer {
-                disk: disk.disk.clone(),
-                message: format!("it has the digest {read}, and the recovery point says {wanted}: it is damaged"),
-            }),
-            _ => Ok(path),
-        }
-    }
-
-    /// Reads a stored disk for its digests alone.
-    async fn read_only(
-        &self,
-        disk: &OriginDisk,
-        stored: &StoredSource,
-        layout: &Extents,
-        mut table: DraftTable,
-    ) -> Result<Root, SourceFailed> {
-        let vhd = stored.size() <= crate::allocation::MAX_VHD_DISK;
-        let (mut retrieving, shape) = stored.open(layout, vhd).await?;
-        let label = self.label(disk);
-        self.run.progress.disk_started(&label, layout.total_bytes());
-        let mut set = |leaf, digest| table.set(leaf, digest);
-        let options = vmferry_disk::transfer::Options {
-            leaves: Some(&mut set),
-            progress: &(),
-            throttles: &[],
-            stall: self.run.job.tuning.stall,
-            first_byte: self.run.job.tuning.first_byte,
-        };
-        let no_sink: &mut [vmferry_xapi::Import] = &mut [];
-        let read = vmferry_disk::transfer::lockstep(&mut retrieving, shape.layout(), no_sink, options).await;
-        self.run.progress.disk_finished(&label, read.is_ok());
-        match read {
-            Ok(_) => retrieving.finish().await?,
-            Err(error) => return Err(retrieving.explain(chain(&error)).await),
-        }
-        Ok(blocking(move || table.commit()).await?)
-    }
-
     /// A table that stands for nothing yet: what is restored is not told from what is there before it is.
     fn scratch_table(&self, disk: &OriginDisk, to: &str) -> PathBuf {
         let to = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, to.as_bytes());
@@ -712,6 +517,12 @@ impl Restore<'_> {
             disk_uuid: disk.disk.clone(),
             targets: vec!["restore".to_owned()],
         }
+    }
+}
+
+impl OriginDisk {
+    fn is_beyond_vhd(&self) -> bool {
+        replica_size(self.attached.record.virtual_size) > MAX_VHD_DISK
     }
 }
 
@@ -739,22 +550,6 @@ fn destination(place: Place) -> Destination {
 /// A recovery point's disk on a pool, as a snapshot's disk is read.
 fn taken(disk: &OriginDisk, vdi: &Ref<Vdi>) -> TakenDisk {
     TakenDisk::found(disk.attached.clone(), vdi.clone(), disk.content.clone())
-}
-
-/// `erp-db-0-system.raw`, with nothing in it that could leave its folder.
-fn image_name(vm: &str, disk: &OriginDisk, format: ImageFormat) -> String {
-    let plain = |text: &str| -> String {
-        text.chars()
-            .map(|c| if c.is_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' })
-            .take(64)
-            .collect()
-    };
-    let extension = match format {
-        ImageFormat::Raw => "raw",
-        ImageFormat::Qcow2 => "qcow2",
-    };
-    let (vm, name) = (plain(vm), plain(&disk.attached.record.name_label));
-    format!("vm-{vm}-{}-{name}.{extension}", plain(&disk.attached.vbd_record.userdevice))
 }
 
 async fn lease_back(lease: Lease, report: &mut RestoreReport) {

@@ -65,9 +65,10 @@ impl StoredSource {
             let head = Head::read(&mut stream).await?;
             (stream, sink, blocks, Shape::Vhd(Box::new(head)))
         } else {
-            let plan = Plan::new(size, extents.clone(), Coverage::Whole)?;
+            let leaves = extents.to_leaves(size);
+            let plan = Plan::new(size, leaves.clone(), Coverage::Whole)?;
             let (stream, sink) = Stream::chunked(&plan, AHEAD);
-            (stream, sink, extents.clone(), Shape::Chunked(plan))
+            (stream, sink, leaves, Shape::Chunked(plan))
         };
         // What the store does not hold is zero, and need not be asked for.
         let wanted = intersection(&wanted, &held);

@@ -154,7 +154,8 @@ impl Work<'_> {
 
     async fn after_snapshot(&mut self, lease: &Lease, vm: &Ref<Vm>, taken: &Taken) -> Result<(), RunError> {
         let (inventory, mut source) = self.observe_source(vm).await?;
-        source.disks.extend(taken.memory().map(|image| image.of.clone()));
+        // What the snapshot has travels, whatever was attached or detached since.
+        source.disks = taken.disks.iter().map(|disk| disk.of.clone()).collect();
         self.plan_again(&inventory, &source).await?;
         let chain_lengths = self.chain_lengths(&inventory);
         self.prepare_landings(taken).await?;

@@ -8,7 +8,7 @@ use crate::description;
 use crate::error::{RunError, chain};
 use crate::forecast;
 use crate::inventory::{AttachedDisk, Inventory};
-use crate::job::StoreTarget;
+use crate::job::{JobIds, StoreTarget};
 use crate::plan::{replica_size, without_differences};
 use crate::reconcile::Holding;
 use crate::retain;
@@ -50,7 +50,7 @@ pub(crate) struct StoreLane<'j> {
 impl<'j> StoreLane<'j> {
     /// Asks the store what it holds of the VM; changes nothing.
     pub(crate) async fn look(identity: &Identity, target: &'j StoreTarget) -> Result<Self, RunError> {
-        let points = points(target, identity).await?;
+        let points = points(target, &identity.ids, Some(&identity.vm)).await?;
         Ok(Self {
             target,
             points,
@@ -137,6 +137,9 @@ impl<'j> StoreLane<'j> {
         self.commit_begun = true;
         let point = self.target.store.commit(draft, &receipts).await.map_err(RunError::Store)?;
         if point.id != draft.id || point.disks.len() != receipts.len() {
+            // It must not count as a point, nor as the next run's base.
+            self.target.store.delete(&draft.id).await.map_err(RunError::Store)?;
+            self.commit_begun = false;
             return Err(RunError::Inconsistent {
                 what: "recovery point",
                 object: draft.id.clone(),
@@ -172,7 +175,7 @@ impl<'j> StoreLane<'j> {
 
     /// Deletes a point, if nobody held it while the plugin was deciding.
     async fn delete_unless_held(&self, identity: &Identity, id: &str) -> Result<bool, RunError> {
-        let points = points(self.target, identity).await?;
+        let points = points(self.target, &identity.ids, Some(&identity.vm)).await?;
         if points.iter().any(|point| point.id == id && point.held) {
             return Ok(false);
         }
@@ -242,10 +245,11 @@ impl<'j> StoreLane<'j> {
     }
 }
 
-/// The job's points of a VM on a store, oldest first.
-pub(crate) async fn points(target: &StoreTarget, identity: &Identity) -> Result<Vec<StoredPoint>, RunError> {
-    let mut points = target.store.points(Some(&identity.vm)).await.map_err(RunError::Store)?;
-    points.retain(|point| point.job == identity.ids.job.to_string() && point.vm == identity.vm);
+/// A job's points on a store, of one VM or of all, oldest first. A store may have answered with others' as well.
+pub(crate) async fn points(target: &StoreTarget, ids: &JobIds, vm: Option<&str>) -> Result<Vec<StoredPoint>, RunError> {
+    let mut points = target.store.points(vm).await.map_err(RunError::Store)?;
+    let job = ids.job.to_string();
+    points.retain(|point| point.job == job && vm.is_none_or(|vm| point.vm == vm));
     points.sort_by_key(|point| point.taken_at);
     Ok(points)
 }

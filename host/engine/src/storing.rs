@@ -59,20 +59,15 @@ impl Storing {
         })
     }
 
-    /// Begins to write a disk of `size` bytes to a new file.
+    /// Begins to write a disk of `size` bytes to an empty file.
     pub(crate) fn into_file(
+        file: File,
         path: &Path,
         format: ImageFormat,
-        disk: &str,
         size: u64,
         shape: &Shape,
     ) -> Result<Self, RunError> {
-        let file = path.to_owned();
-        let open = move || {
-            let file = File::options().write(true).read(true).create_new(true).open(file)?;
-            Image::new(file, format, size)
-        };
-        Self::into_image(path, open, disk, size, shape)
+        Self::into_image(path, move || Image::new(file, format, size), &path.display().to_string(), size, shape)
     }
 
     /// Begins to write a disk of `size` bytes to an XVA, behind the disks that are in it. `id` is its name there.

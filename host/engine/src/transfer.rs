@@ -52,8 +52,8 @@ pub(crate) enum Place {
     Disk { session: Session, vdi: Ref<Vdi> },
     /// A file on media, made new; it takes VHD alone.
     File(PathBuf),
-    /// A new image file of a disk.
-    Image { path: PathBuf, format: ImageFormat, size: u64 },
+    /// An empty file that becomes an image of a disk.
+    Image { file: std::fs::File, path: PathBuf, format: ImageFormat, size: u64 },
     /// A disk of an XVA, under this name.
     Xva { xva: XvaFile, id: String, size: u64 },
     /// A disk of a store's draft.
@@ -468,8 +468,9 @@ impl Place {
                 let file = File::create(path).await.map_err(|error| file_failed(path, &error))?;
                 Sink::File(path.clone(), file)
             }
-            (Self::Image { path, format, size }, _) => {
-                Sink::Store(Storing::into_file(path, *format, &path.display().to_string(), *size, shape)?)
+            (Self::Image { file, path, format, size }, _) => {
+                let file = file.try_clone().map_err(|error| file_failed(path, &error))?;
+                Sink::Store(Storing::into_file(file, path, *format, *size, shape)?)
             }
             (Self::Xva { xva, id, size }, _) => {
                 Sink::Store(Storing::into_xva(xva, id, &xva.path().display().to_string(), *size, shape)?)

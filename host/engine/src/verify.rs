@@ -13,9 +13,10 @@ use crate::job::{Job, StoreTarget};
 use crate::keys;
 use crate::lane::{self, Asking};
 use crate::objects::set_keys;
-use crate::points::Survivor;
+use crate::points::{Survivor, TargetProblem, Unheard};
 use crate::progress::Progress;
 use crate::readback::ReadBack;
+use crate::store_lane;
 use crate::transfer::blocking;
 use crate::view::{Point, PointDisk, Replica};
 use jiff::Timestamp;
@@ -48,6 +49,8 @@ pub struct VerifyReport {
     pub job: String,
     /// One entry per replica.
     pub replicas: Vec<VerifiedReplica>,
+    /// The targets that did not answer: nothing of theirs was looked at.
+    pub problems: Vec<TargetProblem>,
 }
 
 /// The newest recovery point of a replica, looked at.
@@ -138,9 +141,10 @@ impl Engine {
     ) -> Result<VerifyReport, EngineError> {
         let source = SourcePool { engine: self, job, inventory: OnceCell::new() };
         let digests = Digests::open(&self.digest_dir, &job.tenant);
-        let mut report = VerifyReport { job: job.name.clone(), replicas: Vec::new() };
+        let mut report = VerifyReport { job: job.name.clone(), replicas: Vec::new(), problems: Vec::new() };
+        let mut unheard = Unheard::default();
         for target in &job.targets {
-            let survivor = Survivor::reach(self, target).await?;
+            let Some(survivor) = unheard.heard(&target.name, Survivor::reach(self, target).await) else { continue };
             for vm in survivor.source_vms(job).iter().filter(|vm| options.only.as_ref().is_none_or(|only| only == *vm))
             {
                 for replica in survivor.view(job, vm).replicas {
@@ -151,10 +155,12 @@ impl Engine {
             }
         }
         for target in &job.stores {
-            report.replicas.extend(stored(job, target, options, progress).await?);
+            let looked_at = stored(job, target, options, progress).await;
+            report.replicas.extend(unheard.heard(&target.name, looked_at).into_iter().flatten());
         }
+        report.problems = unheard.unless_all(job.target_names().count())?;
         match &options.only {
-            Some(vm) if report.replicas.is_empty() => Err(EngineError::Usage(format!(
+            Some(vm) if report.replicas.is_empty() && report.problems.is_empty() => Err(EngineError::Usage(format!(
                 "job {} has no recovery point of VM {vm} on any of its targets; `points list {}` names those it has",
                 job.name, job.name
             ))),
@@ -171,12 +177,8 @@ async fn stored(
     options: &VerifyOptions,
     progress: &dyn Progress,
 ) -> Result<Vec<VerifiedReplica>, RunError> {
-    let mut points = target.store.points(options.only.as_deref()).await.map_err(RunError::Store)?;
-    points.retain(|point| point.job == job.ids.job.to_string());
-    let newest: BTreeMap<String, StoredPoint> = {
-        points.sort_by_key(|point| point.taken_at);
-        points.into_iter().map(|point| (point.vm.clone(), point)).collect()
-    };
+    let points = store_lane::points(target, &job.ids, options.only.as_deref()).await?;
+    let newest: BTreeMap<String, StoredPoint> = points.into_iter().map(|point| (point.vm.clone(), point)).collect();
     let mut looked_at = Vec::new();
     for (vm, point) in newest {
         progress.step(&point.name, "reading the newest recovery point");

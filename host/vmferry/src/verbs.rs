@@ -36,7 +36,9 @@ pub async fn perform(cli: Cli, screen: &Screen) -> Result<Exit, Failure> {
         Verb::Daemon => daemon::daemon(load(common)?, screen).await,
         Verb::Run(arguments) => run::run(&Workplace::open(common).await?, &arguments, screen).await,
         Verb::Plan(arguments) => plan::plan(&Workplace::open(common).await?, &arguments).await,
-        Verb::Points(Points::List { job }) => points::list(&Workplace::open(common).await?, job.as_deref()).await,
+        Verb::Points(Points::List { job }) => {
+            points::list(&Workplace::open(common).await?, job.as_deref(), screen).await
+        }
         Verb::Points(Points::Hold(held)) => points::hold(&Workplace::open(common).await?, &held, true).await,
         Verb::Points(Points::Release(held)) => points::hold(&Workplace::open(common).await?, &held, false).await,
         Verb::Restore(arguments) => restore::restore(&Workplace::open(common).await?, arguments, screen).await,

@@ -101,7 +101,7 @@ impl World {
     /// The recovery points of the job.
     pub async fn points(&self) -> Vec<ReplicaPoints> {
         let engine = self.engine();
-        let points = engine.points(&self.job, None).await.expect("points");
+        let points = engine.points(&self.job, None).await.expect("points").replicas;
         engine.close().await;
         points
     }

@@ -3,11 +3,12 @@
 use super::{Workplace, engine_failure, print};
 use crate::cli::HeldPoint;
 use crate::exit::Exit;
+use crate::output::progress::Screen;
 use crate::output::report::short;
 use crate::output::table::{Align, Table};
-use crate::problem::Failure;
+use crate::problem::{Failure, Problem};
 use serde::Serialize;
-use vmferry_engine::{PointSummary, ReplicaPoints};
+use vmferry_engine::{PointSummary, PointsReport, TargetProblem};
 
 /// What `points list --json` prints.
 #[derive(Serialize)]
@@ -18,25 +19,37 @@ struct Listing {
 #[derive(Serialize)]
 struct JobPoints {
     job: String,
-    replicas: Vec<ReplicaPoints>,
+    #[serde(flatten)]
+    points: PointsReport,
 }
 
-pub(super) async fn list(at: &Workplace, only: Option<&str>) -> Result<Exit, Failure> {
+pub(super) async fn list(at: &Workplace, only: Option<&str>, screen: &Screen) -> Result<Exit, Failure> {
     let names = match only {
         Some(name) => vec![name.to_owned()],
         None => at.config.jobs.keys().cloned().collect(),
     };
     let listing = at.close(collect(at, names).await).await?;
+    for JobPoints { job, points } in &listing.jobs {
+        points.problems.iter().for_each(|problem| screen.line(unheard(job, problem)));
+    }
     print(at.form, &listing, table)?;
-    Ok(Exit::Done)
+    let all = listing.jobs.iter().all(|job| job.points.problems.is_empty());
+    Ok(if all { Exit::Done } else { Exit::Partial })
+}
+
+/// What an operator has to know of a target that did not answer.
+pub(super) fn unheard(job: &str, problem: &TargetProblem) -> Problem {
+    Problem::new(format!("it did not answer: {}", problem.error))
+        .at(format!("job {job}, target {}", problem.target))
+        .remedy("what the other targets hold is told; ask again when it is back")
 }
 
 async fn collect(at: &Workplace, names: Vec<String>) -> Result<Listing, Failure> {
     let mut jobs = Vec::new();
     for name in names {
         let job = at.job(&name).await?;
-        let replicas = at.engine.points(&job, None).await.map_err(|error| engine_failure(&error, &name))?;
-        jobs.push(JobPoints { job: name, replicas });
+        let points = at.engine.points(&job, None).await.map_err(|error| engine_failure(&error, &name))?;
+        jobs.push(JobPoints { job: name, points });
     }
     Ok(Listing { jobs })
 }
@@ -67,7 +80,7 @@ fn table(listing: &Listing) -> String {
         ("", Align::Left),
     ]);
     for job in &listing.jobs {
-        for replica in &job.replicas {
+        for replica in &job.points.replicas {
             for point in &replica.points {
                 table.row([
                     job.job.clone(),
@@ -98,7 +111,7 @@ fn remarks(point: &PointSummary) -> String {
 mod tests {
     use super::*;
     use expect_test::expect;
-    use vmferry_engine::ReplicaState;
+    use vmferry_engine::{ReplicaPoints, ReplicaState};
 
     #[test]
     fn a_listing_is_a_row_per_point() {
@@ -120,7 +133,8 @@ mod tests {
             state: ReplicaState::FailedOver,
             points: vec![point(2, false), point(1, true)],
         };
-        let listing = Listing { jobs: vec![JobPoints { job: "erp".to_owned(), replicas: vec![replica] }] };
+        let points = PointsReport { replicas: vec![replica], problems: Vec::new() };
+        let listing = Listing { jobs: vec![JobPoints { job: "erp".to_owned(), points }] };
         expect![[r#"
             job  VM        replica        target  state        point                                 taken at              disks  by
             erp  99999999  web (replica)  dr      failed over  22222222-0000-4000-8000-000000000000  1970-01-01T02:00:00Z      2  vmferry

@@ -1,5 +1,6 @@
 //! `vmferry verify`: are the replicas what was sent?
 
+use super::points::unheard;
 use super::{Workplace, engine_failure, print};
 use crate::cli::Verify;
 use crate::exit::Exit;
@@ -21,6 +22,7 @@ pub(super) async fn verify(at: &Workplace, arguments: &Verify, screen: &Screen) 
             screen.line(problem);
         }
     }
+    report.problems.iter().for_each(|problem| screen.line(unheard(&job.name, problem)));
     print(at.form, &report, table)?;
     Ok(exit(&report))
 }
@@ -28,7 +30,7 @@ pub(super) async fn verify(at: &Workplace, arguments: &Verify, screen: &Screen) 
 fn exit(report: &VerifyReport) -> Exit {
     let good = |replica: &VerifiedReplica| matches!(replica.verdict, Verdict::Intact | Verdict::Untouched);
     match report.replicas.iter().filter(|replica| good(replica)).count() {
-        all if all == report.replicas.len() => Exit::Done,
+        all if all == report.replicas.len() && report.problems.is_empty() => Exit::Done,
         0 => Exit::Failed,
         _ => Exit::Partial,
     }

@@ -60,7 +60,7 @@ async fn failover_needs_the_target_pool_only() {
     gone.stop().await;
 
     let engine = world.engine();
-    let points = engine.points(&world.job, None).await.unwrap();
+    let points = engine.points(&world.job, None).await.unwrap().replicas;
     assert_eq!((points.len(), points[0].points.len(), points[0].vm.as_str()), (1, 1, world.vm.as_str()));
     let clone = engine.clone_point(&world.job, &CloneRequest::newest(&world.vm)).await.unwrap();
     assert_eq!(world.target_content(&clone.vm), content);

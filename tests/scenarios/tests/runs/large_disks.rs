@@ -1,7 +1,11 @@
 //! Disks beyond VHD's 2 TiB: what they hold moves, and nothing else.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use vmferry_engine::{EngineError, RestoreReport, RestoreRequest, RestoreTo, Silent};
 use vmferry_model::plan::{FullReason, Kind};
 use vmferry_model::report::{DiskReport, Outcome, RunReport};
+use vmferry_scenarios::shelf::Shelf;
 use vmferry_scenarios::{MIB, World, disks, only_target, point_of};
 use xapi_sim::{DiskSpec, Fault, FaultKind, FaultPoint, NbdPurpose, Sim, SimConfig, SrKind, SrSpec, VmSpec};
 
@@ -101,6 +105,60 @@ async fn what_3_tib_hold_moves_as_a_full_copy_a_delta_and_a_resync() {
     moved(&resync, Kind::Resync, DATA + 3 * 64 * KIB, 2 * 64 * KIB);
     assert_eq!(disk(&resync).full_reason, Some(FullReason::BaseGoneOnSource));
     assert_eq!(verdict(&world, true).await, "intact");
+}
+
+/// A point of 3 TiB comes back as a new VM from a pool and from a store.
+async fn restored(world: &World, target: &str) -> Result<RestoreReport, EngineError> {
+    let engine = world.engine();
+    let to = RestoreTo::NewVm {
+        pool: "dr".to_owned(),
+        sr: Some(world.job.targets[0].srs[0].clone()),
+        networks: BTreeMap::new(),
+        name: Some(format!("from {target}")),
+    };
+    let request = RestoreRequest { vm: world.vm.clone(), point: None, target: Some(target.to_owned()), to };
+    let report = engine.restore(&world.job, &request, Arc::new(Silent)).await;
+    engine.close().await;
+    report
+}
+
+#[tokio::test]
+async fn what_3_tib_hold_comes_back_from_a_pool_and_from_a_store() {
+    let shelf = Shelf::new(1 << 20);
+    let mut world = world(true).await;
+    world.job.stores.push(shelf.target("shelf"));
+    let report = world.run().await;
+    assert_eq!(report.outcome, Outcome::Succeeded, "{report:#?}");
+    for target in ["dr", "shelf"] {
+        let report = restored(&world, target).await.unwrap();
+        assert!(report.disks[0].proven, "{report:#?}");
+        let from = world.source.vm_disks(&world.vm).remove(0);
+        let to = world.target.vm_disks(&report.restored.unwrap()).remove(0);
+        for place in PLACES {
+            let (at, length) = (place.saturating_sub(64 * KIB), (192 * KIB) as usize);
+            assert!(world.target.read(&to, at, length) == world.source.read(&from, at, length), "{target}: {place}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_writes_something_else_than_3_tib_it_is_sent_restores_nothing() {
+    let shelf = Shelf::new(1 << 20);
+    let mut world = world(true).await;
+    world.job.stores.push(shelf.target("shelf"));
+    world.job.targets.clear();
+    let report = world.run().await;
+    assert_eq!(report.outcome, Outcome::Succeeded, "{report:#?}");
+    world.job.targets = World::new().await.job.targets;
+    world.job.targets[0].srs = vec![large_sr(&world.target)];
+    let before = world.target.records("VDI").len();
+    world.target.inject(Fault { at: FaultPoint::Import, nth: 1, kind: FaultKind::FlipByte(100_000) });
+    for remembered in [false, true] {
+        let refused = restored(&world, "shelf").await.unwrap_err().to_string();
+        let why = if remembered { "wrote something else than it was sent" } else { "did not write what it was sent" };
+        assert!(refused.contains(why), "{refused}");
+        assert_eq!(world.target.records("VDI").len(), before);
+    }
 }
 
 #[tokio::test]

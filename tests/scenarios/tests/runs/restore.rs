@@ -7,8 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 use vmferry_engine::{EngineError, FindingKind, GcAct, ImageFormat, RestoreReport, RestoreRequest, RestoreTo, Silent};
 use vmferry_model::report::Outcome;
+use vmferry_model::target::PointStore;
 use vmferry_scenarios::shelf::Shelf;
-use vmferry_scenarios::{MIB, World};
+use vmferry_scenarios::{MIB, World, vbd_record};
 use xapi_sim::{Fault, FaultKind, FaultPoint};
 
 /// A world whose job keeps points on a pool and on a shelf, after two runs.
@@ -227,6 +228,109 @@ async fn a_store_that_gives_back_something_else_is_found_out() {
     shelf.corrupt(&point, &disk, 10 * MIB);
     let error = restore(&world, "shelf", None, new_vm("dr")).await.unwrap_err().to_string();
     assert!(error.contains("the recovery point says"), "{error}");
+}
+
+#[tokio::test]
+async fn files_that_are_there_stay_and_one_that_was_left_half_way_has_another_name() {
+    let shelf = Shelf::new(1 << 20);
+    let world = two_points(&shelf).await;
+    let folder = tempfile::tempdir().unwrap();
+    let files = || {
+        let mut files: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        files
+    };
+    let to = || RestoreTo::Files { folder: folder.path().to_owned(), format: ImageFormat::Raw };
+    shelf.stall("read", false);
+    tokio::select! {
+        _ = restore(&world, "shelf", None, to()) => panic!("it did not stall"),
+        () = shelf.wait_until_stalled() => {}
+    }
+    assert!(files().iter().all(|file| file.extension().unwrap() == "part"), "{:?}", files());
+    // What was killed lets go of its file when its task is looked at next.
+    while std::fs::File::open(&files()[0]).unwrap().try_lock().is_err() {
+        tokio::task::yield_now().await;
+    }
+    shelf.calm();
+    restore(&world, "shelf", None, to()).await.unwrap();
+    let whole = files();
+    assert_eq!(whole.len(), 2, "{whole:?}");
+    let content = std::fs::read(&whole[0]).unwrap();
+    let refused = restore(&world, "shelf", None, to()).await.unwrap_err().to_string();
+    assert!(refused.contains("is there already"), "{refused}");
+    assert_eq!((files(), std::fs::read(&whole[0]).unwrap()), (whole, content));
+}
+
+#[tokio::test]
+async fn a_point_is_held_while_it_is_restored() {
+    let shelf = Shelf::new(1 << 20);
+    let world = two_points(&shelf).await;
+    shelf.stall("read", false);
+    let restored = restore(&world, "shelf", None, new_vm("dr"));
+    tokio::pin!(restored);
+    tokio::select! {
+        _ = &mut restored => panic!("it did not stall"),
+        () = shelf.wait_until_stalled() => {}
+    }
+    let held = || shelf.stored().iter().map(|point| point.held).collect::<Vec<_>>();
+    assert_eq!(held(), [false, true]);
+    shelf.resume();
+    let report = restored.await.unwrap();
+    assert_eq!((held(), report.warnings), (vec![false, false], Vec::new()));
+
+    shelf.hold(&report.point, true).await.unwrap();
+    restore(&world, "shelf", None, new_vm("dr")).await.unwrap();
+    assert_eq!(held(), [false, true], "an operator's hold stays");
+}
+
+#[tokio::test]
+async fn a_target_out_of_reach_is_told_and_the_others_are_there() {
+    let shelf = Shelf::new(1 << 20);
+    let mut world = two_points(&shelf).await;
+    let engine = world.engine();
+    let gone = std::mem::replace(&mut world.target, vmferry_scenarios::pool("empty").await);
+    gone.stop().await;
+    let points = engine.points(&world.job, None).await.unwrap();
+    let targets = |names: Vec<&String>| names.into_iter().cloned().collect::<Vec<String>>();
+    assert_eq!(targets(points.replicas.iter().map(|found| &found.target).collect()), ["shelf"]);
+    assert_eq!(targets(points.problems.iter().map(|silent| &silent.target).collect()), ["dr"]);
+    let options = vmferry_engine::VerifyOptions { only: None, deep: false };
+    let verified = engine.verify(&world.job, &options, &Silent).await.unwrap();
+    assert_eq!((verified.replicas.len(), verified.problems.len()), (1, 1), "{verified:#?}");
+    let request = RestoreRequest { vm: world.vm.clone(), point: None, target: None, to: new_vm("prod") };
+    let report = engine.restore(&world.job, &request, Arc::new(Silent)).await.unwrap();
+    assert_eq!(report.target, "shelf");
+    assert!(report.warnings.iter().any(|warning| warning.contains("not every pool was asked")), "{report:#?}");
+    engine.close().await;
+}
+
+#[tokio::test]
+async fn disks_that_changed_places_get_their_own_content() {
+    let shelf = Shelf::new(1 << 20);
+    let mut world = World::new().await;
+    world.replace_vm(&[8 * MIB, 8 * MIB]);
+    world.job.stores.push(shelf.target("shelf"));
+    let disks = world.source.vm_disks(&world.vm);
+    for (disk, byte) in disks.iter().zip(1..) {
+        world.source.write(disk, MIB, &[byte; 4096]);
+    }
+    assert_eq!(world.run().await.outcome, Outcome::Succeeded);
+    let session = world.at_source().await;
+    let vm: vmferry_xapi::Ref<vmferry_xapi::records::Vm> = session.by_uuid(&world.vm).await.unwrap();
+    let () = session.call_async("VM.clean_shutdown", vmferry_xapi::params![&vm]).await.unwrap();
+    // The first disk goes, and the second takes its place.
+    let record: vmferry_xapi::records::Vm = session.get_record(&vm).await.unwrap();
+    let second = world.source.record("VDI", &disks[1]).unwrap()["$ref"].as_str().unwrap().to_owned();
+    for vbd in &record.vbds {
+        let () = session.call("VBD.destroy", vmferry_xapi::params![vbd]).await.unwrap();
+    }
+    let drive = vbd_record(vm.as_str(), &second);
+    let _: String = session.call("VBD.create", vmferry_xapi::params![drive]).await.unwrap();
+    session.logout().await.unwrap();
+    let onto = RestoreTo::Onto { pool: "prod".to_owned(), vm: world.vm.clone() };
+    let refused = restore(&world, "shelf", None, onto).await.unwrap_err().to_string();
+    assert!(refused.contains("restore to a new VM instead"), "{refused}");
+    assert_eq!(world.source.read(&disks[1], MIB, 1), [2], "its content is not the other's");
 }
 
 #[tokio::test]

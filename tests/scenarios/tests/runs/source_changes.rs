@@ -188,6 +188,29 @@ async fn a_disk_that_was_removed_or_marked_is_in_no_later_point() {
 }
 
 #[tokio::test]
+async fn a_disk_that_is_detached_after_the_snapshot_is_in_its_point_all_the_same() {
+    let (world, point, content) = replicated().await;
+    let (session, vm) = source_vm(&world).await;
+    stop(&session, &vm).await;
+    let disks_before = world.source.vm_disks(&world.vm);
+    world.source.write(&disks_before[1], MIB, b"the last of it");
+    let expected = world.source_content();
+    // The last call on the snapshot before the VM is looked at again.
+    let last = FaultPoint::Call("VM.set_name_label".to_owned());
+    world.source.inject(Fault { at: last, nth: 1, kind: FaultKind::StallAfter(0) });
+    let detached = async {
+        world.source.wait_until_stalled().await;
+        let () = session.call("VBD.destroy", params![drive(&world, &disks_before[0])]).await.unwrap();
+        world.source.clear_faults();
+    };
+    let (report, ()) = tokio::join!(world.run(), detached);
+    session.logout().await.unwrap();
+    assert_eq!(report.outcome, Outcome::Succeeded, "{report:#?}");
+    assert_eq!(world.target_content(&point_of(&report)), expected);
+    assert_eq!(world.target_content(&point), content, "the point before is as it was");
+}
+
+#[tokio::test]
 async fn a_disk_that_grew_travels_as_a_delta() {
     let (world, point, content) = replicated().await;
     let (session, vm) = source_vm(&world).await;
