@@ -5,7 +5,8 @@
 
 use crate::engine::{Engine, RunOptions};
 use crate::error::{EngineError, RunError, chain};
-use crate::garbage::{Fate, Finding, FindingKind, GcAct, PoolState, Scene, is_written_in_place};
+use crate::finding::{Fate, Finding, FindingKind, GcAct};
+use crate::garbage::{PoolState, Scene, is_written_in_place};
 use crate::inventory::Inventory;
 use crate::job::{Job, Policies};
 use crate::keys;

@@ -16,6 +16,7 @@ mod engine;
 mod error;
 mod export;
 mod failover;
+mod finding;
 mod forecast;
 mod framing;
 mod garbage;
@@ -73,7 +74,7 @@ pub use doctor::{DoctorLine, DoctorProbe, DoctorReport, DoctorRequest, DoctorVer
 pub use engine::{Engine, RunOptions};
 pub use error::{EngineError, RunError};
 pub use failover::{StartReport, StartRequest};
-pub use garbage::{Fate, Finding, FindingKind, GcAct};
+pub use finding::{Fate, Finding, FindingKind, GcAct};
 pub use gc::{GcOptions, GcProblem, GcReport};
 pub use guest::{GuestCheck, GuestReport, GuestWait};
 pub use interfaces::NetworkChoice;
