@@ -193,8 +193,19 @@ impl<'a> Repository<'a> {
             secret: names::hex(&secret),
         };
         let json = serde_json::to_vec_pretty(&description).unwrap_or_default();
-        // Another host may be faster; then that one's is opened.
-        storage.create(REPOSITORY, &json)?;
+        // Another host may be faster; then that one's is opened. A place where the same can be made twice would one day put a
+        // host's object in the place of another's.
+        if storage.create(REPOSITORY, &json)? && storage.create(REPOSITORY, &json)? {
+            storage.delete(REPOSITORY)?;
+            storage.sync()?;
+            return Err(Error::with_code(
+                ErrorCode::Unsupported,
+                format!(
+                    "no repository was made: the place lets `{REPOSITORY}` be made twice, so hosts that write at once would \
+                     destroy each other's work; a bucket's store has to honour `If-None-Match: *`: take a newer version of it, or another"
+                ),
+            ));
+        }
         storage.sync()?;
         Self::open(storage, settings, clock)?
             .ok_or_else(|| Error::unavailable("the repository that was just made is gone", RETRY_AFTER))

@@ -52,6 +52,16 @@ pub enum Mode {
     Compliance,
 }
 
+impl Mode {
+    /// As a request names it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Governance => "GOVERNANCE",
+            Self::Compliance => "COMPLIANCE",
+        }
+    }
+}
+
 /// What stores ask of the parts of an upload, but the last; and of one request less than a host lets through.
 const PART_SIZES: std::ops::RangeInclusive<u64> = 5 << 20..=512 << 20;
 

@@ -14,13 +14,15 @@
 //! ```
 //!
 //! What the bucket has to do: answer ranges, list what was just made, and honour `If-None-Match: *`, as Amazon S3, MinIO, Ceph and
-//! Cloudflare R2 do. An upload that broke off with its host leaves parts behind, which a lifecycle rule
-//! (`AbortIncompleteMultipartUpload`) removes; with the default sizes nothing is sent in parts.
+//! Cloudflare R2 do; no repository is made where that is ignored. An upload that broke off with its host leaves parts behind, which a
+//! lifecycle rule (`AbortIncompleteMultipartUpload`) removes; with the default sizes nothing is sent in parts. It was tried with two
+//! stores, moto and s3s-fs, of which the second compares whole objects with the check sums that they are sent with.
 //!
 //! **Object Lock.** With `lock`, everything that is made is locked for so many days from then on; a chunk that newer points share is
 //! not locked anew. So what is younger than that cannot be destroyed by whoever has the key, and of what is older only the newest chunks
-//! cannot. In the versioned bucket that Object Lock needs, what is deleted is hidden and stays as an older version: a lifecycle rule
-//! has to expire those.
+//! cannot. Of each point the store is asked whether it is locked, for which the credential has to allow `s3:GetObjectRetention`; one
+//! that is not is taken back. In the versioned bucket that Object Lock needs, what is deleted is hidden and stays as an older version: a
+//! lifecycle rule has to expire those.
 //!
 //! Payload never enters the plugin, and neither does the secret key.
 

@@ -4,7 +4,7 @@
 //! passes is asked again when the store is busy or the connection breaks, after a while that doubles each time. An upload
 //! carries the CRC-32C of its bytes, which the store compares; what comes back is checked by who wrote it.
 
-use crate::bucket::{Bucket, Mode};
+use crate::bucket::Bucket;
 use crate::xml::{self, Element};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -32,6 +32,8 @@ const RETRY_AFTER: u64 = 60;
 const MAKER: &str = "x-amz-meta-vmferry-maker";
 
 const CRC32C: &str = "x-amz-checksum-crc32c";
+
+const LOCK_MODE: &str = "x-amz-object-lock-mode";
 
 /// A bucket as a place for a repository.
 #[derive(Debug)]
@@ -131,12 +133,8 @@ impl Store {
             headers.push((MAKER, maker.to_owned()));
         }
         if let Some(lock) = self.bucket.lock {
-            let mode = match lock.mode {
-                Mode::Governance => "GOVERNANCE",
-                Mode::Compliance => "COMPLIANCE",
-            };
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-            headers.push(("x-amz-object-lock-mode", mode.to_owned()));
+            headers.push((LOCK_MODE, lock.mode.name().to_owned()));
             let until = now as i64 + i64::from(lock.days) * 24 * 60 * 60;
             headers.push(("x-amz-object-lock-retain-until-date", calendar::rfc3339(until)));
         }
@@ -147,6 +145,22 @@ impl Store {
     fn is_by(&self, name: &str, maker: &str) -> Result<bool, Error> {
         let told = self.ask(&Ask { expected: &[404], ..Ask::new("HEAD", Some(name), &[]) })?;
         Ok(told.reply.status != 404 && told.reply.header(MAKER) == Some(maker))
+    }
+
+    /// Takes an object back that was to be locked and is not: a store that knows no Object Lock may ignore what asks for it.
+    fn require_lock(&self, name: &str) -> Result<(), Error> {
+        let Some(lock) = self.bucket.lock else { return Ok(()) };
+        let told = self.ask(&Ask::new("HEAD", Some(name), &[]))?;
+        if told.reply.header(LOCK_MODE) == Some(lock.mode.name()) {
+            return Ok(());
+        }
+        self.delete(name)?;
+        let url = self.bucket.url(Some(name), &[]);
+        let text = format!(
+            "{url}: the store does not say that it locked it; take a store and a bucket with Object Lock, or `lock` out of the \
+             settings. The credential has to allow s3:GetObjectRetention, or the store cannot say it"
+        );
+        Err(Error::with_code(ErrorCode::Unsupported, text))
     }
 
     /// Makes an object by one request.
@@ -210,12 +224,12 @@ impl Store {
         let write = |output: &Output| output.write_all(document.as_bytes());
         let query = [("uploadId", upload)];
         let length = document.len() as u64;
-        let ask = Ask { length, write: &write, expected: &[404], ..Ask::new("POST", Some(name), &query) };
+        let ask = Ask { length, write: &write, expected: &[403, 404], ..Ask::new("POST", Some(name), &query) };
         let mut attempt = 1;
         loop {
             let told = self.ask(&ask)?;
-            // An upload that an earlier attempt completed is not known any more.
-            if told.reply.status == 404 {
+            // An upload that an earlier attempt completed is not known any more, or not allowed to be asked for.
+            if matches!(told.reply.status, 403 | 404) {
                 return match (told.again || attempt > 1) && self.is_by(name, maker)? {
                     true => Ok(()),
                     false => Err(Refusal::read(&told.reply).error(self, &ask)),
@@ -303,12 +317,16 @@ impl Storage for Store {
         let length = bytes.len() as u64;
         let told =
             self.ask(&Ask { headers, length, write: &write, expected: &[412], ..Ask::new("PUT", Some(name), &[]) })?;
-        match told.reply.status {
+        let is_made = match told.reply.status {
             // The answer to an earlier attempt may have been lost.
-            412 if told.again => self.is_by(name, &maker),
-            412 => Ok(false),
-            _ => Ok(true),
+            412 if told.again => self.is_by(name, &maker)?,
+            412 => false,
+            _ => true,
+        };
+        if is_made {
+            self.require_lock(name)?;
         }
+        Ok(is_made)
     }
 
     fn open(&self, name: &str, offset: u64, length: u64) -> Result<Option<Input>, Error> {
@@ -477,7 +495,7 @@ impl Refusal {
             _ if matches!(*status, 401 | 403) => (
                 ErrorCode::Denied,
                 "the credential has to allow s3:ListBucket, s3:GetObject, s3:PutObject, s3:DeleteObject and \
-                 s3:AbortMultipartUpload, with `lock` s3:PutObjectRetention as well",
+                 s3:AbortMultipartUpload, with `lock` s3:PutObjectRetention and s3:GetObjectRetention as well",
             ),
             _ if self.is_passing() => (ErrorCode::Unavailable, "it was asked several times"),
             _ => (ErrorCode::Other("rejected".to_owned()), "see what the store says of this code"),

@@ -25,9 +25,15 @@ impl Peer {
     /// # Errors
     /// It is missing and required.
     pub fn system(name: &str) -> anyhow::Result<Option<Self>> {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let found = std::env::split_paths(&path).map(|folder| folder.join(name)).find(|program| program.is_file());
-        Self::found(found, name, "install it with the system's packages")
+        Self::found(on_path(name), name, "install it with the system's packages")
+    }
+
+    /// s3s-fs, an object store in a folder.
+    ///
+    /// # Errors
+    /// It is missing and required.
+    pub fn s3s_fs() -> anyhow::Result<Option<Self>> {
+        Self::found(on_path("s3s-fs"), "s3s-fs", "install it as .ci/run does")
     }
 
     /// Python with the packages that `tests/peers/install` puts beside it.
@@ -121,6 +127,11 @@ pub fn example_target_js(name: &str) -> PathBuf {
 #[must_use]
 pub fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn on_path(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|program| program.is_file())
 }
 
 fn installed(name: &str) -> PathBuf {

@@ -1,7 +1,7 @@
 //! Images that are like disks of VMs: holes, text, data that does not compress, and files that are there twice.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -66,6 +66,13 @@ pub(crate) fn make(path: &Path, mib: u64) -> anyhow::Result<()> {
         left -= bytes.len() as u64;
     }
     Ok(out.flush()?)
+}
+
+/// Makes an image of bytes that nothing compresses, and none of which are there twice.
+pub(crate) fn noise(path: &Path, mib: u64) -> anyhow::Result<()> {
+    let mut noise = blake3::Hasher::new().finalize_xof().take(mib << 20);
+    std::io::copy(&mut noise, &mut File::create(path)?)?;
+    Ok(())
 }
 
 /// Makes an image that differs in one grain in `in_how_many`.

@@ -1,4 +1,5 @@
-//! What keeping a disk costs: the repository in a folder beside restic and borg, on the same image, one after the other.
+//! What keeping a disk costs: the repository in a folder beside restic and borg, on the same image, one after the other; and in a
+//! bucket, by the component, beside a plain upload (`s3`).
 //!
 //! The repository runs natively here, with the host's own encodings and digests: what is measured is its format and its logic, not
 //! the sandbox around it. All three compress with Zstandard at level 3; restic cannot leave encryption out, the other two do. Each step
@@ -6,6 +7,7 @@
 
 mod disk;
 mod image;
+mod s3;
 
 use anyhow::{Context as _, ensure};
 use clap::{Parser, Subcommand};
@@ -35,6 +37,21 @@ enum Act {
         #[arg(long, value_delimiter = ',', default_value = "64,256,1024")]
         chunks: Vec<u64>,
     },
+    /// Measures the component for buckets beside a plain upload.
+    S3 {
+        /// Size of the images.
+        #[arg(long, default_value_t = 512)]
+        mib: u64,
+        /// Pairs that are measured.
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
+        rounds: u64,
+        /// Where images and the bucket go: six times their size.
+        #[arg(long, default_value = "/tmp")]
+        scratch: PathBuf,
+        /// Chunk sizes in KiB.
+        #[arg(long, value_delimiter = ',', default_value = "64,1024", value_parser = clap::value_parser!(u64).range(64..=2048))]
+        chunks: Vec<u64>,
+    },
     /// One step of the repository, which `run` measures.
     Write {
         folder: PathBuf,
@@ -54,17 +71,20 @@ struct Cost {
     cpu: f64,
 }
 
+/// CPU time of this process, or of its children that have ended, in seconds.
+fn cpu(of: UsageWho) -> anyhow::Result<f64> {
+    let usage = getrusage(of)?;
+    Ok((usage.user_time() + usage.system_time()).num_microseconds() as f64 / 1e6)
+}
+
 /// Runs a command, and measures it with everything that it starts.
 fn measure(command: &mut Command) -> anyhow::Result<Cost> {
-    let before = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    let before = cpu(UsageWho::RUSAGE_CHILDREN)?;
     let started = Instant::now();
     let output = command.output().with_context(|| format!("{command:?} does not start"))?;
     let wall = started.elapsed().as_secs_f64();
     ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    let after = getrusage(UsageWho::RUSAGE_CHILDREN)?;
-    let cpu =
-        |usage: nix::sys::resource::Usage| (usage.user_time() + usage.system_time()).num_microseconds() as f64 / 1e6;
-    Ok(Cost { wall, cpu: cpu(after) - cpu(before) })
+    Ok(Cost { wall, cpu: cpu(UsageWho::RUSAGE_CHILDREN)? - before })
 }
 
 /// Bytes that a folder takes.
@@ -169,6 +189,9 @@ impl Keeper {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().act {
         Act::Run { mib, scratch, chunks } => run(mib, &scratch, &chunks),
+        Act::S3 { mib, rounds, scratch, chunks } => {
+            tokio::runtime::Runtime::new()?.block_on(s3::run(mib, rounds, &scratch, &chunks))
+        }
         Act::Write { folder, image, id, chunk_kib, base, base_image } => {
             let base = base.as_deref().zip(base_image.as_deref());
             disk::write(&folder, &image, &id, chunk_kib, base)

@@ -1,6 +1,6 @@
 //! The component that comes with the program, in its sandbox, against a store that computes each signature again.
 
-use crate::moto::Moto;
+use crate::server::{Kind, Server, with_each_server};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -13,7 +13,6 @@ use vmferry_model::target::{
     BrokenOff, Chunk, Chunks, DeltaInfo, DiskReceipt, Draft, Firmware, MachineMetadata, PointStore, Restored,
     VmMetadata,
 };
-use vmferry_peers::Peer;
 use vmferry_sandbox::{AwsKey, Credential, Grants, HostServices, Instance, Package, Passed, Sandbox, Settings, Target};
 
 const CHUNK: usize = 1 << 20;
@@ -132,11 +131,9 @@ async fn restored(target: &Target, id: &str) -> Vec<u8> {
     std::mem::take(&mut disk.0.lock().unwrap())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn points_go_to_a_bucket_and_come_back_with_every_request_signed() -> anyhow::Result<()> {
-    let Some(python) = Peer::python()? else { return Ok(()) };
-    let (moto, access_key, secret_key) = Moto::strict(&python);
-    let target = target(&moto.url, &access_key, &secret_key).await;
+async fn points_go_to_a_bucket_and_come_back_with_every_request_signed(kind: Kind) -> anyhow::Result<()> {
+    let Some(server) = Server::strict(kind)? else { return Ok(()) };
+    let target = target(&server.url, &server.access_key, &server.secret_key).await;
     assert_eq!(target.shape().chunk_size as usize, CHUNK);
 
     let mut disk = vec![0; SIZE as usize];
@@ -163,22 +160,20 @@ async fn points_go_to_a_bucket_and_come_back_with_every_request_signed() -> anyh
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_wrong_key_is_told_with_what_to_correct() -> anyhow::Result<()> {
-    let Some(python) = Peer::python()? else { return Ok(()) };
-    let (moto, access_key, _) = Moto::strict(&python);
-    let (at, url) = (moto.url.clone(), moto.url.clone());
+async fn a_wrong_key_is_told_with_what_to_correct(kind: Kind) -> anyhow::Result<()> {
+    let Some(server) = Server::strict(kind)? else { return Ok(()) };
+    let (url, access_key) = (server.url.clone(), server.access_key.clone());
     let wrong = tokio::spawn(async move { target(&url, &access_key, "wrong").await }).await;
     // The first thing that is asked of the bucket fails, which is how it wants its data.
     let panic = wrong.expect_err("the set-up fails").into_panic();
     let text = panic.downcast_ref::<String>().unwrap();
     assert!(text.contains("SignatureDoesNotMatch") && text.contains("[[plugin.target-s3.credentials]]"), "{text}");
-    assert!(!text.contains("wrong") && text.contains(&at), "{text}");
+    assert!(!text.contains("wrong") && text.contains(&server.url), "{text}");
     Ok(())
 }
 
 /// Passes connections on to a server. Of every eight, one breaks in the middle of a large request and one is told to come
-/// back later.
+/// back later. The others break after a pack and a half, if the server keeps them that long.
 async fn stumbling(server: &str) -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -203,7 +198,7 @@ async fn stumbling(server: &str) -> (String, Arc<AtomicUsize>) {
                         let mut server = TcpStream::connect(server).await.unwrap();
                         let (mut from_client, mut to_client) = client.split();
                         let (mut from_server, mut to_server) = server.split();
-                        let most = if number == 5 { 300 << 10 } else { u64::MAX };
+                        let most = if number == 5 { 300 << 10 } else { 12 << 20 };
                         let mut request = (&mut from_client).take(most);
                         tokio::select! {
                             sent = tokio::io::copy(&mut request, &mut to_server) => {
@@ -221,12 +216,10 @@ async fn stumbling(server: &str) -> (String, Arc<AtomicUsize>) {
     (url, stumbles)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_that_breaks_and_a_store_that_is_busy_cost_no_point() -> anyhow::Result<()> {
-    let Some(python) = Peer::python()? else { return Ok(()) };
-    let (moto, access_key, secret_key) = Moto::strict(&python);
-    let (url, stumbles) = stumbling(&moto.url).await;
-    let target = target(&url, &access_key, &secret_key).await;
+async fn a_connection_that_breaks_and_a_store_that_is_busy_cost_no_point(kind: Kind) -> anyhow::Result<()> {
+    let Some(server) = Server::strict(kind)? else { return Ok(()) };
+    let (url, stumbles) = stumbling(&server.url).await;
+    let target = target(&url, &server.access_key, &server.secret_key).await;
     let mut disk = vec![0; SIZE as usize];
     let full: Vec<_> = (0..40).map(|number| (number, number)).collect();
     keep(&target, "one", None, &full, &mut disk).await;
@@ -249,3 +242,9 @@ async fn a_server_that_was_not_granted_is_not_asked() -> anyhow::Result<()> {
     );
     Ok(())
 }
+
+with_each_server!(async
+    points_go_to_a_bucket_and_come_back_with_every_request_signed,
+    a_wrong_key_is_told_with_what_to_correct,
+    a_connection_that_breaks_and_a_store_that_is_busy_cost_no_point,
+);

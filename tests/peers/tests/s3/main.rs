@@ -1,8 +1,9 @@
-//! Recovery points in a bucket of a store that nobody here wrote: moto, which keeps the rules of Amazon S3.
+//! Recovery points in a bucket of stores that nobody here wrote: moto, which keeps the rules of Amazon S3, and s3s-fs.
 
 #![allow(clippy::unwrap_used, reason = "a helper that cannot go on has failed its test")]
 
 mod component;
-mod moto;
 mod objects;
+mod promises;
+mod server;
 mod single_pass;

@@ -1,14 +1,13 @@
 //! One job with a pool, a repository and a bucket: the source is read once, and all three hold the same moment.
 
 use crate::component;
-use crate::moto::Moto;
+use crate::server::{Kind as Store, Server, with_each_server};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use vmferry_engine::{RestoreRequest, RestoreTo, Silent, StoreTarget};
 use vmferry_model::plan::Kind;
 use vmferry_model::report::Outcome;
 use vmferry_model::target::PointStore;
-use vmferry_peers::Peer;
 use vmferry_sandbox::{Grants, Instance, Package, Sandbox, Settings, Target};
 use vmferry_scenarios::{MIB, World};
 
@@ -33,12 +32,10 @@ fn store(name: &str, store: &Arc<Target>) -> StoreTarget {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pool_a_repository_and_a_bucket_hold_the_same_moment_of_one_read() -> anyhow::Result<()> {
-    let Some(python) = Peer::python()? else { return Ok(()) };
-    let (moto, access_key, secret_key) = Moto::strict(&python);
+async fn a_pool_a_repository_and_a_bucket_hold_the_same_moment_of_one_read(kind: Store) -> anyhow::Result<()> {
+    let Some(server) = Server::strict(kind)? else { return Ok(()) };
     let folder = tempfile::tempdir()?;
-    let bucket = component::target(&moto.url, &access_key, &secret_key).await;
+    let bucket = component::target(&server.url, &server.access_key, &server.secret_key).await;
     let repository = repository(folder.path()).await;
     let mut world = World::new().await;
     world.job.stores = vec![store("repository", &repository), store("bucket", &bucket)];
@@ -74,3 +71,5 @@ async fn a_pool_a_repository_and_a_bucket_hold_the_same_moment_of_one_read() -> 
     }
     Ok(())
 }
+
+with_each_server!(async a_pool_a_repository_and_a_bucket_hold_the_same_moment_of_one_read);
