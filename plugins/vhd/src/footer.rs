@@ -24,23 +24,23 @@ const CREATOR: [u8; 12] = *b"win \x00\x0a\x00\x00Wi2k";
 
 /// A footer that was found whole, byte by byte: what others put into it stays.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Footer([u8; SIZE]);
+pub(crate) struct Footer(Box<[u8; SIZE]>);
 
 impl Footer {
     /// That of a new disk; `created` is in seconds since 2000.
     pub(crate) fn new(header: u64, size: u64, created: u32, id: Guid) -> Self {
-        let mut raw = [0; SIZE];
-        put(&mut raw, 0, COOKIE);
+        let mut raw = Box::new([0; SIZE]);
+        put(&mut *raw, 0, COOKIE);
         // A bit that has to be set.
-        put(&mut raw, 8, &2u32.to_be_bytes());
-        put(&mut raw, 12, &VERSION.to_be_bytes());
-        put(&mut raw, 16, &header.to_be_bytes());
-        put(&mut raw, 24, &created.to_be_bytes());
-        put(&mut raw, 28, &CREATOR);
-        put(&mut raw, 40, &size.to_be_bytes());
-        put(&mut raw, 48, &size.to_be_bytes());
-        put(&mut raw, 56, &geometry(size));
-        put(&mut raw, 60, &DYNAMIC.to_be_bytes());
+        put(&mut *raw, 8, &2u32.to_be_bytes());
+        put(&mut *raw, 12, &VERSION.to_be_bytes());
+        put(&mut *raw, 16, &header.to_be_bytes());
+        put(&mut *raw, 24, &created.to_be_bytes());
+        put(&mut *raw, 28, &CREATOR);
+        put(&mut *raw, 40, &size.to_be_bytes());
+        put(&mut *raw, 48, &size.to_be_bytes());
+        put(&mut *raw, 56, &geometry(size));
+        put(&mut *raw, 60, &DYNAMIC.to_be_bytes());
         let mut footer = Self(raw);
         footer.set_id(id);
         footer
@@ -68,7 +68,7 @@ impl Footer {
             DYNAMIC => {}
             kind => return Err(VhdError::NotDynamic { kind }),
         }
-        let footer = Self(*raw);
+        let footer = Self(Box::new(*raw));
         if footer.size() == 0 || !footer.size().is_multiple_of(SECTOR) {
             return Err(VhdError::wrong(PART, 0, format!("a disk of {} bytes", footer.size())));
         }
@@ -77,31 +77,31 @@ impl Footer {
 
     /// Writes it.
     pub(crate) fn write(&self, file: &impl Storage, at: u64) -> Result<(), VhdError> {
-        Ok(file.write_at(at, &self.0)?)
+        Ok(file.write_at(at, &*self.0)?)
     }
 
     /// Where the header is.
     pub(crate) fn header(&self) -> u64 {
-        u64_at(&self.0, 16)
+        u64_at(&*self.0, 16)
     }
 
     /// When it was made, in seconds since 2000.
     pub(crate) fn created(&self) -> u32 {
-        u32_at(&self.0, 24)
+        u32_at(&*self.0, 24)
     }
 
     /// Size of the disk in bytes.
     pub(crate) fn size(&self) -> u64 {
-        u64_at(&self.0, 48)
+        u64_at(&*self.0, 48)
     }
 
     pub(crate) fn id(&self) -> Guid {
-        Guid::from_wire(bytes_at(&self.0, ID))
+        Guid::from_wire(bytes_at(&*self.0, ID))
     }
 
     pub(crate) fn set_id(&mut self, id: Guid) {
-        put(&mut self.0, ID, &id.to_wire());
-        seal(&mut self.0, CHECKSUM);
+        put(&mut *self.0, ID, &id.to_wire());
+        seal(&mut *self.0, CHECKSUM);
     }
 }
 
@@ -169,8 +169,8 @@ mod tests {
             (52, [0, 0, 0, 1], "the footer at byte 0 is wrong: a disk of 1 bytes"),
         ] {
             let mut footer = Footer::new(512, 512, 0, Guid::NIL);
-            put(&mut footer.0, at, &bytes);
-            seal(&mut footer.0, CHECKSUM);
+            put(&mut *footer.0, at, &bytes);
+            seal(&mut *footer.0, CHECKSUM);
             let file = MemoryFile::default();
             footer.write(&file, 0).expect("written");
             assert_eq!(Footer::read(&file).expect_err("refused").to_string(), told);
