@@ -239,6 +239,16 @@ impl File {
         self.handle.set_size(size).map_err(|problem| self.failed("resize", problem))
     }
 
+    /// When it was last written to, in seconds since 1970; `None` where the file system does not remember it.
+    pub fn modified(&self) -> Result<Option<u64>, Error> {
+        self.handle.modified().map_err(|problem| self.failed("look at", problem))
+    }
+
+    /// Says when it was last written to, in seconds since 1970.
+    pub fn set_modified(&self, seconds: u64) -> Result<(), Error> {
+        self.handle.set_modified(seconds).map_err(|problem| self.failed("set the time of", problem))
+    }
+
     /// Makes its bytes survive a power failure; its name needs [`Folder::sync`].
     pub fn sync(&self) -> Result<(), Error> {
         self.handle.sync().map_err(|problem| self.failed("sync", problem))

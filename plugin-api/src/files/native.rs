@@ -5,6 +5,7 @@ use crate::Error;
 use std::fs;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 #[derive(Debug)]
 pub(super) struct Folder(PathBuf);
@@ -139,6 +140,17 @@ impl File {
 
     pub(super) fn set_size(&self, size: u64) -> Result<(), Problem> {
         Ok(self.0.set_len(size)?)
+    }
+
+    pub(super) fn modified(&self) -> Result<Option<u64>, Problem> {
+        let since = self.0.metadata()?.modified()?.duration_since(SystemTime::UNIX_EPOCH);
+        Ok(Some(since.map_or(0, |since| since.as_secs())))
+    }
+
+    pub(super) fn set_modified(&self, seconds: u64) -> Result<(), Problem> {
+        let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
+        let time = time.ok_or_else(|| Problem::Other("there is no such time".to_owned()))?;
+        Ok(self.0.set_modified(time)?)
     }
 
     pub(super) fn sync(&self) -> Result<(), Problem> {

@@ -3,7 +3,7 @@
 use super::{Entry, EntryKind, Input, Open, Output, Problem, Stat};
 use crate::bindings::target::wasi::filesystem::preopens::get_directories;
 use crate::bindings::target::wasi::filesystem::types::{
-    Descriptor, DescriptorFlags, DescriptorType, OpenFlags, PathFlags,
+    Datetime, Descriptor, DescriptorFlags, DescriptorType, NewTimestamp, OpenFlags, PathFlags,
 };
 use crate::{Error, ErrorCode};
 
@@ -143,6 +143,15 @@ impl File {
 
     pub(super) fn set_size(&self, size: u64) -> Result<(), Problem> {
         Ok(self.0.set_size(size)?)
+    }
+
+    pub(super) fn modified(&self) -> Result<Option<u64>, Problem> {
+        Ok(self.0.stat()?.data_modification_timestamp.map(|time| time.seconds))
+    }
+
+    pub(super) fn set_modified(&self, seconds: u64) -> Result<(), Problem> {
+        let time = NewTimestamp::Timestamp(Datetime { seconds, nanoseconds: 0 });
+        Ok(self.0.set_times(NewTimestamp::NoChange, time)?)
     }
 
     pub(super) fn sync(&self) -> Result<(), Problem> {

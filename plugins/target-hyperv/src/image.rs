@@ -1,168 +1,321 @@
-//! Disk files with the digests of their blocks beside them, one over the other.
-//!
-//! `<image>.digests` has the BLAKE3 of block *n* at byte 32 *n*, or zeroes where it is not known: of what the block has of the
-//! disk, which is less than a block at the disk's end.
+//! A disk file of either format, and whether it is as it was left.
 
-use crate::place::{DiskFile, Place, of_io, of_vhdx};
-use crate::state::{Id, State, digests_of};
+use crate::place::{DiskFile, of_io, of_vhd, of_vhdx};
+use crate::state::KeptImage;
+use serde::Deserialize;
 use std::ops::Range;
-use vmferry_plugin_api::stream::Input;
 use vmferry_plugin_api::{Error, ErrorCode};
-use vmferry_vhdx::{Block, Image, Storage};
+use vmferry_vhdx::{Block, Guid, MIB, Parent, Storage, WriteIds, recover};
 
-/// Bytes of a block, and of a chunk.
-pub(crate) const BLOCK: u32 = 1 << 20;
-/// Blocks that are looked at together.
-pub(crate) const WINDOW: u64 = 4096;
-const DIGEST: u64 = 32;
+/// What a file says of who made it.
+const CREATOR: &str = "vmferry";
+/// File systems round times to whole seconds, some to two.
+const TIME_TOLERANCE: u64 = 2;
 
-/// The BLAKE3 of a block's bytes.
-pub(crate) type Digest = [u8; DIGEST as usize];
-/// Stands where a digest is not known.
-const UNKNOWN: Digest = [0; DIGEST as usize];
+/// What a disk file is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// What Hyper-V makes today.
+    #[default]
+    Vhdx,
+    /// A dynamic VHD.
+    Vhd,
+}
 
-/// A disk file and its digests.
-pub(crate) struct Layer<F> {
-    pub(crate) image: Image<F>,
-    digests: Option<F>,
+impl Format {
+    /// Bytes of a block, and of a chunk.
+    pub const fn block_size(self) -> u32 {
+        match self {
+            Self::Vhdx => MIB as u32,
+            Self::Vhd => vmferry_vhd::BLOCK_SIZE,
+        }
+    }
+
+    /// What names of its files have behind their last dot.
+    pub(crate) const fn suffix(self) -> &'static str {
+        match self {
+            Self::Vhdx => "vhdx",
+            Self::Vhd => "vhd",
+        }
+    }
+
+    /// That of a file with this name.
+    pub(crate) fn of(name: &str) -> Self {
+        if name.ends_with(".vhd") { Self::Vhd } else { Self::Vhdx }
+    }
+}
+
+/// A disk file that is to be made.
+pub(crate) struct NewImage {
+    /// Bytes of the disk.
+    pub(crate) size: u64,
+    /// The same for all files of the disk: a guest sees no other disk after a failover. VHD has no such thing.
+    pub(crate) id: Guid,
+    /// When the point was taken, in seconds since 1970.
+    pub(crate) taken_at: u64,
+    /// The file that it lies on, which VHD does not have here.
+    pub(crate) parent: Option<Parent>,
+}
+
+/// A disk file.
+pub(crate) struct Image<F> {
     path: String,
+    of: Of<F>,
 }
 
-/// What a block of the disk is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Content {
-    Zero,
-    Data {
-        /// Number of the layer that has it.
-        layer: usize,
-        /// Where in that layer's file.
-        at: u64,
-        digest: Option<Digest>,
-    },
+enum Of<F> {
+    Vhdx(vmferry_vhdx::Image<F>),
+    Vhd(vmferry_vhd::Image<F>),
 }
 
-impl<F: DiskFile> Layer<F> {
-    /// Opens a disk file, and says whether it is as we left it.
-    pub(crate) fn open<P: Place<File = F>>(place: &P, folder: &str, name: &str, left: Id) -> Result<Self, Error> {
-        let path = format!("{folder}/{name}");
-        let image = Image::open(place.open(&path, false)?).map_err(|error| of_vhdx(&path, error))?;
-        if image.ids().data != left.0 {
-            return Err(used(&path));
+/// Where a disk file has room.
+pub(crate) enum Space {
+    Vhdx(vmferry_vhdx::Space),
+    Vhd(vmferry_vhd::Space),
+}
+
+impl<F: Storage> Image<F> {
+    /// Makes an empty file a disk without any block, and says where its blocks can be. Not synced.
+    pub(crate) fn create(path: &str, file: F, new: NewImage, ids: WriteIds) -> Result<(Self, Space), Error> {
+        let format = Format::of(path);
+        let of = match format {
+            Format::Vhdx => {
+                let disk = vmferry_vhdx::Disk {
+                    size: new.size,
+                    block_size: format.block_size(),
+                    id: new.id,
+                    logical_sector: 512,
+                    physical_sector: 4096,
+                    parent: new.parent,
+                };
+                Of::Vhdx(vmferry_vhdx::Image::create(file, disk, ids, CREATOR).map_err(|error| of_vhdx(path, error))?)
+            }
+            Format::Vhd => {
+                let created = new.taken_at.saturating_sub(YEAR_2000).min(u32::MAX.into()) as u32;
+                let image = vmferry_vhd::Image::create(file, new.size, created, ids);
+                Of::Vhd(image.map_err(|error| of_vhd(path, error))?)
+            }
+        };
+        let image = Self { path: path.to_owned(), of };
+        let space = match &image.of {
+            Of::Vhdx(of) => {
+                let mut space = vmferry_vhdx::Space::default();
+                space.take(0, of.file().length().map_err(|error| of_io(path, error))?);
+                Space::Vhdx(space)
+            }
+            Of::Vhd(_) => image.space()?,
+        };
+        Ok((image, space))
+    }
+
+    /// Opens a file that was closed.
+    pub(crate) fn open(path: &str, file: F) -> Result<Self, Error> {
+        let of = match Format::of(path) {
+            Format::Vhdx => Of::Vhdx(vmferry_vhdx::Image::open(file).map_err(|error| of_vhdx(path, error))?),
+            Format::Vhd => Of::Vhd(vmferry_vhd::Image::open(file).map_err(|error| of_vhd(path, error))?),
+        };
+        Ok(Self { path: path.to_owned(), of })
+    }
+
+    /// Opens a file, after it was put right if it was left in the middle of a change.
+    pub(crate) fn recover(path: &str, file: F) -> Result<Self, Error> {
+        if Format::of(path) == Format::Vhdx {
+            recover(&file).map_err(|error| of_vhdx(path, error))?;
         }
-        if image.disk().block_size != BLOCK {
-            return Err(Error::damaged(format!("{path} has blocks of {} bytes", image.disk().block_size)));
+        Self::open(path, file)
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
+    pub(crate) fn file(&self) -> &F {
+        match &self.of {
+            Of::Vhdx(of) => of.file(),
+            Of::Vhd(of) => of.file(),
         }
-        let digests = format!("{folder}/{}", digests_of(name));
-        let digests = place.size(&digests)?.map(|_| place.open(&digests, false)).transpose()?;
-        Ok(Self { image, digests, path })
+    }
+
+    /// Bytes of the disk.
+    pub(crate) fn size(&self) -> u64 {
+        match &self.of {
+            Of::Vhdx(of) => of.disk().size,
+            Of::Vhd(of) => of.disk().size,
+        }
+    }
+
+    pub(crate) fn block_size(&self) -> u32 {
+        match &self.of {
+            Of::Vhdx(of) => of.disk().block_size,
+            Of::Vhd(of) => of.disk().block_size,
+        }
+    }
+
+    /// How many blocks the disk has.
+    pub(crate) fn blocks(&self) -> u64 {
+        self.size().div_ceil(self.block_size().into())
+    }
+
+    pub(crate) fn ids(&self) -> WriteIds {
+        match &self.of {
+            Of::Vhdx(of) => of.ids(),
+            Of::Vhd(of) => of.ids(),
+        }
     }
 
     /// Where blocks are in this file alone.
-    pub(crate) fn blocks(&self, range: Range<u64>) -> Result<Vec<Block>, Error> {
-        self.image.blocks(range).map_err(|error| of_vhdx(&self.path, error))
-    }
-
-    /// Digests of blocks; fewer where the table ends, as that of a file being renamed may.
-    pub(crate) fn digests(&self, range: Range<u64>) -> Result<Vec<Digest>, Error> {
-        let Some(file) = &self.digests else { return Ok(Vec::new()) };
-        read_digests(file, range).map_err(|error| of_io(&self.path, error))
-    }
-
-    /// A stream of the file's bytes.
-    pub(crate) fn input(&self, at: u64) -> Result<Input, Error> {
-        self.image.file().input(at)
-    }
-}
-
-pub(crate) fn read_digests(file: &impl Storage, range: Range<u64>) -> std::io::Result<Vec<Digest>> {
-    let end = range.end.min(file.length()? / DIGEST);
-    if end <= range.start {
-        return Ok(Vec::new());
-    }
-    let mut bytes = vec![0; ((end - range.start) * DIGEST) as usize];
-    file.read_at(range.start * DIGEST, &mut bytes)?;
-    let digest = |bytes: &[u8]| {
-        let mut digest = UNKNOWN;
-        digest.copy_from_slice(bytes);
-        digest
-    };
-    Ok(bytes.chunks_exact(DIGEST as usize).map(digest).collect())
-}
-
-/// Writes digests of ascending blocks, those that lie together at once. Not synced.
-pub(crate) fn write_digests(file: &impl Storage, digests: &[(u64, Digest)]) -> std::io::Result<()> {
-    for run in digests.chunk_by(|(block, _), (next, _)| block + 1 == *next) {
-        let bytes: Vec<u8> = run.iter().flat_map(|(_, digest)| *digest).collect();
-        file.write_at(run[0].0 * DIGEST, &bytes)?;
-    }
-    Ok(())
-}
-
-/// A disk as a point shows it.
-pub(crate) struct Chain<F> {
-    /// From the one that is shown down to the one that has the rest.
-    pub(crate) layers: Vec<Layer<F>>,
-}
-
-impl<F: DiskFile> Chain<F> {
-    pub(crate) fn open<P: Place<File = F>>(place: &P, folder: &str, state: &State, image: &str) -> Result<Self, Error> {
-        let open = |name: &str| match state.images.get(name) {
-            Some(kept) => Layer::open(place, folder, name, kept.data),
-            None => Err(Error::damaged(format!("{folder}/{name} belongs to no point"))),
-        };
-        let layers = state.chain(image).into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
-        if layers.is_empty() {
-            return Err(Error::damaged(format!("{folder}/{image} belongs to no point")));
+    pub(crate) fn places(&self, range: Range<u64>) -> Result<Vec<Block>, Error> {
+        match &self.of {
+            Of::Vhdx(of) => of.blocks(range).map_err(|error| of_vhdx(&self.path, error)),
+            Of::Vhd(of) => of.blocks(range).map_err(|error| of_vhd(&self.path, error)),
         }
-        Ok(Self { layers })
     }
 
-    pub(crate) fn size(&self) -> u64 {
-        self.layers[0].image.disk().size
-    }
-
-    pub(crate) fn blocks(&self) -> u64 {
-        self.layers[0].image.disk().blocks()
-    }
-
-    /// What is wrong with the places of blocks in its files.
+    /// What is wrong with the places of blocks.
     pub(crate) fn faults(&self) -> Result<Vec<String>, Error> {
-        let mut faults = Vec::new();
-        for layer in &self.layers {
-            let found = layer.image.check().map_err(|error| of_vhdx(&layer.path, error))?;
-            faults.extend(found.iter().map(|fault| format!("{}: {fault}", layer.path)));
-        }
-        Ok(faults)
+        let told = match &self.of {
+            Of::Vhdx(of) => of.check().map(texts).map_err(|error| of_vhdx(&self.path, error)),
+            Of::Vhd(of) => of.check().map(texts).map_err(|error| of_vhd(&self.path, error)),
+        };
+        Ok(told?.into_iter().map(|fault| format!("{}: {fault}", self.path)).collect())
     }
 
-    /// What these blocks are, those beyond the end of the disk left out.
-    pub(crate) fn contents(&self, range: Range<u64>) -> Result<Vec<Content>, Error> {
-        let range = range.start..range.end.min(self.blocks());
-        let mut contents: Vec<Option<Content>> = vec![None; range.end.saturating_sub(range.start) as usize];
-        for (layer, of) in self.layers.iter().enumerate() {
-            if contents.iter().all(Option::is_some) {
-                break;
-            }
-            let digests = of.digests(range.clone())?;
-            for (index, block) in of.blocks(range.clone())?.into_iter().enumerate() {
-                let content = match block {
-                    Block::Absent => continue,
-                    Block::Zero => Content::Zero,
-                    Block::Present(at) => {
-                        let digest = digests.get(index).copied().filter(|digest| *digest != UNKNOWN);
-                        Content::Data { layer, at, digest }
-                    }
-                    Block::Partial(_) => return Err(used(&of.path)),
-                };
-                contents[index].get_or_insert(content);
-            }
+    pub(crate) fn space(&self) -> Result<Space, Error> {
+        match &self.of {
+            Of::Vhdx(of) => of.space().map(Space::Vhdx).map_err(|error| of_vhdx(&self.path, error)),
+            Of::Vhd(of) => of.space().map(Space::Vhd).map_err(|error| of_vhd(&self.path, error)),
         }
-        Ok(contents.into_iter().map(|content| content.unwrap_or(Content::Zero)).collect())
+    }
+
+    /// Takes room for a block and readies it to be written to; where it is.
+    pub(crate) fn make_room(&self, space: &mut Space) -> Result<u64, Error> {
+        let at = space.allocate(&self.path)?;
+        if let Of::Vhd(of) = &self.of {
+            of.make_room(at).map_err(|error| of_vhd(&self.path, error))?;
+        }
+        Ok(at)
+    }
+
+    /// Has the file go as far as the blocks that it has and that room was taken for. Not synced.
+    pub(crate) fn close(&self, space: &Space) -> Result<(), Error> {
+        match &self.of {
+            Of::Vhdx(of) => {
+                let longer = of.file().length().and_then(|length| of.file().set_length(space.end().max(length)));
+                longer.map_err(|error| of_io(&self.path, error))
+            }
+            Of::Vhd(_) => self.cut(space),
+        }
+    }
+
+    /// Cuts off what is behind those blocks. Not synced.
+    pub(crate) fn cut(&self, space: &Space) -> Result<(), Error> {
+        match &self.of {
+            Of::Vhdx(of) => of.file().set_length(space.end()).map_err(|error| of_io(&self.path, error)),
+            Of::Vhd(of) => of.close(space.end()).map_err(|error| of_vhd(&self.path, error)),
+        }
+    }
+
+    /// Has the table say where these blocks are, in a file that nobody reads yet. Not synced.
+    pub(crate) fn place_blocks(&self, changes: &[(u64, Block)]) -> Result<(), Error> {
+        match &self.of {
+            Of::Vhdx(of) => of.place_blocks(changes).map_err(|error| of_vhdx(&self.path, error)),
+            Of::Vhd(of) => of.place_blocks(changes).map_err(|error| of_vhd(&self.path, error)),
+        }
+    }
+
+    /// Says that room for a draft is sought in the file: who sought some before is told by it that it is no longer theirs.
+    pub(crate) fn stamp(&mut self, file: Guid) -> Result<(), Error> {
+        match &mut self.of {
+            Of::Vhdx(of) => of.stamp(file).map_err(|error| of_vhdx(&self.path, error)),
+            Of::Vhd(of) => of.stamp(file).map_err(|error| of_vhd(&self.path, error)),
+        }
+    }
+
+    /// Has the table say where these blocks are, synced. Of VHDX it is one change or none; of VHD it has to be done again if it was
+    /// interrupted.
+    pub(crate) fn commit(&mut self, changes: &[(u64, Block)], data: Guid) -> Result<(), Error> {
+        match &mut self.of {
+            Of::Vhdx(of) => {
+                let file = crate::guid(&["file", &of.ids().file.to_string(), &data.to_string()]);
+                of.commit(changes, WriteIds { file, data }).map_err(|error| of_vhdx(&self.path, error))
+            }
+            Of::Vhd(of) => of.commit(changes, left(data)).map_err(|error| of_vhd(&self.path, error)),
+        }
+    }
+}
+
+/// 2000-01-01 in seconds since 1970.
+const YEAR_2000: u64 = 946_684_800;
+
+fn texts<E: ToString>(faults: Vec<E>) -> Vec<String> {
+    faults.iter().map(ToString::to_string).collect()
+}
+
+impl Space {
+    fn allocate(&mut self, path: &str) -> Result<u64, Error> {
+        match self {
+            Self::Vhdx(space) => Ok(space.allocate(Format::Vhdx.block_size().into())),
+            Self::Vhd(space) => space.allocate().map_err(|error| of_vhd(path, error)),
+        }
+    }
+
+    /// The end of what is taken.
+    fn end(&self) -> u64 {
+        match self {
+            Self::Vhdx(space) => space.end(),
+            Self::Vhd(space) => space.end(),
+        }
+    }
+
+    /// How long a file is that has nothing behind that.
+    pub(crate) fn closed_length(&self) -> u64 {
+        match self {
+            Self::Vhdx(space) => space.end(),
+            Self::Vhd(space) => space.end() + vmferry_vhd::SECTOR,
+        }
+    }
+}
+
+/// Who wrote a file last.
+pub(crate) fn written_by(path: &str, file: &impl Storage) -> Result<WriteIds, Error> {
+    match Format::of(path) {
+        Format::Vhdx => vmferry_vhdx::written_by(file).map_err(|error| of_vhdx(path, error)),
+        Format::Vhd => vmferry_vhd::written_by(file).map_err(|error| of_vhd(path, error)),
+    }
+}
+
+/// What a VHD says that shows this content and into which no draft is being written. Only then its time means something.
+pub(crate) const fn left(data: Guid) -> WriteIds {
+    WriteIds { file: data, data }
+}
+
+impl KeptImage {
+    /// Whether a disk file is as it was left, as far as it tells without being read as a whole.
+    pub(crate) fn is_as_left(&self, path: &str, file: &impl DiskFile, ids: WriteIds) -> Result<bool, Error> {
+        Ok(ids.data == self.data.0 && (ids != left(self.data.0) || self.has_its_time(path, file)?))
+    }
+
+    /// Whether a file has the time that it was given, if it was.
+    pub(crate) fn has_its_time(&self, path: &str, file: &impl DiskFile) -> Result<bool, Error> {
+        let Some(left) = self.modified else { return Ok(true) };
+        let found = file.modified().map_err(|error| of_io(path, error))?;
+        Ok(found.abs_diff(left) < TIME_TOLERANCE)
+    }
+
+    /// Makes what was written to a file survive a power failure, and gives the file the time that says that nobody has written to it since.
+    pub(crate) fn leave(&self, path: &str, file: &impl DiskFile) -> Result<(), Error> {
+        let left = match self.modified {
+            None => file.sync(),
+            // What is still on its way to a network file system would change the time again.
+            Some(modified) => file.sync().and_then(|()| file.set_modified(modified)).and_then(|()| file.sync()),
+        };
+        left.map_err(|error| of_io(path, error))
     }
 }
 
 /// A disk file is not as it was left.
-fn used(path: &str) -> Error {
+pub(crate) fn used(path: &str) -> Error {
     Error::with_code(ErrorCode::Other(USED.to_owned()), was_used(path))
 }
 
@@ -174,9 +327,4 @@ pub(crate) fn was_used(path: &str) -> String {
     format!(
         "{path} was written by something else, as a hypervisor does that starts a VM on it; nothing can be added to it"
     )
-}
-
-/// Bytes that a block has of a disk of this size.
-pub(crate) fn length_of(block: u64, size: u64) -> u64 {
-    size.saturating_sub(block * u64::from(BLOCK)).min(u64::from(BLOCK))
 }

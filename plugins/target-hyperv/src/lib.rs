@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <folder>/job-<job>/vm-<vm>/   points.json          what is here: see `state`
-//!                               <disk>~<point>.vhdx  a disk, dynamic or differencing, blocks of 1 MiB
+//!                               <disk>~<point>.vhdx  a disk, dynamic or differencing, blocks of 1 MiB; .vhd: dynamic, of 2 MiB
 //!                               <disk>~<point>.digests, .updates
 //!                               vm~<point>.json      the VM
 //!                               register.ps1         makes the VM of a point
@@ -15,8 +15,9 @@
 //! | `newest` | a change of the one file, in place | there is none: only the newest point is kept | |
 //!
 //! With `newest` a point that an operator holds stays, and the delta after it becomes a copy. So does, whatever the setting, one that
-//! comes with another size of the disk.
+//! comes with another size of the disk, or in another format.
 
+mod chain;
 mod image;
 mod place;
 mod settle;
@@ -24,24 +25,27 @@ mod state;
 mod turn;
 mod write;
 
+pub use image::Format;
 pub use place::{DiskFile, Place};
 
-use image::{Chain, Content, Digest, WINDOW, length_of, was_used};
-use place::{NEW, of_io, of_vhdx};
+use chain::{Chain, Content, Digest, WINDOW, length_of};
+use image::{Image, USED, was_used, written_by};
+use place::{NEW, of_io};
 use serde::Deserialize;
 use state::{Begun, KeptDisk, KeptPoint, State};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use vmferry_plugin_api::files::Folder;
 use vmferry_plugin_api::target::*;
-use vmferry_vhdx::{Guid, Image, Storage, written_by};
-use write::{Made, Receipt, Update};
+use vmferry_vhdx::{Guid, Storage};
+use write::{Made, Receipt, Update, taken_at};
 
-/// What a file says of who made it.
-const CREATOR: &str = "vmferry";
 /// Makes a VM of a point. It is the same for all: what a point says it reads as data.
 const REGISTER: &str = include_str!("register.ps1");
 const REGISTER_NAME: &str = "register.ps1";
+/// A differencing VHD remembers path and time of its parent, as VHDX does not.
+const NO_DIFFERENCING_VHD: &str =
+    "`format`: differencing disks are made of VHDX only; with `vhd` set `points` to `copies` or to `newest`";
 
 /// The plugin.
 struct HyperV;
@@ -53,6 +57,8 @@ struct Config {
     folder: String,
     #[serde(default)]
     points: Points,
+    #[serde(default)]
+    format: Format,
 }
 
 /// How several points of a disk are kept.
@@ -77,6 +83,8 @@ pub struct Keeper<P> {
     pub name: String,
     /// How several are kept.
     pub points: Points,
+    /// What new files are.
+    pub format: Format,
 }
 
 impl Target for HyperV {
@@ -87,11 +95,17 @@ impl Target for HyperV {
     }
 
     fn check(config: &Config) -> Result<(), Error> {
-        if config.folder.starts_with('/') { Ok(()) } else { Err(Error::config("`folder`: expected an absolute path")) }
+        if !config.folder.starts_with('/') {
+            return Err(Error::config("`folder`: expected an absolute path"));
+        }
+        if (config.format, config.points) == (Format::Vhd, Points::Differencing) {
+            return Err(Error::config(NO_DIFFERENCING_VHD));
+        }
+        Ok(())
     }
 
     fn data_shape(config: Config) -> Result<Shape, Error> {
-        Ok(config.points.shape())
+        Ok(config.points.shape(config.format))
     }
 
     fn points(config: Config, vm: Option<&str>) -> Result<Vec<Point>, Error> {
@@ -142,14 +156,19 @@ impl Target for HyperV {
 vmferry_plugin_api::export_target!(HyperV);
 
 impl Points {
-    fn shape(self) -> Shape {
-        Shape { chunk_size: image::BLOCK, only_newest: self != Self::Copies, extensions: Vec::new() }
+    fn shape(self, format: Format) -> Shape {
+        Shape { chunk_size: format.block_size(), only_newest: self != Self::Copies, extensions: Vec::new() }
     }
 }
 
 impl Keeper<Folder> {
     fn granted(config: Config) -> Result<Self, Error> {
-        Ok(Self { place: Folder::open(&config.folder)?, name: config.folder, points: config.points })
+        Ok(Self {
+            place: Folder::open(&config.folder)?,
+            name: config.folder,
+            points: config.points,
+            format: config.format,
+        })
     }
 }
 
@@ -237,13 +256,14 @@ impl<P: Place> Keeper<P> {
             let path = format!("{folder}/{name}");
             let problem = match self.place.size(&path)? {
                 None => Some(format!("{path} is gone")),
-                Some(_) => match written_by(&self.place.open(&path, false)?) {
-                    Ok(ids) => (ids.data != kept.data.0).then(|| was_used(&path)),
-                    Err(error) => match of_vhdx(&path, error) {
-                        error if error.is_damaged() => Some(error.message),
-                        error => return Err(error),
-                    },
-                },
+                Some(_) => {
+                    let file = self.place.open(&path, false)?;
+                    match written_by(&path, &file).and_then(|ids| kept.is_as_left(&path, &file, ids)) {
+                        Ok(as_left) => (!as_left).then(|| was_used(&path)),
+                        Err(error) if error.is_damaged() => Some(error.message),
+                        Err(error) => return Err(error),
+                    }
+                }
             };
             wrong.extend(problem.map(|problem| (name.clone(), problem)));
         }
@@ -276,6 +296,10 @@ impl<P: Place> Keeper<P> {
                 Some(self.open(&folder, &state, since, disk)?)
             }
         };
+        if other.as_ref().is_some_and(|other| other.block_size() != chain.block_size()) {
+            // Digests of blocks of different sizes cannot be compared.
+            return Ok(vec![Extent { offset: 0, length: chain.size() }]);
+        }
         let mut extents: Vec<Extent> = Vec::new();
         for start in (0..chain.blocks()).step_by(WINDOW as usize) {
             let contents = chain.contents(start..start + WINDOW)?;
@@ -283,7 +307,8 @@ impl<P: Place> Keeper<P> {
             others.resize(contents.len(), Content::Zero);
             for (block, (content, other)) in (start..).zip(contents.into_iter().zip(others)) {
                 if !is_same(content, other) {
-                    let (offset, length) = (block * u64::from(image::BLOCK), length_of(block, chain.size()));
+                    let size = chain.block_size();
+                    let (offset, length) = (block * u64::from(size), length_of(block, size, chain.size()));
                     match extents.last_mut().filter(|last| last.offset + last.length == offset) {
                         Some(last) => last.length += length,
                         None => extents.push(Extent { offset, length }),
@@ -357,7 +382,8 @@ impl<P: Place> Keeper<P> {
         };
         match receipt.made {
             Made::New(image) => {
-                if receipt.image != state::image_of(&of.disk, &draft.id) {
+                let format = Format::of(&receipt.image);
+                if receipt.image != state::image_of(&of.disk, &draft.id, format) {
                     return Err(refused(format!("{} is not its file", receipt.image)));
                 }
                 if self.place.size(&format!("{folder}/{}", receipt.image))?.is_none() {
@@ -374,11 +400,13 @@ impl<P: Place> Keeper<P> {
                 let Some(image) = next.images.get_mut(&receipt.image).filter(same) else {
                     return Err(refused(format!("{path} was changed meanwhile; run again")));
                 };
-                image.data = data;
-                let ids = Image::open(self.place.open(&path, false)?).map_err(|error| of_vhdx(&path, error))?.ids();
-                if (ids.file, ids.data) != (file.0, before.0) {
+                let found = Image::open(&path, self.place.open(&path, false)?)?;
+                let ids = found.ids();
+                if (ids.file, ids.data) != (file.0, before.0) || !image.has_its_time(&path, found.file())? {
                     return Err(refused(was_used(&path)));
                 }
+                image.data = data;
+                image.modified = image.modified.map(|_| taken_at(draft));
                 let name = state::updates_of(&of.disk, &draft.id);
                 if self.digest_of(&format!("{folder}/{name}"))? != updates {
                     return Err(refused(format!("{name} is not what was written")));
@@ -448,12 +476,13 @@ impl<P: Place> Keeper<P> {
         for (name, kept) in &state.images {
             let path = format!("{folder}/{name}");
             // A file that is damaged is `verify`'s, and is left as it is.
-            let Ok(image) = Image::open(self.place.open(&path, apply)?) else { continue };
-            let Ok(end) = image.space().map(|space| space.end()) else { continue };
-            let length = image.file().length().map_err(|error| of_io(&path, error))?;
-            if length > end && kept.data.0 == image.ids().data {
+            let Ok(image) = Image::open(&path, self.place.open(&path, apply)?) else { continue };
+            let Ok(space) = image.space() else { continue };
+            let (length, end) = (image.file().length().map_err(|error| of_io(&path, error))?, space.closed_length());
+            if length > end && kept.is_as_left(&path, image.file(), image.ids())? {
                 if apply {
-                    image.file().set_length(end).map_err(|error| of_io(&path, error))?;
+                    image.cut(&space)?;
+                    kept.leave(&path, image.file())?;
                 }
                 found.push((name.clone(), length - end));
             }
@@ -471,7 +500,7 @@ impl<P: Place> Keeper<P> {
                 let message = format!("{} bytes at {} are not on the disk {disk}", extent.length, extent.offset);
                 return Err(Error::not_found(message));
             }
-            each_block(&chain, extent.offset..end, |range, from, at, digest| {
+            chain.each_block(extent.offset..end, |range, from, at, digest| {
                 put(&chain, restore, range, from, at, digest)
             })?;
         }
@@ -497,7 +526,7 @@ impl<P: Place> Keeper<P> {
             damages.extend(faults.into_iter().map(|fault| damage(None, fault)));
             // Where blocks are not what the table says, reading them says nothing more.
             if sound {
-                each_block(&chain, 0..chain.size(), |range, from, at, digest| {
+                chain.each_block(0..chain.size(), |range, from, at, digest| {
                     match put(&chain, check, range.clone(), from, at, digest) {
                         Err(error) if error.is_damaged() => {
                             let extent = Extent { offset: range.start, length: range.end - range.start };
@@ -578,7 +607,7 @@ impl<P: Place> Keeper<P> {
 /// Whether we made a file of this name, whatever it is of. What an operator put there is not ours.
 fn is_ours(name: &str) -> bool {
     let whole = name.strip_suffix(NEW).unwrap_or(name);
-    let kinds = [".vhdx", ".digests", ".updates", ".json"];
+    let kinds = [".vhdx", ".vhd", ".digests", ".updates", ".json"];
     let of_points = whole.contains('~') && kinds.iter().any(|kind| whole.ends_with(kind));
     state::is_name(name) && (of_points || whole != name && [state::FILE, REGISTER_NAME].contains(&whole))
 }
@@ -594,30 +623,8 @@ fn is_same(a: Content, b: Content) -> bool {
 
 /// Whether an error is what `verify` looks for.
 fn is_finding(error: &Error) -> bool {
-    let used = matches!(&error.code, ErrorCode::Other(code) if code == image::USED);
+    let used = matches!(&error.code, ErrorCode::Other(code) if code == USED);
     error.is_damaged() || used || error.code == ErrorCode::NotFound
-}
-
-/// Runs through the data in a range of bytes, block by block: the part of it that is in the range, its layer, where it is in that file,
-/// and its digest if the part is the whole block.
-fn each_block<F: DiskFile>(
-    chain: &Chain<F>,
-    range: Range<u64>,
-    mut each: impl FnMut(Range<u64>, usize, u64, Option<Digest>) -> Result<(), Error>,
-) -> Result<(), Error> {
-    let size = u64::from(image::BLOCK);
-    let blocks = range.start / size..range.end.div_ceil(size);
-    for start in blocks.clone().step_by(WINDOW as usize) {
-        let window = start..blocks.end.min(start + WINDOW);
-        for (block, content) in window.clone().zip(chain.contents(window)?) {
-            let Content::Data { layer, at, digest } = content else { continue };
-            let whole = block * size..block * size + length_of(block, chain.size());
-            let part = whole.start.max(range.start)..whole.end.min(range.end);
-            let digest = digest.filter(|_| part == whole);
-            each(part.clone(), layer, at + part.start - whole.start, digest)?;
-        }
-    }
-    Ok(())
 }
 
 fn put<F: DiskFile>(
@@ -631,4 +638,25 @@ fn put<F: DiskFile>(
     let input = chain.layers[layer].input(at)?;
     let digest = digest.as_ref().map(Digest::as_slice);
     restore.put_from(range.start, &Encoding::Identity, digest, &input, range.end - range.start)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(config: &str) -> Result<(), String> {
+        HyperV::check(&serde_json::from_str(config).expect("settings")).map_err(|refused| refused.message)
+    }
+
+    #[test]
+    fn differencing_disks_are_made_of_vhdx_only() {
+        let refused = Err(NO_DIFFERENCING_VHD.to_owned());
+        assert_eq!(check(r#"{ "folder": "/x", "format": "vhd" }"#), refused);
+        assert_eq!(check(r#"{ "folder": "/x", "format": "vhd", "points": "differencing" }"#), refused);
+        for fine in
+            [r#""points": "copies", "format": "vhd""#, r#""points": "newest", "format": "vhd""#, r#""format": "vhdx""#]
+        {
+            assert_eq!(check(&format!(r#"{{ "folder": "/x", {fine} }}"#)), Ok(()));
+        }
+    }
 }

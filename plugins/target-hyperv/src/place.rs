@@ -1,9 +1,10 @@
 //! Where files are: a granted folder, or what a test makes of it.
 
 use std::io;
-use vmferry_plugin_api::Error;
 use vmferry_plugin_api::files::{self, EntryKind, Folder};
 use vmferry_plugin_api::stream::Input;
+use vmferry_plugin_api::{Error, ErrorCode};
+use vmferry_vhd::VhdError;
 use vmferry_vhdx::{Storage, VhdxError};
 
 /// A file of a [`Place`]: small pieces by [`Storage`], large ones by splice.
@@ -13,6 +14,12 @@ pub trait DiskFile: Storage {
 
     /// A stream of the bytes from `offset` on.
     fn input(&self, offset: u64) -> Result<Input, Error>;
+
+    /// When it was last written to, in seconds since 1970.
+    fn modified(&self) -> io::Result<u64>;
+
+    /// Says when it was last written to.
+    fn set_modified(&self, seconds: u64) -> io::Result<()>;
 }
 
 /// A folder with folders in it. Paths have `/` between their parts.
@@ -84,6 +91,22 @@ pub(crate) fn of_io(path: &str, error: io::Error) -> Error {
     }
 }
 
+/// The same of a VHD.
+pub(crate) fn of_vhd(path: &str, error: VhdError) -> Error {
+    match error {
+        VhdError::Io(error) => of_io(path, error),
+        VhdError::Full => Error::with_code(ErrorCode::Limit, format!("{path}: {error}; {TAKE_VHDX}")),
+        VhdError::NoSuchDisk { .. } => {
+            Error::with_code(ErrorCode::Unsupported, format!("{path}: {error}; {TAKE_VHDX}"))
+        }
+        error => Error::damaged(format!("{path}: {error}")),
+    }
+}
+
+const TAKE_VHDX: &str = "set `format = \"vhdx\"` in the target's `with`";
+const NO_TIMES: &str =
+    "this file system does not remember when a file was written, without which nothing tells that a VHD was";
+
 /// When a storage that failed may be asked again.
 const RETRY_AFTER_SECONDS: u64 = 60;
 
@@ -125,6 +148,15 @@ impl DiskFile for Granted {
 
     fn input(&self, offset: u64) -> Result<Input, Error> {
         self.0.input(offset)
+    }
+
+    fn modified(&self) -> io::Result<u64> {
+        let none = || Error::with_code(ErrorCode::Unsupported, NO_TIMES);
+        self.0.modified().and_then(|found| found.ok_or_else(none)).map_err(io::Error::other)
+    }
+
+    fn set_modified(&self, seconds: u64) -> io::Result<()> {
+        self.0.set_modified(seconds).map_err(io::Error::other)
     }
 }
 

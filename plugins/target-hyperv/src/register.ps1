@@ -44,7 +44,10 @@ $order = @{ Expression = { -not $_.bootable } }, 'position'
 $disks = foreach ($disk in @($metadata.disks | Sort-Object -Property $order)) {
     $kept = @($chosen.disks | Where-Object { $_.disk -eq $disk.disk })
     if ($kept.Count -ne 1) { continue }
-    if ($kept[0].image -notmatch '^[A-Za-z0-9._~-]+\.vhdx$') { throw 'points.json names a file that is none of vmferry''s.' }
+    if ($kept[0].image -notmatch '^[A-Za-z0-9._~-]+\.vhdx?$') { throw 'points.json names a file that is none of vmferry''s.' }
+    if ($generation -eq 2 -and $kept[0].image -notmatch '\.vhdx$') {
+        throw 'This VM boots by UEFI, and Hyper-V attaches no VHD to a VM of generation 2. Convert-VHD makes a VHDX of a VHD; for the points to come set format = "vhdx".'
+    }
     Join-Path $PSScriptRoot $kept[0].image
 }
 $disks = @($disks)

@@ -1,14 +1,15 @@
 //! What is done to disk files after the moment that it follows from. Each step may be interrupted anywhere and is done again from its
 //! beginning by whoever comes next.
 
-use crate::image::{WINDOW, was_used, write_digests};
-use crate::place::{DiskFile, Place, of_io, of_vhdx};
+use crate::Keeper;
+use crate::chain::{WINDOW, read_digests, write_digests};
+use crate::image::{Image, was_used, written_by};
+use crate::place::{DiskFile, Place, of_io};
 use crate::state::{Begun, State, digests_of};
 use crate::turn::Turn;
 use crate::write::Update;
-use crate::{Keeper, guid};
 use vmferry_plugin_api::{Error, ErrorCode, log};
-use vmferry_vhdx::{Block, Image, MIB, Storage, VhdxError, WriteIds, recover, written_by};
+use vmferry_vhdx::{Block, Storage};
 
 impl<P: Place> Keeper<P> {
     /// What a folder holds, with nothing begun in it that a reader would notice.
@@ -73,16 +74,14 @@ impl<P: Place> Keeper<P> {
     fn apply(&self, folder: &str, state: &State, begun: &Begun, name: &str, updates: &str) -> Result<(), Error> {
         let (Begun::Apply { file, before, .. }, Some(kept)) = (begun, state.images.get(name)) else { return Ok(()) };
         let path = format!("{folder}/{name}");
-        let vhdx = |error| of_vhdx(&path, error);
         let opened = self.place.open(&path, true)?;
         // Looked at before anything is written: a hypervisor may have the file open. Where the change has been made already, a replay by
         // somebody else may have given the file another `FileWriteGuid`.
-        let ids = written_by(&opened).map_err(vhdx)?;
+        let ids = written_by(&path, &opened)?;
         if ids.data != kept.data.0 && (ids.data, ids.file) != (before.0, file.0) {
             return Err(Error::damaged(was_used(&path)));
         }
-        recover(&opened).map_err(vhdx)?;
-        let mut image = Image::open(opened).map_err(vhdx)?;
+        let mut image = Image::recover(&path, opened)?;
         let updates_path = format!("{folder}/{updates}");
         let updates = self.place.open(&updates_path, false)?;
         let length = updates.length().map_err(|error| of_io(&updates_path, error))?;
@@ -98,9 +97,8 @@ impl<P: Place> Keeper<P> {
             write_digests(&digests, &window).map_err(|error| of_io(&digests_path, error))?;
         }
         digests.sync().map_err(|error| of_io(&digests_path, error))?;
-        let ids =
-            WriteIds { file: guid(&["file", &ids.file.to_string(), &kept.data.0.to_string()]), data: kept.data.0 };
-        image.commit(&changes, ids).map_err(vhdx)
+        image.commit(&changes, kept.data.0)?;
+        kept.leave(&path, image.file())
     }
 
     /// Gives a disk file what its only child has, and the child's name.
@@ -113,24 +111,20 @@ impl<P: Place> Keeper<P> {
         if self.place.size(&path)?.is_none() {
             return Ok(());
         }
-        let vhdx = |error| of_vhdx(&path, error);
         let opened = self.place.open(&path, true)?;
-        let found = written_by(&opened).map_err(vhdx)?.data;
+        let found = written_by(&path, &opened)?.data;
         let merged = found == kept_child.data.0;
         if !merged && found != kept.data.0 {
             return Err(Error::damaged(was_used(&path)));
         }
-        recover(&opened).map_err(vhdx)?;
-        let mut image = Image::open(opened).map_err(vhdx)?;
+        let mut image = Image::recover(&path, opened)?;
         if !merged {
-            let from =
-                Image::open(self.place.open(&child_path, false)?).map_err(|error| of_vhdx(&child_path, error))?;
+            let from = Image::open(&child_path, self.place.open(&child_path, false)?)?;
             if from.ids().data != kept_child.data.0 {
                 return Err(Error::damaged(was_used(&child_path)));
             }
-            let changes = copy_blocks(&from, &image, turn).map_err(|error| of_merge(&path, error))?;
-            let (file, data) = (image.ids().file.to_string(), kept_child.data.0);
-            image.commit(&changes, WriteIds { file: guid(&["file", &file, &data.to_string()]), data }).map_err(vhdx)?;
+            let changes = copy_blocks(&from, &image, turn)?;
+            image.commit(&changes, kept_child.data.0)?;
         }
         self.merge_digests(folder, name, child)?;
         self.place.rename(&path, &child_path)?;
@@ -146,10 +140,10 @@ impl<P: Place> Keeper<P> {
         let io = |error| of_io(&path, error);
         let (into, from) = (self.place.open(&path, true)?, self.place.open(&child_path, false)?);
         let image_path = format!("{folder}/{child}");
-        let image = Image::open(self.place.open(&image_path, false)?).map_err(|error| of_vhdx(&image_path, error))?;
-        for start in (0..image.disk().blocks()).step_by(WINDOW as usize) {
-            let blocks = image.blocks(start..start + WINDOW).map_err(|error| of_vhdx(&image_path, error))?;
-            let digests = crate::image::read_digests(&from, start..start + WINDOW).map_err(io)?;
+        let image = Image::open(&image_path, self.place.open(&image_path, false)?)?;
+        for start in (0..image.blocks()).step_by(WINDOW as usize) {
+            let blocks = image.places(start..start + WINDOW)?;
+            let digests = read_digests(&from, start..start + WINDOW).map_err(io)?;
             let theirs = (start..).zip(blocks).zip(digests).filter(|((_, block), _)| *block != Block::Absent);
             let theirs: Vec<_> = theirs.map(|((block, _), digest)| (block, digest)).collect();
             write_digests(&into, &theirs).map_err(io)?;
@@ -160,52 +154,27 @@ impl<P: Place> Keeper<P> {
 }
 
 /// Copies what `from` has to free room of `into`, synced; where it is then.
-fn copy_blocks<F: DiskFile>(from: &Image<F>, into: &Image<F>, turn: &mut Turn) -> Result<Vec<(u64, Block)>, VhdxOr> {
+fn copy_blocks<F: DiskFile>(from: &Image<F>, into: &Image<F>, turn: &mut Turn) -> Result<Vec<(u64, Block)>, Error> {
     let mut space = into.space()?;
     let mut changes = Vec::new();
-    for start in (0..from.disk().blocks()).step_by(WINDOW as usize) {
-        for (block, place) in (start..).zip(from.blocks(start..start + WINDOW)?) {
+    for start in (0..from.blocks()).step_by(WINDOW as usize) {
+        for (block, place) in (start..).zip(from.places(start..start + WINDOW)?) {
             let to = match place {
                 Block::Absent => continue,
                 Block::Zero => Block::Zero,
-                Block::Partial(_) => return Err(VhdxError::PartialBlock { block }.into()),
+                Block::Partial(_) => return Err(Error::damaged(was_used(from.path()))),
                 Block::Present(at) => {
                     turn.go_on()?;
-                    let to = space.allocate(MIB);
-                    into.file().splice_at(to, &from.file().input(at)?, MIB)?;
+                    let to = into.make_room(&mut space)?;
+                    into.file().splice_at(to, &from.file().input(at)?, into.block_size().into())?;
                     Block::Present(to)
                 }
             };
             changes.push((block, to));
         }
     }
-    into.file().sync().map_err(VhdxError::from)?;
+    into.file().sync().map_err(|error| of_io(into.path(), error))?;
     Ok(changes)
-}
-
-/// Either of the two that a copy fails with.
-enum VhdxOr {
-    Vhdx(VhdxError),
-    Other(Error),
-}
-
-impl From<VhdxError> for VhdxOr {
-    fn from(error: VhdxError) -> Self {
-        Self::Vhdx(error)
-    }
-}
-
-impl From<Error> for VhdxOr {
-    fn from(error: Error) -> Self {
-        Self::Other(error)
-    }
-}
-
-fn of_merge(path: &str, error: VhdxOr) -> Error {
-    match error {
-        VhdxOr::Vhdx(error) => of_vhdx(path, error),
-        VhdxOr::Other(error) => error,
-    }
 }
 
 /// Whether trying again would bring the same.

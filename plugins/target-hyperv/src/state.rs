@@ -4,6 +4,7 @@
 //! name belongs to nobody. What has to be done to disk files *after* such a moment stands in it as begun, is done again as often
 //! as it was interrupted, and is taken out once it is done.
 
+use crate::image::Format;
 use crate::place::Place;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,8 +57,12 @@ pub(crate) struct KeptDisk {
 pub(crate) struct KeptImage {
     /// The file that it gets from what it has not.
     pub(crate) parent: Option<String>,
-    /// Its `DataWriteGuid`. If the file has another one, a hypervisor wrote to it.
+    /// Its `DataWriteGuid`, or a VHD's unique id. If the file has another one, somebody else wrote to it.
     pub(crate) data: Id,
+    /// The time that it was given, in seconds since 1970. A VHD has nothing in it that tells that a guest wrote to it; if the file has
+    /// another time, somebody did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) modified: Option<u64>,
 }
 
 /// A GUID's digits.
@@ -271,8 +276,8 @@ pub(crate) fn mark_of(draft: &str) -> String {
     format!("~{}.", plain(draft))
 }
 
-pub(crate) fn image_of(disk: &str, draft: &str) -> String {
-    format!("{}{}vhdx", plain(disk), mark_of(draft))
+pub(crate) fn image_of(disk: &str, draft: &str, format: Format) -> String {
+    format!("{}{}{}", plain(disk), mark_of(draft), format.suffix())
 }
 
 pub(crate) fn updates_of(disk: &str, draft: &str) -> String {
@@ -280,7 +285,7 @@ pub(crate) fn updates_of(disk: &str, draft: &str) -> String {
 }
 
 pub(crate) fn digests_of(image: &str) -> String {
-    format!("{}digests", image.strip_suffix("vhdx").unwrap_or(image))
+    format!("{}digests", image.strip_suffix(Format::of(image).suffix()).unwrap_or(image))
 }
 
 pub(crate) fn metadata_of(draft: &str) -> String {

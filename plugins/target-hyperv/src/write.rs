@@ -1,14 +1,16 @@
 //! The data of one disk on its way into a file. Nothing that a point shows is touched: payload goes to room that is free, or into a
 //! file that is new.
 
-use crate::image::{BLOCK, Chain, Content, Digest, USED, WINDOW, length_of, was_used, write_digests};
-use crate::place::{DiskFile, Place, of_io, of_vhdx};
+use crate::chain::{Chain, Digest, WINDOW, length_of, write_digests};
+use crate::image::{Format, Image, NewImage, Space, left, used, written_by};
+use crate::place::{DiskFile, Place, of_io};
 use crate::state::{Id, KeptImage, State, digests_of, image_of, updates_of};
-use crate::{CREATOR, Keeper, Points, guid};
+use crate::{Keeper, Points, guid};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use vmferry_plugin_api::target::{Chunk, Delta, Draft, Encoding, Info, Kind};
 use vmferry_plugin_api::{Error, ErrorCode};
-use vmferry_vhdx::{Block, Disk, Image, Parent, Space, Storage, WriteIds, written_by};
+use vmferry_vhdx::{Block, Parent, Storage, WriteIds};
 
 /// What `commit` has to know of a disk.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,10 +122,10 @@ impl<P: Place> Keeper<P> {
             return Err(Error::damaged(format!("the point {base} is no base, for it is damaged: {damage}")));
         }
         let image = disk.image.clone();
-        // What somebody else needs is not changed, nor is a disk given another size: that is a file of its own.
+        // What somebody else needs is not changed, nor is a disk given another size or format: that is a file of its own.
         let alone = state.children(&image).is_empty() && state.shown_by(&image) == 1 && state.chain(&image).len() == 1;
         Ok(match self.points {
-            _ if disk.size != info.size => Way::Whole(Some(image)),
+            _ if disk.size != info.size || Format::of(&image) != self.format => Way::Whole(Some(image)),
             Points::Newest if alone && !point.held => Way::InPlace(image),
             Points::Differencing if state.children(&image).is_empty() => Way::Child(image),
             Points::Newest | Points::Differencing | Points::Copies => Way::Whole(Some(image)),
@@ -141,16 +143,15 @@ impl<P: Place> Keeper<P> {
         base: Option<String>,
         parent: Option<String>,
     ) -> Result<Receipt, Error> {
-        let name = image_of(&info.disk, &draft.id);
-        let kept = KeptImage { parent: parent.clone(), data: Id(guid(&["data", &draft.id, &info.disk])) };
+        let name = image_of(&info.disk, &draft.id, self.format);
+        let data = guid(&["data", &draft.id, &info.disk]);
+        let modified = (self.format == Format::Vhd).then_some(taken_at(draft));
+        let kept = KeptImage { parent: parent.clone(), data: Id(data), modified };
         let linkage = parent.as_ref().and_then(|parent| Some((parent, state.images.get(parent)?)));
-        let disk = Disk {
+        let new = NewImage {
             size: info.size,
-            block_size: BLOCK,
-            // The same for all files of the disk: a guest sees no other disk after a failover.
             id: guid(&["disk", &draft.vm, &info.disk]),
-            logical_sector: 512,
-            physical_sector: 4096,
+            taken_at: taken_at(draft),
             parent: linkage
                 .map(|(name, parent)| Parent { linkage: parent.data.0, relative_path: format!(".\\{name}") }),
         };
@@ -160,20 +161,24 @@ impl<P: Place> Keeper<P> {
         parent.as_ref().map(open).transpose()?;
         let path = format!("{folder}/{name}");
         let digests_path = format!("{folder}/{}", digests_of(&name));
-        let ids = WriteIds { file: guid(&["file", &draft.id, &info.disk]), data: kept.data.0 };
-        let image =
-            Image::create(self.place.create(&path)?, disk, ids, CREATOR).map_err(|error| of_vhdx(&path, error))?;
+        let ids = match self.format {
+            Format::Vhdx => WriteIds { file: guid(&["file", &draft.id, &info.disk]), data },
+            Format::Vhd => left(data),
+        };
+        let (image, space) = Image::create(&path, self.place.create(&path)?, new, ids)?;
+        // Where a time cannot be set it is better to know before the data comes.
+        let timed = kept.modified.map_or(Ok(()), |modified| image.file().set_modified(modified));
+        timed.map_err(|error| of_io(&path, error))?;
         let digests = self.place.create(&digests_path)?;
         let mut file =
-            NewFile { image: &image, digests: &digests, path: &path, next: 0, placed: Vec::new(), stored: 0 };
-        file.next = image.file().length().map_err(|error| of_io(&path, error))?;
+            NewFile { image: &image, digests: &digests, kept: &kept, space, last: None, placed: Vec::new(), stored: 0 };
 
         let mut copied = 0;
         while let Some(chunk) = delta.next()? {
-            let block = block_of(info, chunk.as_ref())?;
+            let block = block_of(self.format, info, chunk.as_ref())?;
             if let Some(base) = &base {
-                file.copy(base, copied..block)?;
-                copied = block + 1;
+                file.copy(base, copied..chunk.offset())?;
+                copied = chunk.offset() + u64::from(chunk.length());
             }
             match chunk.is_zero() {
                 // Under a child there is a disk to be hidden.
@@ -183,7 +188,7 @@ impl<P: Place> Keeper<P> {
             }
         }
         if let Some(base) = &base {
-            file.copy(base, copied..base.blocks().min(image.disk().blocks()))?;
+            file.copy(base, copied..info.size)?;
         }
         let stored = file.finish()?;
         Ok(Receipt { content: info.content.clone(), size: info.size, stored, image: name, made: Made::New(kept) })
@@ -201,38 +206,33 @@ impl<P: Place> Keeper<P> {
         let path = format!("{folder}/{name}");
         // Refuses a file that somebody else wrote to.
         Chain::open(&self.place, folder, state, &name)?;
-        let vhdx = |error| of_vhdx(&path, error);
-        let mut image = Image::open(self.place.open(&path, true)?).map_err(vhdx)?;
-        let mut space = image.space().map_err(vhdx)?;
+        let kept = state.images.get(&name).ok_or_else(|| used(&path))?;
+        let mut image = Image::open(&path, self.place.open(&path, true)?)?;
+        let mut space = image.space()?;
         let before = image.ids().data;
         // A writer of an earlier draft that is still there would fill the same room. It finds another stamp than its own, and stops.
         let stamp = guid(&["file", &draft.id, &info.disk, &image.ids().file.to_string()]);
-        image.stamp(stamp).map_err(vhdx)?;
-        let file = image.into_file();
-        let is_ours = || match written_by(&file) {
-            Ok(ids) if ids == (WriteIds { file: stamp, data: before }) => Ok(()),
-            Ok(_) => Err(Error::with_code(ErrorCode::Other(USED.to_owned()), was_used(&path))),
-            Err(error) => Err(of_vhdx(&path, error)),
+        image.stamp(stamp)?;
+        let is_ours = || match written_by(&path, image.file())? {
+            ids if ids == (WriteIds { file: stamp, data: before }) => Ok(()),
+            _ => Err(used(&path)),
         };
         let updates_path = format!("{folder}/{}", updates_of(&info.disk, &draft.id));
         let mut updates = Updates::new(self.place.create(&updates_path)?, &updates_path);
         let mut stored = 0;
         while let Some(chunk) = delta.next()? {
             is_ours()?;
-            let block = block_of(info, chunk.as_ref())?;
+            let block = block_of(self.format, info, chunk.as_ref())?;
             let at = match chunk.is_zero() {
                 true => None,
-                false => Some(put_at(&file, &mut space, chunk.as_ref())?),
+                false => Some(put_at(&image, &mut space, chunk.as_ref())?),
             };
             stored += if at.is_some() { u64::from(chunk.length()) } else { 0 };
             let digest = at.map_or(Ok(Digest::default()), |_| digest_of(chunk.as_ref()))?;
             updates.push(Update { block, at, digest })?;
         }
-        let io = |error| of_io(&path, error);
-        if file.length().map_err(io)? < space.end() {
-            file.set_length(space.end()).map_err(io)?;
-        }
-        file.sync().map_err(io)?;
+        image.close(&space)?;
+        kept.leave(&path, image.file())?;
         is_ours()?;
         let made = Made::InPlace {
             updates: updates.finish()?,
@@ -244,11 +244,17 @@ impl<P: Place> Keeper<P> {
     }
 }
 
+/// When a draft was taken, in seconds since 1970.
+pub(crate) fn taken_at(draft: &Draft) -> u64 {
+    u64::try_from(draft.taken_at).unwrap_or(0)
+}
+
 /// Where a chunk goes, by its number.
-fn block_of(info: &Info, chunk: &dyn Chunk) -> Result<u64, Error> {
+fn block_of(format: Format, info: &Info, chunk: &dyn Chunk) -> Result<u64, Error> {
     let (offset, length) = (chunk.offset(), u64::from(chunk.length()));
-    let block = offset / u64::from(BLOCK);
-    if !offset.is_multiple_of(BLOCK.into()) || length != length_of(block, info.size) {
+    let size = format.block_size();
+    let block = offset / u64::from(size);
+    if !offset.is_multiple_of(size.into()) || length != length_of(block, size, info.size) {
         let message = format!("a chunk of {length} bytes at {offset} is none of the disk {}", info.disk);
         return Err(Error::with_code(ErrorCode::Unsupported, message));
     }
@@ -260,10 +266,10 @@ fn digest_of(chunk: &dyn Chunk) -> Result<Digest, Error> {
     digest.try_into().map_err(|_| Error::with_code(ErrorCode::Unsupported, "the host's digests have not 32 bytes"))
 }
 
-fn put_at(file: &impl DiskFile, space: &mut Space, chunk: &dyn Chunk) -> Result<u64, Error> {
+fn put_at<F: DiskFile>(image: &Image<F>, space: &mut Space, chunk: &dyn Chunk) -> Result<u64, Error> {
     let payload = chunk.encode(&Encoding::Identity)?;
-    let at = space.allocate(BLOCK.into());
-    file.splice_at(at, &payload.body()?, payload.length())?;
+    let at = image.make_room(space)?;
+    image.file().splice_at(at, &payload.body()?, payload.length())?;
     Ok(at)
 }
 
@@ -271,9 +277,10 @@ fn put_at(file: &impl DiskFile, space: &mut Space, chunk: &dyn Chunk) -> Result<
 struct NewFile<'a, F> {
     image: &'a Image<F>,
     digests: &'a F,
-    path: &'a str,
-    /// Where the next block's data goes.
-    next: u64,
+    kept: &'a KeptImage,
+    space: Space,
+    /// The block that was copied to last, and where it is.
+    last: Option<(u64, u64)>,
     /// Blocks that the BAT does not name yet.
     placed: Vec<(u64, Block, Digest)>,
     stored: u64,
@@ -281,33 +288,52 @@ struct NewFile<'a, F> {
 
 impl<F: DiskFile> NewFile<'_, F> {
     fn put(&mut self, block: u64, chunk: &dyn Chunk) -> Result<(), Error> {
-        let payload = chunk.encode(&Encoding::Identity)?;
-        self.image.file().splice_at(self.next, &payload.body()?, payload.length())?;
-        self.stored += payload.length();
-        self.took(block, digest_of(chunk)?)
+        let at = put_at(self.image, &mut self.space, chunk)?;
+        self.stored += u64::from(chunk.length());
+        self.place(block, Block::Present(at), digest_of(chunk)?)
     }
 
-    /// Copies what the base has of these blocks.
-    fn copy(&mut self, base: &Chain<F>, blocks: std::ops::Range<u64>) -> Result<(), Error> {
-        for start in blocks.clone().step_by(WINDOW as usize) {
-            let window = start..blocks.end.min(start + WINDOW);
-            for (block, content) in window.clone().zip(base.contents(window)?) {
-                if let Content::Data { layer, at, digest } = content {
-                    // A disk that became smaller in the middle of a block has less of it; the digest is that of what it had.
-                    let (had, has) = (length_of(block, base.size()), length_of(block, self.image.disk().size));
-                    self.image.file().splice_at(self.next, &base.layers[layer].input(at)?, had.min(has))?;
-                    self.stored += had.min(has);
-                    self.took(block, digest.filter(|_| had == has).unwrap_or_default())?;
+    /// Copies what the base has of these bytes, as far as it goes.
+    fn copy(&mut self, base: &Chain<F>, range: Range<u64>) -> Result<(), Error> {
+        let range = range.start..range.end.min(base.size());
+        if range.is_empty() {
+            return Ok(());
+        }
+        base.each_block(range, |part, layer, at, digest| self.copy_part(base, part, layer, at, digest))
+    }
+
+    /// Copies a part of a block of the base, whose blocks may have another size than these, or be cut elsewhere by the end of the disk. The
+    /// digest is that of the part.
+    fn copy_part(
+        &mut self,
+        base: &Chain<F>,
+        part: Range<u64>,
+        layer: usize,
+        at: u64,
+        digest: Option<Digest>,
+    ) -> Result<(), Error> {
+        let size = u64::from(self.image.block_size());
+        let mut next = part.start;
+        while next < part.end {
+            let block = next / size;
+            let whole = block * size..self.image.size().min((block + 1) * size);
+            let piece = next..part.end.min(whole.end);
+            let to = match self.last {
+                Some((last, to)) if last == block => to,
+                _ => {
+                    let to = self.image.make_room(&mut self.space)?;
+                    self.last = Some((block, to));
+                    let known = digest.filter(|_| piece == part && piece == whole);
+                    self.place(block, Block::Present(to), known.unwrap_or_default())?;
+                    to
                 }
-            }
+            };
+            let (input, length) = (base.layers[layer].input(at + piece.start - part.start)?, piece.end - piece.start);
+            self.image.file().splice_at(to + piece.start - whole.start, &input, length)?;
+            self.stored += length;
+            next = piece.end;
         }
         Ok(())
-    }
-
-    fn took(&mut self, block: u64, digest: Digest) -> Result<(), Error> {
-        let at = self.next;
-        self.next += u64::from(BLOCK);
-        self.place(block, Block::Present(at), digest)
     }
 
     fn place(&mut self, block: u64, place: Block, digest: Digest) -> Result<(), Error> {
@@ -317,9 +343,9 @@ impl<F: DiskFile> NewFile<'_, F> {
 
     fn flush(&mut self) -> Result<(), Error> {
         let places: Vec<(u64, Block)> = self.placed.iter().map(|(block, place, _)| (*block, *place)).collect();
-        self.image.place_blocks(&places).map_err(|error| of_vhdx(self.path, error))?;
+        self.image.place_blocks(&places)?;
         let digests: Vec<(u64, Digest)> = self.placed.iter().map(|(block, _, digest)| (*block, *digest)).collect();
-        write_digests(self.digests, &digests).map_err(|error| of_io(self.path, error))?;
+        write_digests(self.digests, &digests).map_err(|error| of_io(self.image.path(), error))?;
         self.placed.clear();
         Ok(())
     }
@@ -327,9 +353,9 @@ impl<F: DiskFile> NewFile<'_, F> {
     /// Bytes that were stored, which are on the medium then.
     fn finish(mut self) -> Result<u64, Error> {
         self.flush()?;
-        let file = self.image.file();
-        let synced = file.set_length(self.next).and_then(|()| file.sync()).and_then(|()| self.digests.sync());
-        synced.map_err(|error| of_io(self.path, error))?;
+        self.image.close(&self.space)?;
+        self.digests.sync().map_err(|error| of_io(self.image.path(), error))?;
+        self.kept.leave(self.image.path(), self.image.file())?;
         Ok(self.stored)
     }
 }

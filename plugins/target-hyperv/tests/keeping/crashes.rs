@@ -3,10 +3,8 @@
 use crate::folder::{Recorded, Unsynced, World};
 use crate::model::*;
 use crate::qemu;
-use target_hyperv::{Keeper, Points};
+use target_hyperv::{Format, Keeper, Points};
 use vmferry_plugin_api::target::*;
-
-type Changes = Vec<(&'static str, u64, Change)>;
 
 /// Small disks: each case reads all of them several times. The last block of the first has one sector.
 const A: u64 = 2 * MIB + 512;
@@ -24,8 +22,6 @@ fn third() -> (Draft, Changes) {
     (draft(3, Some("point-2")), changes)
 }
 
-const ALL: [Points; 3] = [Points::Differencing, Points::Copies, Points::Newest];
-
 fn ways(count: usize) -> [Unsynced; 4] {
     let seed = 2 * count as u64;
     [Unsynced::Kept, Unsynced::Lost, Unsynced::Torn(seed), Unsynced::Torn(seed + 1)]
@@ -34,17 +30,17 @@ fn ways(count: usize) -> [Unsynced; 4] {
 /// Strikes after each act that `call` does, and looks at what is left by `check`.
 fn strike(
     world: &World,
-    points: Points,
+    setting: Setting,
     call: impl Fn(&Keeper<Recorded>),
     check: impl Fn(&Keeper<Recorded>, usize, &str),
 ) -> usize {
-    let whole = keeper(Recorded::of(world), points);
+    let whole = keeper(Recorded::of(world), setting);
     call(&whole);
     let acts = whole.place.acts();
     for count in 0..=acts {
         for unsynced in ways(count) {
-            let left = keeper(Recorded::of(&whole.place.crashed(count, unsynced)), points);
-            check(&left, count, &format!("{points:?} after {count} of {acts} acts, {unsynced:?}"));
+            let left = keeper(Recorded::of(&whole.place.crashed(count, unsynced)), setting);
+            check(&left, count, &format!("{setting:?} after {count} of {acts} acts, {unsynced:?}"));
         }
     }
     acts
@@ -65,8 +61,8 @@ fn assert_goes_on(keeper: &Keeper<Recorded>, mut model: Model, what: &str) {
 
 #[test]
 fn a_crash_while_a_point_is_made_leaves_the_last_one_or_the_new_one() {
-    for points in ALL {
-        let (world, before) = world(points, &commits());
+    for setting in ALL {
+        let (world, before) = world(setting, &commits());
         let (draft, changes) = third();
         let mut after = before.clone();
         after.committed(&draft, &changes);
@@ -74,7 +70,7 @@ fn a_crash_while_a_point_is_made_leaves_the_last_one_or_the_new_one() {
             let receipts = write(keeper, &draft, &changes).expect("written");
             keeper.commit(&draft, &receipts).expect("committed");
         };
-        let acts = strike(&world, points, made, |keeper, count, what| {
+        let acts = strike(&world, setting, made, |keeper, count, what| {
             let there = ids(keeper);
             let committed = there.contains(&draft.id);
             assert!(committed || there.last().is_some_and(|newest| newest == "point-2"), "{what}: {there:?}");
@@ -101,16 +97,16 @@ fn a_crash_while_a_point_is_made_leaves_the_last_one_or_the_new_one() {
 
 #[test]
 fn a_commit_that_was_interrupted_is_done_by_the_same_receipts() {
-    for points in ALL {
-        let (world, before) = world(points, &commits());
+    for setting in ALL {
+        let (world, before) = world(setting, &commits());
         let (draft, changes) = third();
         let mut after = before.clone();
         after.committed(&draft, &changes);
-        let written = keeper(Recorded::of(&world), points);
+        let written = keeper(Recorded::of(&world), setting);
         let receipts = write(&written, &draft, &changes).expect("written");
         let world = written.place.world();
         let commit = |keeper: &Keeper<Recorded>| drop(keeper.commit(&draft, &receipts).expect("committed"));
-        let acts = strike(&world, points, commit, |keeper, _, what| {
+        let acts = strike(&world, setting, commit, |keeper, _, what| {
             assert_reads(keeper, &after);
             let point = keeper.commit(&draft, &receipts).expect("committed again");
             assert_eq!((point.id.as_str(), point.disks.len(), point.damaged), ("point-3", 2, None), "{what}");
@@ -125,13 +121,13 @@ fn a_commit_that_was_interrupted_is_done_by_the_same_receipts() {
 
 #[test]
 fn a_crash_while_a_point_is_deleted_leaves_the_others() {
-    for points in [Points::Differencing, Points::Copies] {
+    for setting in SEVERAL {
         let mut commits = commits();
         commits.push(third());
-        let (world, model) = world(points, &commits);
+        let (world, model) = world(setting, &commits);
         for deleted in ["point-1", "point-2", "point-3"] {
             let delete = |keeper: &Keeper<Recorded>| keeper.delete(deleted).expect("deleted");
-            strike(&world, points, delete, |keeper, count, what| {
+            strike(&world, setting, delete, |keeper, count, what| {
                 let what = format!("{deleted}: {what}");
                 let there = ids(keeper);
                 assert_eq!(there.iter().filter(|id| *id != deleted).count(), 2, "{what}");
@@ -150,16 +146,16 @@ fn a_crash_while_a_point_is_deleted_leaves_the_others() {
 
 #[test]
 fn a_storage_that_fails_at_any_write_costs_no_point() {
-    for points in ALL {
-        let (world, before) = world(points, &commits());
+    for setting in ALL {
+        let (world, before) = world(setting, &commits());
         let (draft, changes) = third();
         let mut after = before.clone();
         after.committed(&draft, &changes);
         for count in 0.. {
-            let failing = keeper(Recorded::of(&world), points);
+            let failing = keeper(Recorded::of(&world), setting);
             failing.place.fail_after(count);
             let made = write(&failing, &draft, &changes).and_then(|receipts| failing.commit(&draft, &receipts));
-            let keeper = keeper(Recorded::of(&failing.place.world()), points);
+            let keeper = keeper(Recorded::of(&failing.place.world()), setting);
             assert_reads(&keeper, &after);
             if made.is_ok() {
                 assert!(count > 30, "{count} acts");
@@ -168,7 +164,7 @@ fn a_storage_that_fails_at_any_write_costs_no_point() {
             let mut model = after.clone();
             model.points.retain(|id, _| ids(&keeper).contains(id));
             keeper.abort(&draft).expect("aborted");
-            assert_goes_on(&keeper, model, &format!("{points:?} failing after {count} acts"));
+            assert_goes_on(&keeper, model, &format!("{setting:?} failing after {count} acts"));
         }
     }
 }
@@ -178,11 +174,12 @@ fn qemu_reads_the_last_point_after_a_crash_without_anybody_s_help() {
     if qemu::is_missing() {
         return;
     }
-    let (world, before) = world(Points::Newest, &commits());
+    let setting = (Format::Vhdx, Points::Newest);
+    let (world, before) = world(setting, &commits());
     let (draft, changes) = third();
     let mut after = before.clone();
     after.committed(&draft, &changes);
-    let whole = keeper(Recorded::of(&world), Points::Newest);
+    let whole = keeper(Recorded::of(&world), setting);
     let receipts = write(&whole, &draft, &changes).expect("written");
     let written = whole.place.acts();
     whole.commit(&draft, &receipts).expect("committed");
@@ -194,10 +191,13 @@ fn qemu_reads_the_last_point_after_a_crash_without_anybody_s_help() {
             let file = crashed.files().find(|(path, _)| path.ends_with(&suffix)).expect("the disk").1;
             let expected = |model: &Model, point: &str| {
                 let (size, content) = &model.points[point].disks[disk];
-                raw(*size, content)
+                raw(setting.0, *size, content)
             };
             let states = [expected(&before, "point-2"), expected(&after, "point-3")];
-            found.push(qemu::which(file, &states).unwrap_or_else(|| panic!("{disk} after {count} acts is a mixture")));
+            found.push(
+                qemu::which(setting.0, file, &states)
+                    .unwrap_or_else(|| panic!("{disk} after {count} acts is a mixture")),
+            );
         }
         // Until the commit the old state; once it is done the new one; between them each disk is one of the two.
         assert!(count > written || found == [0, 0], "after {count} acts: {found:?}");

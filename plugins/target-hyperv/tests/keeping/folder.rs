@@ -9,6 +9,9 @@ use vmferry_plugin_api::Error;
 use vmferry_plugin_api::stream::Input;
 use vmferry_vhdx::{MemoryFile, Storage};
 
+/// What a file's time is after any write.
+const NOW: u64 = 1_800_000_000;
+
 /// What is on the medium.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct World {
@@ -21,12 +24,14 @@ pub(crate) struct World {
 pub(crate) struct Inode {
     number: usize,
     data: MemoryFile,
+    modified: Cell<u64>,
 }
 
 #[derive(Clone, Debug)]
 enum Act {
     Write(usize, u64, Rc<[u8]>),
     Length(usize, u64),
+    Modified(usize, u64),
     Sync(usize),
     Create(String, usize),
     Rename(String, String),
@@ -62,6 +67,18 @@ struct Inner {
 pub(crate) struct Open {
     inode: Rc<Inode>,
     inner: Rc<Inner>,
+}
+
+impl Inode {
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.modified.set(NOW);
+        self.data.write_at(offset, bytes)
+    }
+
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        self.modified.set(NOW);
+        self.data.set_length(length)
+    }
 }
 
 impl World {
@@ -128,7 +145,7 @@ impl Recorded {
             match act {
                 Act::Sync(_) | Act::SyncFolder(_) => {}
                 Act::Create(path, inode) => {
-                    let made = Rc::new(Inode { number: *inode, data: MemoryFile::default() });
+                    let made = Rc::new(Inode { number: *inode, ..Inode::default() });
                     inodes.insert(*inode, Rc::clone(&made));
                     if kept.contains(&number) {
                         world.files.insert(path.clone(), made);
@@ -142,16 +159,21 @@ impl Recorded {
                 Act::Length(inode, length) => {
                     let keep = synced(*inode) || chance.keeps(unsynced);
                     if keep {
-                        inodes[inode].data.set_length(*length).expect("a length");
+                        inodes[inode].set_length(*length).expect("a length");
+                    }
+                }
+                Act::Modified(inode, seconds) => {
+                    if synced(*inode) || chance.keeps(unsynced) {
+                        inodes[inode].modified.set(*seconds);
                     }
                 }
                 Act::Write(inode, offset, bytes) if synced(*inode) => {
-                    inodes[inode].data.write_at(*offset, bytes).expect("written");
+                    inodes[inode].write_at(*offset, bytes).expect("written");
                 }
                 Act::Write(inode, offset, bytes) => {
                     for (index, sector) in bytes.chunks(512).enumerate() {
                         if chance.keeps(unsynced) {
-                            inodes[inode].data.write_at(offset + 512 * index as u64, sector).expect("written");
+                            inodes[inode].write_at(offset + 512 * index as u64, sector).expect("written");
                         }
                     }
                 }
@@ -233,7 +255,7 @@ impl Storage for Open {
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.inner.act(Act::Write(self.inode.number, offset, bytes.into()))?;
-        self.inode.data.write_at(offset, bytes)
+        self.inode.write_at(offset, bytes)
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -246,7 +268,7 @@ impl Storage for Open {
 
     fn set_length(&self, length: u64) -> io::Result<()> {
         self.inner.act(Act::Length(self.inode.number, length))?;
-        self.inode.data.set_length(length)
+        self.inode.set_length(length)
     }
 }
 
@@ -262,10 +284,20 @@ impl DiskFile for Open {
     }
 
     fn input(&self, offset: u64) -> Result<Input, Error> {
-        let end = self.inode.data.length().expect("a length").min(offset + (1 << 20));
+        let end = self.inode.data.length().expect("a length").min(offset + (2 << 20));
         let mut bytes = vec![0; end.saturating_sub(offset) as usize];
         self.inode.data.read_at(offset.min(end), &mut bytes).expect("read");
         Ok(Input::double(Cursor::new(bytes), "a file in memory"))
+    }
+
+    fn modified(&self) -> io::Result<u64> {
+        Ok(self.inode.modified.get())
+    }
+
+    fn set_modified(&self, seconds: u64) -> io::Result<()> {
+        self.inner.act(Act::Modified(self.inode.number, seconds))?;
+        self.inode.modified.set(seconds);
+        Ok(())
     }
 }
 
@@ -288,7 +320,7 @@ impl Place for Recorded {
         let number = self.0.inodes.get();
         self.0.inodes.set(number + 1);
         self.0.act(Act::Create(path.to_owned(), number)).map_err(failed)?;
-        let inode = Rc::new(Inode { number, data: MemoryFile::default() });
+        let inode = Rc::new(Inode { number, ..Inode::default() });
         self.0.now.borrow_mut().files.insert(path.to_owned(), Rc::clone(&inode));
         Ok(Open { inode, inner: Rc::clone(&self.0) })
     }

@@ -2,19 +2,40 @@
 
 use crate::folder::{Recorded, World};
 use std::collections::BTreeMap;
-use target_hyperv::{Keeper, Points};
+use std::ops::Range;
+use target_hyperv::{Format, Keeper, Points};
 use vmferry_plugin_api::Error;
 use vmferry_plugin_api::delta::double;
 use vmferry_plugin_api::target::*;
 
+/// Sizes are said as for blocks of 1 MiB: a format whose blocks are larger has disks as much larger. See [`stretched`].
 pub(crate) const MIB: u64 = 1 << 20;
 /// The last block has one sector.
 pub(crate) const SIZE: u64 = 4 * MIB + 512;
+
+/// How points are kept.
+pub(crate) type Setting = (Format, Points);
+/// VHD is not made into differencing disks.
+pub(crate) const ALL: [Setting; 5] = [
+    (Format::Vhdx, Points::Differencing),
+    (Format::Vhdx, Points::Copies),
+    (Format::Vhdx, Points::Newest),
+    (Format::Vhd, Points::Copies),
+    (Format::Vhd, Points::Newest),
+];
+/// Those that keep several points.
+pub(crate) const SEVERAL: [Setting; 3] =
+    [(Format::Vhdx, Points::Differencing), (Format::Vhdx, Points::Copies), (Format::Vhd, Points::Copies)];
+/// Those that keep one.
+pub(crate) const NEWEST: [Setting; 2] = [(Format::Vhdx, Points::Newest), (Format::Vhd, Points::Newest)];
 
 /// Blocks of a disk that are not zero, by what they are filled with.
 pub(crate) type Content = BTreeMap<u64, u8>;
 /// What a delta says of blocks: zero, or something else.
 pub(crate) type Change = BTreeMap<u64, Option<u8>>;
+
+/// What a draft says of its disks, with their sizes.
+pub(crate) type Changes = Vec<(&'static str, u64, Change)>;
 
 /// A point as it should be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,8 +49,13 @@ pub(crate) struct Model {
     pub(crate) points: BTreeMap<String, Expected>,
 }
 
-pub(crate) fn keeper(place: Recorded, points: Points) -> Keeper<Recorded> {
-    Keeper { place, name: "/mnt/hyperv".to_owned(), points }
+pub(crate) fn keeper(place: Recorded, (format, points): Setting) -> Keeper<Recorded> {
+    Keeper { place, name: "/mnt/hyperv".to_owned(), points, format }
+}
+
+/// What a disk has that would have `size` bytes with blocks of 1 MiB.
+pub(crate) fn stretched(format: Format, size: u64) -> u64 {
+    size / MIB * u64::from(format.block_size()) + size % MIB
 }
 
 pub(crate) fn draft(number: u32, base: Option<&str>) -> Draft {
@@ -55,30 +81,34 @@ fn bytes(fill: Option<u8>, length: u64) -> Vec<u8> {
     bytes
 }
 
-fn length_of(block: u64, size: u64) -> u64 {
-    (size - block * MIB).min(MIB)
+/// Where a block is on a disk, and how long it is there.
+fn range_of(format: Format, block: u64, size: u64) -> Range<usize> {
+    let start = block * u64::from(format.block_size());
+    start as usize..stretched(format, size).min(start + u64::from(format.block_size())) as usize
 }
 
-pub(crate) fn delta(disk: &str, size: u64, base: Option<&str>, change: &Change) -> double::Delta {
+pub(crate) fn delta(format: Format, disk: &str, size: u64, base: Option<&str>, change: &Change) -> double::Delta {
     let info = Info {
         disk: disk.to_owned(),
         content: format!("content of {disk}"),
-        size,
+        size: stretched(format, size),
         kind: base.map_or(Kind::Full, |base| Kind::Delta(base.to_owned())),
         expected_bytes: 0,
         extensions: Vec::new(),
     };
-    let chunks = change.iter().map(|(block, fill)| (block * MIB, bytes(*fill, length_of(*block, size))));
+    let chunks = change.iter().map(|(block, fill)| {
+        let range = range_of(format, *block, size);
+        (range.start as u64, bytes(*fill, range.len() as u64))
+    });
     double::Delta::new(info, chunks.collect::<Vec<_>>())
 }
 
 /// The disk, byte by byte.
-pub(crate) fn raw(size: u64, content: &Content) -> Vec<u8> {
-    let mut raw = vec![0; size as usize];
+pub(crate) fn raw(format: Format, size: u64, content: &Content) -> Vec<u8> {
+    let mut raw = vec![0; stretched(format, size) as usize];
     for (block, fill) in content {
-        let at = (block * MIB) as usize;
-        let bytes = bytes(Some(*fill), length_of(*block, size));
-        raw[at..at + bytes.len()].copy_from_slice(&bytes);
+        let range = range_of(format, *block, size);
+        raw[range.clone()].copy_from_slice(&bytes(Some(*fill), range.len() as u64));
     }
     raw
 }
@@ -109,7 +139,7 @@ pub(crate) fn write(
     changes: &[(&str, u64, Change)],
 ) -> Result<Vec<DiskReceipt>, Error> {
     let write = |(disk, size, change): &(&str, u64, Change)| {
-        let receipt = keeper.write_disk(draft, &delta(disk, *size, draft.base.as_deref(), change))?;
+        let receipt = keeper.write_disk(draft, &delta(keeper.format, disk, *size, draft.base.as_deref(), change))?;
         assert!(receipt.len() < 4096, "receipts are small");
         Ok(DiskReceipt { disk: (*disk).to_owned(), receipt, digest: Some("ab".repeat(32)) })
     };
@@ -148,14 +178,15 @@ pub(crate) fn assert_reads(keeper: &Keeper<Recorded>, model: &Model) {
         assert_eq!(point.damaged, None, "{}", point.id);
         assert_eq!(point.disks.len(), expected.disks.len());
         for (disk, (size, content)) in &expected.disks {
-            assert_eq!(restored(keeper, &point.id, disk, *size), raw(*size, content), "{} of {}", disk, point.id);
+            let found = restored(keeper, &point.id, disk, *size);
+            assert!(found == raw(keeper.format, *size, content), "{disk} of {}", point.id);
         }
     }
 }
 
 pub(crate) fn restored(keeper: &Keeper<Recorded>, point: &str, disk: &str, size: u64) -> Vec<u8> {
     let extents = keeper.layout(point, disk, None).expect("a layout");
-    let restore = double::Restore::of_size(size as usize);
+    let restore = double::Restore::of_size(stretched(keeper.format, size) as usize);
     keeper.read(point, disk, &extents, &restore).expect("read");
     restore.disk()
 }
@@ -170,8 +201,8 @@ pub(crate) fn assert_sound(keeper: &Keeper<Recorded>) {
 }
 
 /// A world with these commits in it.
-pub(crate) fn world(points: Points, commits: &[(Draft, Vec<(&str, u64, Change)>)]) -> (World, Model) {
-    let keeper = keeper(Recorded::default(), points);
+pub(crate) fn world(setting: Setting, commits: &[(Draft, Changes)]) -> (World, Model) {
+    let keeper = keeper(Recorded::default(), setting);
     let mut model = Model::default();
     for (draft, changes) in commits {
         model.commit(&keeper, draft, changes);

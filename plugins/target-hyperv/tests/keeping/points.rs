@@ -2,10 +2,10 @@
 
 use crate::folder::Recorded;
 use crate::model::*;
-use target_hyperv::{Place, Points};
+use target_hyperv::{DiskFile, Format, Keeper, Place, Points};
 use vmferry_plugin_api::delta::double;
 use vmferry_plugin_api::target::*;
-use vmferry_vhdx::Storage;
+use vmferry_vhdx::{Block, Storage};
 
 const FOLDER: &str = "job-erp/vm-vm-1";
 
@@ -22,14 +22,15 @@ fn second() -> Vec<(&'static str, u64, Change)> {
 
 #[test]
 fn each_setting_keeps_the_points_that_it_promises() {
-    for (points, kept) in [(Points::Differencing, 3), (Points::Copies, 3), (Points::Newest, 1)] {
-        let keeper = keeper(Recorded::default(), points);
+    for setting in ALL {
+        let kept = if setting.1 == Points::Newest { 1 } else { 3 };
+        let keeper = keeper(Recorded::default(), setting);
         let mut model = Model::default();
         model.commit(&keeper, &draft(1, None), &full());
         model.commit(&keeper, &draft(2, Some("point-1")), &second());
         let third = [("a", SIZE, change([(0, Some(7)), (2, None)])), ("b", 2 * MIB, change([(0, Some(8))]))];
         model.commit(&keeper, &draft(3, Some("point-2")), &third);
-        assert_eq!(ids(&keeper).len(), kept, "{points:?}");
+        assert_eq!(ids(&keeper).len(), kept, "{setting:?}");
         assert_reads(&keeper, &model);
         assert_sound(&keeper);
         assert_eq!(keeper.metadata("point-3").expect("metadata"), "{\"format\": 1, \"number\": 3}");
@@ -39,9 +40,9 @@ fn each_setting_keeps_the_points_that_it_promises() {
 
 #[test]
 fn a_point_that_is_deleted_leaves_the_others_as_they_were() {
-    for points in [Points::Differencing, Points::Copies] {
+    for setting in SEVERAL {
         for deleted in [[1, 2], [2, 1], [2, 3], [3, 1], [1, 3]] {
-            let keeper = keeper(Recorded::default(), points);
+            let keeper = keeper(Recorded::default(), setting);
             let mut model = Model::default();
             model.commit(&keeper, &draft(1, None), &full());
             model.commit(&keeper, &draft(2, Some("point-1")), &second());
@@ -66,46 +67,50 @@ fn a_point_that_is_deleted_leaves_the_others_as_they_were() {
 
 #[test]
 fn layouts_tell_what_is_there_and_what_is_new() {
-    for points in [Points::Differencing, Points::Copies] {
-        let keeper = keeper(Recorded::default(), points);
+    for setting in SEVERAL {
+        let keeper = keeper(Recorded::default(), setting);
         let mut model = Model::default();
         model.commit(&keeper, &draft(1, None), &full());
         model.commit(&keeper, &draft(2, Some("point-1")), &second());
+        let block = block_size(&keeper);
         let layout = |point, since| {
             let extents = keeper.layout(point, "a", since).expect("a layout");
-            extents.iter().map(|extent| (extent.offset / MIB, extent.length)).collect::<Vec<_>>()
+            extents.iter().map(|extent| (extent.offset / block, extent.length)).collect::<Vec<_>>()
         };
-        assert_eq!(layout("point-1", None), [(0, 2 * MIB), (4, 512)]);
-        assert_eq!(layout("point-2", None), [(1, 2 * MIB), (4, 512)]);
-        assert_eq!(layout("point-2", Some("point-1")), [(0, MIB), (2, MIB), (4, 512)]);
+        assert_eq!(layout("point-1", None), [(0, 2 * block), (4, 512)]);
+        assert_eq!(layout("point-2", None), [(1, 2 * block), (4, 512)]);
+        assert_eq!(layout("point-2", Some("point-1")), [(0, block), (2, block), (4, 512)]);
         assert_eq!(layout("point-2", Some("point-2")), []);
     }
 }
 
 #[test]
 fn ranges_that_cut_blocks_are_read() {
-    let keeper = keeper(Recorded::default(), Points::Newest);
-    let mut model = Model::default();
-    model.commit(&keeper, &draft(1, None), &full());
-    let restore = double::Restore::of_size(SIZE as usize);
-    let extents = [Extent { offset: 512, length: MIB }, Extent { offset: 2 * MIB - 512, length: 1024 }];
-    keeper.read("point-1", "a", &extents, &restore).expect("read");
-    let (size, content) = &model.points["point-1"].disks["a"];
-    let mut expected = vec![0; *size as usize];
-    for Extent { offset, length } in extents {
-        let range = offset as usize..(offset + length) as usize;
-        expected[range.clone()].copy_from_slice(&raw(*size, content)[range]);
+    for setting in NEWEST {
+        let keeper = keeper(Recorded::default(), setting);
+        let mut model = Model::default();
+        model.commit(&keeper, &draft(1, None), &full());
+        let block = block_size(&keeper);
+        let disk = raw(setting.0, SIZE, &model.points["point-1"].disks["a"].1);
+        let restore = double::Restore::of_size(disk.len());
+        let extents = [Extent { offset: 512, length: block }, Extent { offset: 2 * block - 512, length: 1024 }];
+        keeper.read("point-1", "a", &extents, &restore).expect("read");
+        let mut expected = vec![0; disk.len()];
+        for Extent { offset, length } in extents {
+            let range = offset as usize..(offset + length) as usize;
+            expected[range.clone()].copy_from_slice(&disk[range]);
+        }
+        assert!(restore.disk() == expected);
+        let beyond = [Extent { offset: disk.len() as u64, length: 1 }];
+        assert_eq!(keeper.read("point-1", "a", &beyond, &restore).expect_err("not there").code, ErrorCode::NotFound);
     }
-    assert_eq!(restore.disk(), expected);
-    let beyond = [Extent { offset: SIZE, length: 1 }];
-    assert_eq!(keeper.read("point-1", "a", &beyond, &restore).expect_err("not there").code, ErrorCode::NotFound);
 }
 
 #[test]
 fn a_disk_that_was_resized_is_a_file_of_its_own_with_what_it_had() {
-    for points in [Points::Differencing, Points::Copies, Points::Newest] {
+    for setting in ALL {
         for size in [2 * MIB + 512, 3 * MIB, SIZE + 512, 9 * MIB] {
-            let keeper = keeper(Recorded::default(), points);
+            let keeper = keeper(Recorded::default(), setting);
             let mut model = Model::default();
             model.commit(&keeper, &draft(1, None), &[("a", SIZE, change([(0, Some(1)), (1, Some(2)), (2, Some(3))]))]);
             let changes = [("a", size, change([(1, Some(9))]))];
@@ -114,71 +119,126 @@ fn a_disk_that_was_resized_is_a_file_of_its_own_with_what_it_had() {
             let found = restored(&keeper, "point-2", "a", size);
             // What a block had is kept as far as the disk goes, byte by byte.
             let (_, content) = &model.points["point-1"].disks["a"];
-            let mut expected = raw(SIZE, content);
-            expected.resize(size as usize, 0);
-            expected[MIB as usize..2 * MIB as usize]
-                .copy_from_slice(&raw(SIZE, &[(1, 9)].into())[MIB as usize..2 * MIB as usize]);
-            assert!(found == expected, "{points:?} to {size}");
+            let mut expected = raw(setting.0, SIZE, content);
+            expected.resize(stretched(setting.0, size) as usize, 0);
+            let block = block_size(&keeper) as usize;
+            let changed = raw(setting.0, SIZE, &[(1, 9)].into());
+            expected[block..2 * block].copy_from_slice(&changed[block..2 * block]);
+            assert!(found == expected, "{setting:?} to {size}");
             assert_sound(&keeper);
+        }
+    }
+}
+
+/// Makes a point of a disk by what differs from the one before.
+fn keep(keeper: &Keeper<Recorded>, number: u32, before: Option<&[u8]>, disk: &[u8]) {
+    let base = before.map(|_| format!("point-{}", number - 1));
+    let draft = draft(number, base.as_deref());
+    let info = Info { size: disk.len() as u64, ..delta(keeper.format, "a", 0, base.as_deref(), &change([])).info() };
+    let size = keeper.format.block_size() as usize;
+    let nothing = vec![0; disk.len()];
+    let blocks = before.unwrap_or(&nothing).chunks(size).zip(disk.chunks(size)).enumerate();
+    let changed = blocks.filter(|(_, (old, new))| old != new).map(|(block, (_, new))| ((block * size) as u64, new));
+    let delta = double::Delta::new(info, changed.map(|(at, new)| (at, new.to_vec())).collect::<Vec<_>>());
+    let receipt = keeper.write_disk(&draft, &delta).expect("written");
+    keeper.commit(&draft, &[DiskReceipt { disk: "a".to_owned(), receipt, digest: None }]).expect("committed");
+}
+
+#[test]
+fn a_delta_in_another_format_than_its_base_is_a_copy_in_that() {
+    for (from, to) in [(Format::Vhdx, Format::Vhd), (Format::Vhd, Format::Vhdx)] {
+        for points in [Points::Copies, Points::Newest] {
+            // Blocks of both sizes that are full, half full and empty.
+            let mut first = vec![0; (7 * MIB + 512) as usize];
+            for mib in [1, 2, 3, 6, 7] {
+                first[mib << 20..][..512].fill(mib as u8);
+            }
+            let mut second = first.clone();
+            second[3 << 20] = 0xff;
+            let mut third = second.clone();
+            third[6 << 20..7 << 20].fill(0);
+            let mut keeper = keeper(Recorded::default(), (from, points));
+            keep(&keeper, 1, None, &first);
+            keeper.format = to;
+            keep(&keeper, 2, Some(&first), &second);
+            keep(&keeper, 3, Some(&second), &third);
+            for (id, disk) in [("point-1", first), ("point-2", second), ("point-3", third)] {
+                if ids(&keeper).iter().any(|kept| kept == id) {
+                    let restore = double::Restore::of_size(disk.len());
+                    let extents = keeper.layout(id, "a", None).expect("a layout");
+                    keeper.read(id, "a", &extents, &restore).expect("read");
+                    assert!(restore.disk() == disk, "{id}, {points:?} from {from:?} to {to:?}");
+                }
+            }
+            assert_sound(&keeper);
+            if points == Points::Copies {
+                let all = [Extent { offset: 0, length: 7 * MIB + 512 }];
+                assert_eq!(keeper.layout("point-2", "a", Some("point-1")).expect("a layout"), all);
+            }
         }
     }
 }
 
 #[test]
 fn a_held_point_stays_whatever_the_setting() {
-    let keeper = keeper(Recorded::default(), Points::Newest);
-    let mut model = Model::default();
-    model.commit(&keeper, &draft(1, None), &full());
-    keeper.hold("point-1", true).expect("held");
-    assert!(keeper.points(None).expect("points")[0].held);
-    model.commit(&keeper, &draft(2, Some("point-1")), &second());
-    assert_eq!(ids(&keeper), ["point-1", "point-2"]);
-    assert_reads(&keeper, &model);
-    keeper.hold("point-1", false).expect("released");
-    keeper.delete("point-1").expect("deleted");
-    model.commit(&keeper, &draft(3, Some("point-2")), &second());
-    assert_eq!(ids(&keeper), ["point-3"]);
-    assert_reads(&keeper, &model);
+    for setting in NEWEST {
+        let keeper = keeper(Recorded::default(), setting);
+        let mut model = Model::default();
+        model.commit(&keeper, &draft(1, None), &full());
+        keeper.hold("point-1", true).expect("held");
+        assert!(keeper.points(None).expect("points")[0].held);
+        model.commit(&keeper, &draft(2, Some("point-1")), &second());
+        assert_eq!(ids(&keeper), ["point-1", "point-2"]);
+        assert_reads(&keeper, &model);
+        keeper.hold("point-1", false).expect("released");
+        keeper.delete("point-1").expect("deleted");
+        model.commit(&keeper, &draft(3, Some("point-2")), &second());
+        assert_eq!(ids(&keeper), ["point-3"]);
+        assert_reads(&keeper, &model);
+    }
 }
 
 #[test]
 fn a_point_held_between_write_and_commit_is_not_changed() {
-    let keeper = keeper(Recorded::default(), Points::Newest);
-    let mut model = Model::default();
-    model.commit(&keeper, &draft(1, None), &full());
-    let receipts = write(&keeper, &draft(2, Some("point-1")), &second()).expect("written");
-    keeper.hold("point-1", true).expect("held");
-    let refused = keeper.commit(&draft(2, Some("point-1")), &receipts).expect_err("held").message;
-    assert!(refused.ends_with("the point before it is held since it was written; run again"), "{refused}");
-    assert_reads(&keeper, &model);
+    for setting in NEWEST {
+        let keeper = keeper(Recorded::default(), setting);
+        let mut model = Model::default();
+        model.commit(&keeper, &draft(1, None), &full());
+        let receipts = write(&keeper, &draft(2, Some("point-1")), &second()).expect("written");
+        keeper.hold("point-1", true).expect("held");
+        let refused = keeper.commit(&draft(2, Some("point-1")), &receipts).expect_err("held").message;
+        assert!(refused.ends_with("the point before it is held since it was written; run again"), "{refused}");
+        assert_reads(&keeper, &model);
+    }
 }
 
 #[test]
 fn in_place_the_file_stays_as_small_as_two_states_need() {
-    let keeper = keeper(Recorded::default(), Points::Newest);
-    let mut model = Model::default();
-    model.commit(&keeper, &draft(1, None), &[("a", SIZE, change([(0, Some(1)), (1, Some(1))]))]);
-    let file = format!("{FOLDER}/a~point-1.vhdx");
-    let first = keeper.place.size(&file).expect("a size").expect("a file");
-    for number in 2..8 {
-        let base = format!("point-{}", number - 1);
-        let changes = [("a", SIZE, change([(0, Some(number as u8)), (1, Some(number as u8))]))];
-        model.commit(&keeper, &draft(number, Some(&base)), &changes);
+    for setting in NEWEST {
+        let keeper = keeper(Recorded::default(), setting);
+        let mut model = Model::default();
+        model.commit(&keeper, &draft(1, None), &[("a", SIZE, change([(0, Some(1)), (1, Some(1))]))]);
+        let file = image_of(setting, "point-1");
+        let first = keeper.place.size(&file).expect("a size").expect("a file");
+        for number in 2..8 {
+            let base = format!("point-{}", number - 1);
+            let changes = [("a", SIZE, change([(0, Some(number as u8)), (1, Some(number as u8))]))];
+            model.commit(&keeper, &draft(number, Some(&base)), &changes);
+        }
+        // A VHD's blocks are 4 KiB apart.
+        let each = if setting.0 == Format::Vhd { block_size(&keeper) + 4096 } else { block_size(&keeper) };
+        assert_eq!(keeper.place.size(&file).expect("a size"), Some(first + 2 * each));
+        assert_reads(&keeper, &model);
     }
-    assert_eq!(keeper.place.size(&file).expect("a size"), Some(first + 2 * MIB));
-    assert_reads(&keeper, &model);
 }
 
 #[test]
 fn what_a_hypervisor_wrote_to_is_no_base_and_no_point_any_more() {
-    for points in [Points::Differencing, Points::Copies, Points::Newest] {
-        let keeper = keeper(Recorded::default(), points);
+    for setting in ALL {
+        let keeper = keeper(Recorded::default(), setting);
         let mut model = Model::default();
         model.commit(&keeper, &draft(1, None), &full());
-        let path = format!("{FOLDER}/a~point-1.vhdx");
-        let mut image = vmferry_vhdx::Image::open(keeper.place.open(&path, true).expect("a file")).expect("an image");
-        let ids = vmferry_vhdx::WriteIds { file: vmferry_vhdx::Guid::new(1), data: vmferry_vhdx::Guid::new(2) };
-        image.commit(&[], ids).expect("written");
+        start_a_vm_on(&keeper, &image_of(setting, "point-1"));
         let point = keeper.points(None).expect("points").remove(0);
         assert!(point.damaged.is_some_and(|damage| damage.contains("was written by something else")));
         let refused = write(&keeper, &draft(2, Some("point-1")), &second()).expect_err("no base").message;
@@ -187,30 +247,49 @@ fn what_a_hypervisor_wrote_to_is_no_base_and_no_point_any_more() {
         assert_eq!(damages.iter().map(|damage| damage.disk.as_deref()).collect::<Vec<_>>(), [Some("a")]);
         // A full copy goes on.
         model.commit(&keeper, &draft(3, None), &full());
-        assert_eq!(restored(&keeper, "point-3", "b", 2 * MIB), raw(2 * MIB, &[(1, 4)].into()));
+        assert_eq!(restored(&keeper, "point-3", "b", 2 * MIB), raw(setting.0, 2 * MIB, &[(1, 4)].into()));
+    }
+}
+
+#[test]
+fn what_a_hypervisor_wrote_to_between_write_and_commit_is_not_changed() {
+    for setting in NEWEST {
+        let keeper = keeper(Recorded::default(), setting);
+        let mut model = Model::default();
+        model.commit(&keeper, &draft(1, None), &full());
+        let receipts = write(&keeper, &draft(2, Some("point-1")), &second()).expect("written");
+        assert_reads(&keeper, &model);
+        start_a_vm_on(&keeper, &image_of(setting, "point-1"));
+        let refused = keeper.commit(&draft(2, Some("point-1")), &receipts).expect_err("used").message;
+        assert!(refused.contains("was written by something else"), "{refused}");
     }
 }
 
 #[test]
 fn verify_finds_a_bit_that_changed_and_remembers_it() {
-    for points in [Points::Differencing, Points::Copies, Points::Newest] {
-        let keeper = keeper(Recorded::default(), points);
+    for setting in ALL {
+        let keeper = keeper(Recorded::default(), setting);
         let mut model = Model::default();
         model.commit(&keeper, &draft(1, None), &full());
         model.commit(&keeper, &draft(2, Some("point-1")), &second());
         let newest = keeper.points(None).expect("points").pop().expect("a point");
         let (name, at) = where_is(&keeper.place, 1);
         let file = keeper.place.open(&name, true).expect("a file");
-        let mut byte = [0];
+        let (mut byte, modified) = ([0], file.modified().expect("a time"));
         file.read_at(at + 700, &mut byte).expect("read");
-        file.write_at(at + 700, &[byte[0] ^ 1]).expect("written");
+        // The medium forgets: nobody writes.
+        file.write_at(at + 700, &[byte[0] ^ 1]).and_then(|()| file.set_modified(modified)).expect("written");
         let damages = keeper.verify(&newest.id, &double::Restore::default()).expect("verified");
         let found: Vec<_> = damages.iter().map(|damage| (damage.disk.as_deref(), damage.extent)).collect();
-        assert_eq!(found, [(Some("a"), Some(Extent { offset: MIB, length: MIB }))], "{points:?}");
+        assert_eq!(
+            found,
+            [(Some("a"), Some(Extent { offset: block_size(&keeper), length: block_size(&keeper) }))],
+            "{setting:?}"
+        );
         let told = keeper.points(None).expect("points").pop().expect("a point").damaged;
         assert_eq!(told, Some(damages[0].message.clone()));
         // As it was before, it is sound again.
-        file.write_at(at + 700, &byte).expect("written");
+        file.write_at(at + 700, &byte).and_then(|()| file.set_modified(modified)).expect("written");
         assert_sound(&keeper);
         assert_eq!(keeper.points(None).expect("points").pop().expect("a point").damaged, None);
     }
@@ -219,19 +298,48 @@ fn verify_finds_a_bit_that_changed_and_remembers_it() {
 /// The file of disk `a` that has this block, and where.
 fn where_is(place: &Recorded, block: u64) -> (String, u64) {
     let names = place.list(FOLDER).expect("files").into_iter().map(|(name, _)| format!("{FOLDER}/{name}"));
-    let images = names.filter(|name| name.contains("/a~") && name.ends_with(".vhdx"));
-    let found = images.filter_map(|name| {
-        let image = vmferry_vhdx::Image::open(place.open(&name, false).expect("a file")).expect("an image");
-        let at = image.blocks(block..block + 1).expect("blocks")[0].offset()?;
-        Some((name, at))
-    });
-    found.last().expect("somewhere")
+    let images = names.filter(|name| name.contains("/a~") && (name.ends_with(".vhdx") || name.ends_with(".vhd")));
+    let mut found = images.filter_map(|name| Some((place_of(place, &name, block)?, name)));
+    let (at, name) = found.next_back().expect("somewhere");
+    (name, at)
+}
+
+/// Where a file has a block.
+fn place_of(place: &Recorded, name: &str, block: u64) -> Option<u64> {
+    let file = place.open(name, false).expect("a file");
+    let blocks = if name.ends_with(".vhd") {
+        vmferry_vhd::Image::open(file).expect("an image").blocks(block..block + 1).expect("blocks")
+    } else {
+        vmferry_vhdx::Image::open(file).expect("an image").blocks(block..block + 1).expect("blocks")
+    };
+    blocks.first().copied().and_then(Block::offset)
+}
+
+fn block_size(keeper: &Keeper<Recorded>) -> u64 {
+    keeper.format.block_size().into()
+}
+
+/// The file of disk `a` that was made with this point.
+fn image_of((format, _): Setting, point: &str) -> String {
+    format!("{FOLDER}/a~{point}.{}", format!("{format:?}").to_lowercase())
+}
+
+/// What a hypervisor does: of a VHDX it says that it wrote; into a VHD it writes.
+fn start_a_vm_on(keeper: &Keeper<Recorded>, name: &str) {
+    let file = keeper.place.open(name, true).expect("a file");
+    match place_of(&keeper.place, name, 0) {
+        Some(at) if name.ends_with(".vhd") => file.write_at(at + 512, b"a guest's").expect("written"),
+        _ => {
+            let ids = vmferry_vhdx::WriteIds { file: vmferry_vhdx::Guid::new(1), data: vmferry_vhdx::Guid::new(2) };
+            vmferry_vhdx::Image::open(file).expect("an image").commit(&[], ids).expect("written");
+        }
+    }
 }
 
 #[test]
 fn an_aborted_draft_leaves_nothing() {
-    for points in [Points::Differencing, Points::Copies, Points::Newest] {
-        let keeper = keeper(Recorded::default(), points);
+    for setting in ALL {
+        let keeper = keeper(Recorded::default(), setting);
         let mut model = Model::default();
         let first = draft(1, None);
         write(&keeper, &first, &full()).expect("written");
@@ -250,7 +358,7 @@ fn an_aborted_draft_leaves_nothing() {
         assert_ne!(files(&keeper), before);
         assert!(keeper.collect(&["point-3".to_owned()], true).expect("collected").is_empty());
         keeper.abort(&third).expect("aborted");
-        assert_eq!(files(&keeper), before, "{points:?}");
+        assert_eq!(files(&keeper), before, "{setting:?}");
         keeper.abort(&draft(9, None)).expect("never heard of");
         // A point is not aborted.
         keeper.abort(&draft(2, None)).expect("nothing to do");
@@ -260,30 +368,35 @@ fn an_aborted_draft_leaves_nothing() {
 
 #[test]
 fn collecting_names_what_is_left_and_leaves_what_is_an_operator_s() {
-    let keeper = keeper(Recorded::default(), Points::Newest);
-    let mut model = Model::default();
-    model.commit(&keeper, &draft(1, None), &full());
-    write(&keeper, &draft(2, Some("point-1")), &second()).expect("written");
-    keeper.place.create(&format!("{FOLDER}/notes.txt")).expect("made");
-    let found = keeper.collect(&[], false).expect("collected");
-    let names: Vec<&str> = found.iter().map(|garbage| garbage.what.rsplit('/').next().expect("a name")).collect();
-    assert_eq!(names, ["a~point-2.updates", "b~point-2.updates"]);
-    keeper.collect(&[], true).expect("collected");
-    // What those were about can be seen now: room at the end of a file.
-    let trimmed = keeper.collect(&[], true).expect("collected");
-    assert!(trimmed.iter().all(|garbage| garbage.what.ends_with("a~point-1.vhdx") && garbage.bytes == 2 * MIB));
-    assert!(keeper.collect(&[], false).expect("collected").is_empty());
-    assert!(keeper.place.size(&format!("{FOLDER}/notes.txt")).expect("a size").is_some());
-    assert_reads(&keeper, &model);
+    for setting in NEWEST {
+        let keeper = keeper(Recorded::default(), setting);
+        let mut model = Model::default();
+        model.commit(&keeper, &draft(1, None), &full());
+        write(&keeper, &draft(2, Some("point-1")), &second()).expect("written");
+        keeper.place.create(&format!("{FOLDER}/notes.txt")).expect("made");
+        let found = keeper.collect(&[], false).expect("collected");
+        let names: Vec<&str> = found.iter().map(|garbage| garbage.what.rsplit('/').next().expect("a name")).collect();
+        assert_eq!(names, ["a~point-2.updates", "b~point-2.updates"]);
+        let removed = keeper.collect(&[], true).expect("collected");
+        // What those were about can be seen now: room at the end of a file.
+        assert!(removed[2..].iter().all(|garbage| garbage.what.ends_with(&image_of(setting, "point-1"))));
+        // A VHD's blocks are 4 KiB apart.
+        let each = if setting.0 == Format::Vhd { block_size(&keeper) + 4096 } else { block_size(&keeper) };
+        assert_eq!(removed[2..].iter().map(|garbage| garbage.bytes).collect::<Vec<_>>(), [2 * each]);
+        assert!(keeper.collect(&[], false).expect("collected").is_empty());
+        assert!(keeper.place.size(&format!("{FOLDER}/notes.txt")).expect("a size").is_some());
+        assert_reads(&keeper, &model);
+    }
 }
 
 #[test]
 fn names_do_not_lead_anywhere() {
-    let keeper = keeper(Recorded::default(), Points::Differencing);
+    let keeper = keeper(Recorded::default(), ALL[0]);
     for (number, text) in ["../../etc", "A", "a", "con", "", "a/b", "\u{202e}x", &"y".repeat(300)].iter().enumerate() {
         let draft =
             Draft { id: format!("../{text}"), job: (*text).to_owned(), vm: (*text).to_owned(), ..draft(1, None) };
-        let receipt = keeper.write_disk(&draft, &delta(text, SIZE, None, &change([(0, Some(number as u8 + 1))])));
+        let receipt =
+            keeper.write_disk(&draft, &delta(keeper.format, text, SIZE, None, &change([(0, Some(number as u8 + 1))])));
         let receipt = DiskReceipt { disk: (*text).to_owned(), receipt: receipt.expect("written"), digest: None };
         keeper.commit(&draft, &[receipt]).expect("committed");
     }
@@ -306,24 +419,26 @@ fn a_writer_whose_file_another_writes_to_meanwhile_is_refused() {
         fn next(&self) -> Result<Option<Box<dyn Chunk>>, vmferry_plugin_api::Error> {
             let chunk = self.1.next()?;
             if chunk.is_none() {
-                let later = delta("a", SIZE, Some("point-1"), &change([(1, Some(2))]));
+                let later = delta(self.0.format, "a", SIZE, Some("point-1"), &change([(1, Some(2))]));
                 self.0.write_disk(&draft(3, Some("point-1")), &later).expect("written");
             }
             Ok(chunk)
         }
     }
-    let keeper = keeper(Recorded::default(), Points::Newest);
-    let mut model = Model::default();
-    model.commit(&keeper, &draft(1, None), &full());
-    let late = Late(&keeper, delta("a", SIZE, Some("point-1"), &change([(0, Some(9))])));
-    let refused = keeper.write_disk(&draft(2, Some("point-1")), &late).expect_err("another writes").message;
-    assert!(refused.contains("was written by something else"), "{refused}");
-    assert_reads(&keeper, &model);
+    for setting in NEWEST {
+        let keeper = keeper(Recorded::default(), setting);
+        let mut model = Model::default();
+        model.commit(&keeper, &draft(1, None), &full());
+        let late = Late(&keeper, delta(keeper.format, "a", SIZE, Some("point-1"), &change([(0, Some(9))])));
+        let refused = keeper.write_disk(&draft(2, Some("point-1")), &late).expect_err("another writes").message;
+        assert!(refused.contains("was written by something else"), "{refused}");
+        assert_reads(&keeper, &model);
+    }
 }
 
 #[test]
 fn the_script_holds_no_text_of_others() {
-    let keeper = keeper(Recorded::default(), Points::Differencing);
+    let keeper = keeper(Recorded::default(), ALL[0]);
     let mut model = Model::default();
     model.commit(&keeper, &draft(1, None), &full());
     let script = keeper.place.read(&format!("{FOLDER}/register.ps1")).expect("read").expect("a script");

@@ -1,11 +1,11 @@
 //! A crash at every write of a change.
 
-use crate::model::{self, Content};
+use crate::model::{self, AnyImage, Content};
 use crate::qemu;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
-use vmferry_vhdx::{Image, MIB, MemoryFile, Storage, recover};
+use vmferry_vhdx::{Block, Image, MemoryFile, Storage, recover};
 
 #[derive(Clone)]
 enum Act {
@@ -88,34 +88,42 @@ fn crashed(before: &MemoryFile, acts: &[Act], count: usize, unsynced: Unsynced) 
 struct Change {
     before: MemoryFile,
     acts: Vec<Act>,
+    /// How many of them fill room that is free.
+    filling: usize,
+    changes: Vec<(u64, Block)>,
     old: Content,
     new: Content,
 }
 
-const SIZE: u64 = 600 * MIB + 512;
+/// A disk whose BAT has several pieces.
+fn size<I: AnyImage>() -> u64 {
+    1100 * I::BLOCK + 512
+}
 
-/// A change of blocks in two sectors of the BAT, payload included.
-fn change() -> Change {
-    let first = BTreeMap::from([(0, Some(1)), (1, Some(2)), (520, Some(3)), (600, Some(4))]);
-    let second = BTreeMap::from([(0, Some(5)), (1, None), (2, Some(6)), (520, Some(7)), (600, Some(8))]);
-    let mut image = Image::create(Recorded::default(), model::disk(SIZE), model::ids(0), "test").expect("made");
+/// A change of blocks in two pieces of the BAT, payload included.
+fn change<I: AnyImage<File = Recorded>>() -> Change {
+    let first = BTreeMap::from([(0, Some(1)), (1, Some(2)), (1050, Some(3)), (1100, Some(4))]);
+    let second = BTreeMap::from([(0, Some(5)), (1, None), (2, Some(6)), (1050, Some(7)), (1100, Some(8))]);
+    let mut image = I::make(Recorded::default(), size::<I>());
     let changes = model::changes(&image, &first);
-    image.commit(&changes, model::ids(1)).expect("committed");
+    image.change(&changes, model::ids(1));
     let (mut old, mut new) = (Content::new(), Content::new());
     model::apply(&mut old, &first);
     model::apply(&mut new, &first);
     model::apply(&mut new, &second);
-    let before = image.file().file.clone();
-    image.file().acts.borrow_mut().clear();
+    let before = image.at().file.clone();
+    image.at().acts.borrow_mut().clear();
     let changes = model::changes(&image, &second);
-    image.file().sync().expect("synced");
-    image.commit(&changes, model::ids(2)).expect("committed");
-    Change { before, acts: image.into_file().acts.into_inner(), old, new }
+    image.at().sync().expect("synced");
+    let filling = image.at().acts.borrow().len();
+    image.change(&changes, model::ids(2));
+    let acts = image.at().acts.take();
+    Change { before, acts, filling, changes, old, new }
 }
 
 #[test]
 fn a_crash_at_any_write_leaves_the_old_content_or_the_new_one() {
-    let change = change();
+    let change = change::<Image<Recorded>>();
     let mut seen = [0, 0];
     for count in 0..=change.acts.len() {
         let torn = (0..16).map(Unsynced::Torn);
@@ -136,7 +144,7 @@ fn a_crash_at_any_write_leaves_the_old_content_or_the_new_one() {
 
 #[test]
 fn a_crash_during_recovery_costs_nothing() {
-    let change = change();
+    let change = change::<Image<Recorded>>();
     let last = change.acts.len();
     for count in 0..=last {
         let file =
@@ -161,7 +169,7 @@ fn qemu_replays_what_a_crash_leaves() {
     if qemu::is_missing() {
         return;
     }
-    let change = change();
+    let change = change::<Image<Recorded>>();
     let mut replayed = 0;
     for count in 0..=change.acts.len() {
         let file = crashed(&change.before, &change.acts, count, Unsynced::Torn(count as u64));
@@ -170,7 +178,52 @@ fn qemu_replays_what_a_crash_leaves() {
             replayed += usize::from(recover(&ours).expect("recovered"));
             Image::open(&ours).expect("opened").ids() == model::ids(2)
         };
-        qemu::assert_holds(&file, if is_new { &change.new } else { &change.old }, SIZE);
+        let content = if is_new { &change.new } else { &change.old };
+        qemu::assert_holds::<Image<MemoryFile>>(&file, content, size::<Image<MemoryFile>>());
     }
     assert!(replayed > 2, "{replayed} logs were replayed");
+}
+
+type Vhd<F> = vmferry_vhd::Image<F>;
+
+#[test]
+fn a_crash_while_room_of_a_vhd_is_filled_leaves_the_old_content_and_a_footer_at_the_end() {
+    let change = change::<Vhd<Recorded>>();
+    for count in 0..=change.filling {
+        for unsynced in [Unsynced::Kept, Unsynced::Lost].into_iter().chain((0..4).map(Unsynced::Torn)) {
+            let file = crashed(&change.before, &change.acts, count, unsynced);
+            let image = Vhd::open(&file).expect("opened");
+            assert!(image.check().expect("read").is_empty());
+            assert_eq!(model::content(&image), change.old, "after {count} acts, {unsynced:?}");
+            if matches!(unsynced, Unsynced::Kept) || count == change.filling {
+                assert!(ends_with_footer(&file), "after {count} acts");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_change_of_a_vhd_that_was_interrupted_is_done_again() {
+    let change = change::<Vhd<Recorded>>();
+    for count in change.filling..=change.acts.len() {
+        for unsynced in [Unsynced::Kept, Unsynced::Lost].into_iter().chain((0..16).map(Unsynced::Torn)) {
+            let file = crashed(&change.before, &change.acts, count, unsynced);
+            let mut image = Vhd::open(&file).expect("opened");
+            let found = model::content(&image);
+            let either = |block: u64| [&change.old, &change.new].iter().any(|one| one.get(&block) == found.get(&block));
+            assert!((0..1101).all(either), "after {count} acts, {unsynced:?}");
+            image.commit(&change.changes, model::ids(2)).expect("committed");
+            let image = Vhd::open(&file).expect("opened");
+            assert_eq!((model::content(&image), image.ids()), (change.new.clone(), model::ids(2)));
+            assert!(image.check().expect("read").is_empty() && ends_with_footer(&file));
+        }
+    }
+}
+
+/// Whether a VHD's last sector is the same as its first.
+fn ends_with_footer(file: &MemoryFile) -> bool {
+    let (mut first, mut last) = ([0; 512], [1; 512]);
+    file.read_at(0, &mut first).expect("read");
+    file.read_at(file.length().expect("a length") - 512, &mut last).expect("read");
+    first == last
 }

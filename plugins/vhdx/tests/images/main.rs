@@ -1,6 +1,7 @@
-//! Whole files: against a model, against qemu-img, and after a crash at any write.
+//! Whole files of both formats: against a model, against qemu-img, and after a crash at any write.
 
 mod crashes;
 mod model;
 mod properties;
 mod qemu;
+mod vhd;

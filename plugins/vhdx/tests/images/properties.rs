@@ -1,6 +1,6 @@
 //! Any sequence of changes, and any damage.
 
-use crate::model::{self, Content};
+use crate::model::{self, AnyImage, Content};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use vmferry_vhdx::{Block, Disk, Image, MIB, MemoryFile, Storage, recover};
@@ -9,46 +9,64 @@ fn delta(blocks: u64) -> impl Strategy<Value = BTreeMap<u64, Option<u8>>> {
     prop::collection::btree_map(0..blocks, prop::option::weighted(0.8, 1..=255u8), 0..6)
 }
 
+fn check_changes<I: AnyImage<File = MemoryFile>>(sectors: u64, deltas: &[BTreeMap<u64, Option<u8>>]) {
+    let image = I::make(MemoryFile::default(), 6 * I::BLOCK + 512 * sectors);
+    let room_for_two = image.room(2 * 7).into_iter().max().map(|last| last + I::BLOCK + 512);
+    let mut image = I::make(MemoryFile::default(), image.size());
+    let mut expected = Content::new();
+    for (number, delta) in deltas.iter().enumerate() {
+        let changes = model::changes(&image, delta);
+        image.change(&changes, model::ids(number as u128));
+        model::apply(&mut expected, delta);
+        assert!(image.is_sound());
+        image = I::reopen(image.at().clone());
+        assert_eq!(model::content(&image), expected);
+        assert_eq!(image.written_by(), model::ids(number as u128));
+    }
+    // The disk twice: what is there, and what a change needs before it counts.
+    assert!(Some(image.at().length().expect("a length")) <= room_for_two);
+}
+
+fn damage(file: &MemoryFile, anywhere: &[(u64, u8)], places: &[u64], near: &[(usize, u64, u8)]) {
+    let near = near.iter().map(|(place, offset, byte)| (places[place % places.len()] + offset, *byte));
+    for (offset, byte) in anywhere.iter().copied().chain(near) {
+        file.write_at(offset, &[byte]).expect("written");
+    }
+}
+
+fn small<I: AnyImage<File = MemoryFile>>() -> MemoryFile {
+    let mut image = I::make(MemoryFile::default(), 3 * I::BLOCK);
+    let changes = model::changes(&image, &BTreeMap::from([(0, Some(1)), (1, None), (2, Some(3))]));
+    image.change(&changes, model::ids(0));
+    image.at().clone()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
     fn any_changes_give_what_the_model_says_and_reuse_what_they_free(
-        size in (1u64..20).prop_map(|sectors| sectors * 512 + 6 * MIB),
+        sectors in 1u64..20,
         deltas in prop::collection::vec(delta(7), 1..6),
     ) {
-        let mut image = Image::create(MemoryFile::default(), model::disk(size), model::ids(0), "test").expect("made");
-        let empty = image.space().expect("space").end();
-        let mut expected = Content::new();
-        for (number, delta) in deltas.iter().enumerate() {
-            let changes = model::changes(&image, delta);
-            image.commit(&changes, model::ids(number as u128)).expect("committed");
-            model::apply(&mut expected, delta);
-            prop_assert!(image.check().expect("read").is_empty());
-            image = Image::open(image.into_file()).expect("opened");
-            prop_assert_eq!(model::content(&image), expected.clone());
-            prop_assert_eq!(image.ids(), model::ids(number as u128));
-        }
-        // The disk twice: what is there, and what a change needs before it counts.
-        prop_assert!(image.file().length().expect("a length") <= empty + 2 * 7 * MIB);
+        check_changes::<Image<MemoryFile>>(sectors, &deltas);
+        check_changes::<vmferry_vhd::Image<MemoryFile>>(sectors, &deltas);
     }
 
     #[test]
     fn no_damage_makes_a_reader_panic_or_never_end(
-        damage in prop::collection::vec((0..6u64 << 20, any::<u8>()), 1..20),
-        places in prop::collection::vec((0..5usize, 0..4096u64, any::<u8>()), 0..20),
+        anywhere in prop::collection::vec((0..6u64 << 20, any::<u8>()), 1..20),
+        near in prop::collection::vec((0..5usize, 0..4096u64, any::<u8>()), 0..20),
     ) {
-        const PLACES: [u64; 5] = [64 << 10, 192 << 10, MIB, 2 * MIB, 3 * MIB];
-        let image = Image::create(MemoryFile::default(), model::disk(3 * MIB), model::ids(0), "test").expect("made");
-        let changes = model::changes(&image, &BTreeMap::from([(0, Some(1)), (1, None), (2, Some(3))]));
-        image.place_blocks(&changes).expect("placed");
-        let file = image.into_file();
-        let near = places.iter().map(|(place, offset, byte)| (PLACES[*place] + offset, *byte));
-        for (offset, byte) in damage.into_iter().chain(near) {
-            file.write_at(offset, &[byte]).expect("written");
-        }
+        let file = small::<Image<MemoryFile>>();
+        damage(&file, &anywhere, &[64 << 10, 192 << 10, MIB, 2 * MIB, 3 * MIB], &near);
         let _ = recover(&file);
         if let Ok(image) = Image::open(&file) {
+            let _ = (image.check(), image.space(), image.blocks(0..100));
+        }
+        let file = small::<vmferry_vhd::Image<MemoryFile>>();
+        damage(&file, &anywhere, &[0, 512, 1536, 2048, 4096], &near);
+        if let Ok(image) = vmferry_vhd::Image::open(&file) {
             let _ = (image.check(), image.space(), image.blocks(0..100));
         }
     }
