@@ -311,6 +311,7 @@ fn what_a_store_keeps_is_what_was_sent(kind: Kind) -> anyhow::Result<()> {
 
 pub(crate) const LOCK: Option<Lock> = Some(Lock { mode: Mode::Compliance, days: 30 });
 
+/// With moto alone: s3s-fs has neither locks nor versions. What becomes of that stands in `promises`.
 #[test]
 fn what_is_locked_stays_and_is_told() -> anyhow::Result<()> {
     let kind = Kind::Moto;
