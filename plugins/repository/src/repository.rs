@@ -193,16 +193,17 @@ impl<'a> Repository<'a> {
             secret: names::hex(&secret),
         };
         let json = serde_json::to_vec_pretty(&description).unwrap_or_default();
-        // Another host may be faster; then that one's is opened. A place where the same can be made twice would one day put a
-        // host's object in the place of another's.
+        // Another host may be faster; then that one's is opened. Where what exists is made again, the slower one's secret would be
+        // put in the place of the one by which the faster one named its objects.
         if storage.create(REPOSITORY, &json)? && storage.create(REPOSITORY, &json)? {
             storage.delete(REPOSITORY)?;
             storage.sync()?;
             return Err(Error::with_code(
                 ErrorCode::Unsupported,
                 format!(
-                    "no repository was made: the place lets `{REPOSITORY}` be made twice, so hosts that write at once would \
-                     destroy each other's work; a bucket's store has to honour `If-None-Match: *`: take a newer version of it, or another"
+                    "no repository was made: the place makes `{REPOSITORY}` again where it exists, so of two hosts that begin at \
+                     once one would lose what it wrote; a bucket's store has to honour `If-None-Match: *`: take a newer version of it, \
+                     or another"
                 ),
             ));
         }

@@ -157,8 +157,8 @@ impl Store {
         self.delete(name)?;
         let url = self.bucket.url(Some(name), &[]);
         let text = format!(
-            "{url}: the store does not say that it locked it; take a store and a bucket with Object Lock, or `lock` out of the \
-             settings. The credential has to allow s3:GetObjectRetention, or the store cannot say it"
+            "{url}: the store does not say that this is locked, so it was deleted; take a store and a bucket with Object Lock, or \
+             `lock` out of the settings. The credential has to allow s3:GetObjectRetention, or no lock is told"
         );
         Err(Error::with_code(ErrorCode::Unsupported, text))
     }
@@ -228,7 +228,7 @@ impl Store {
         let mut attempt = 1;
         loop {
             let told = self.ask(&ask)?;
-            // An upload that an earlier attempt completed is not known any more, or not allowed to be asked for.
+            // An upload that an earlier attempt completed is not known any more; some stores say that it is another's.
             if matches!(told.reply.status, 403 | 404) {
                 return match (told.again || attempt > 1) && self.is_by(name, maker)? {
                     true => Ok(()),

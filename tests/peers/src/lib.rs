@@ -1,7 +1,7 @@
 //! The same work seen by programs that this project did not write.
 //!
-//! The tests of this crate run other people's clients. `tests/peers/install` fetches those that come from
-//! package registries; the rest come with the system. Where a program is missing a test says that it was skipped, unless
+//! The tests of this crate run other people's clients and servers. `tests/peers/install` fetches those in Python and JavaScript,
+//! `.ci/run` the rest as well. Where a program is missing a test says that it was skipped, unless
 //! `VMFERRY_REQUIRE_PEERS=1` asks for all of them.
 
 use std::path::{Path, PathBuf};

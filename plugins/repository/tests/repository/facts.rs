@@ -1,8 +1,9 @@
 //! What a repository does when nothing fails.
 
-use crate::support::{CHUNK, Content, Host, Taken, content};
+use crate::support::{CHUNK, Content, Host, Memory, Taken, content};
 use vmferry_plugin_api::target::Extent;
 use vmferry_plugin_api::{ErrorCode, seal};
+use vmferry_repository::{Repository, Settings};
 
 #[test]
 fn every_point_restores_what_its_disk_was() {
@@ -185,6 +186,16 @@ fn settings_that_do_not_fit_the_repository_are_refused() {
         *bytes = String::from_utf8_lossy(bytes).replace("\"format\": 1", "\"format\": 2").into()
     });
     assert_eq!(refusal(&host).code, ErrorCode::Unsupported);
+}
+
+#[test]
+fn no_repository_is_made_where_what_exists_can_be_made_again() {
+    let mut storage = Memory::default();
+    storage.replaces = true;
+    let refused = Repository::make(&storage, Settings::default(), &|| 0, [7; 32]).err().expect("refused");
+    assert_eq!(refused.code, ErrorCode::Unsupported);
+    assert!(refused.message.contains("`repository`"), "{}", refused.message);
+    assert!(storage.names().is_empty());
 }
 
 #[test]

@@ -52,6 +52,8 @@ pub(crate) enum Unsynced {
 #[derive(Default)]
 pub(crate) struct Memory {
     state: Mutex<State>,
+    /// Whether it makes again what exists, as an object store does that knows no conditions.
+    pub(crate) replaces: bool,
     /// Who may act next, where a test decides that.
     pub(crate) turns: Option<Arc<Turns>>,
 }
@@ -201,7 +203,7 @@ impl Storage for Memory {
 
     fn create(&self, name: &str, bytes: &[u8]) -> Result<bool, Error> {
         let mut state = self.act()?;
-        if state.now.contains_key(name) {
+        if state.now.contains_key(name) && !self.replaces {
             return Ok(false);
         }
         state.change(Some(Change::Put(name.to_owned(), Arc::new(bytes.to_vec())))).map(|()| true)

@@ -31,21 +31,23 @@ pub(crate) fn start(kind: Kind) -> anyhow::Result<Option<Server>> {
 fn start_with(kind: Kind, header: &str) -> anyhow::Result<Option<Server>> {
     let Some(server) = Server::start(kind)? else { return Ok(None) };
     double::serve(move |request| ask(kind, request));
-    assert_eq!(plain(kind, &server, "PUT", "/backup", header).status, 200);
+    assert_eq!(plain(&server, "PUT", "/backup", header).status, 200);
     Ok(Some(server))
 }
 
 /// A request that no plugin makes.
-pub(crate) fn plain(kind: Kind, server: &Server, method: &str, path: &str, header: &str) -> Reply {
+fn plain(server: &Server, method: &str, path: &str, header: &str) -> Reply {
     let headers = header.split_once(": ").map(|(name, value)| (name.to_owned(), value.to_owned()));
     let url = format!("{}{path}", server.url);
     let headers = headers.into_iter().collect();
-    ask(kind, &Request { method: method.to_owned(), url, headers, body: Vec::new() }).unwrap()
+    ask(server.kind, &Request { method: method.to_owned(), url, headers, body: Vec::new() }).unwrap()
 }
 
 pub(crate) fn bucket(server: &Server) -> Bucket {
     bucket_at(&server.url)
 }
+
+pub(crate) const LOCK: Option<Lock> = Some(Lock { mode: Mode::Compliance, days: 30 });
 
 fn bucket_at(url: &str) -> Bucket {
     Bucket {
@@ -67,10 +69,10 @@ pub(crate) fn in_bucket(bucket: Bucket) -> Store {
 }
 
 /// Whether there are parts of an upload that was not ended.
-fn has_parts(kind: Kind, server: &Server) -> bool {
-    match kind {
+fn has_parts(server: &Server) -> bool {
+    match server.kind {
         Kind::Moto => {
-            let listed = plain(kind, server, "GET", "/backup?uploads", "").read(1 << 20).unwrap();
+            let listed = plain(server, "GET", "/backup?uploads", "").read(1 << 20).unwrap();
             String::from_utf8(listed).unwrap().contains("<UploadId>")
         }
         Kind::S3sFs => {
@@ -178,7 +180,7 @@ fn a_large_object_is_made_of_parts_and_of_ranges_of_others(kind: Kind) -> anyhow
     store.put("packs/large", &pieces).unwrap();
     let whole = [bytes, table].concat();
     assert!(get(&store, "packs/large", 0, WHOLE).unwrap() == whole);
-    assert!(!has_parts(kind, &server));
+    assert!(!has_parts(&server));
 
     let (from, length) = (3 * MIB + 1, 11 * MIB);
     let pieces = [
@@ -228,7 +230,7 @@ fn what_was_made_is_listed_page_by_page_and_what_was_deleted_is_not(kind: Kind) 
     for name in ["points/b", "points/a~1", "points/c.held", "pointsman", "packs/a"] {
         store.put(name, &[Piece::Bytes(name.as_bytes().into())]).unwrap();
     }
-    plain(kind, &server, "PUT", "/backup/other/points/a", "");
+    plain(&server, "PUT", "/backup/other/points/a", "");
     assert_eq!(names(&store.list("points/").unwrap()), [("points/a~1", 10), ("points/b", 8), ("points/c.held", 13)]);
     assert_eq!(store.list("").unwrap().len(), 5, "nothing outside of the prefix");
     store.delete("points/b").unwrap();
@@ -287,7 +289,7 @@ fn an_upload_that_fails_leaves_no_parts_behind(kind: Kind) -> anyhow::Result<()>
     let pieces: Vec<Piece<'_>> = payloads.iter().map(|payload| Piece::Payload(payload.as_ref())).collect();
     let error = store.put("packs/a", &pieces).unwrap_err();
     assert_eq!(error.code, ErrorCode::Unavailable);
-    assert!(!has_parts(kind, &server));
+    assert!(!has_parts(&server));
     assert_eq!(get(&store, "packs/a", 0, 10), None);
     Ok(())
 }
@@ -309,20 +311,19 @@ fn what_a_store_keeps_is_what_was_sent(kind: Kind) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub(crate) const LOCK: Option<Lock> = Some(Lock { mode: Mode::Compliance, days: 30 });
-
+/// With moto alone: s3s-fs has neither locks nor versions. What becomes of that stands in `promises`.
 #[test]
 fn what_is_locked_stays_and_is_told() -> anyhow::Result<()> {
     let kind = Kind::Moto;
     let Some(server) = start_with(kind, "x-amz-bucket-object-lock-enabled: true")? else { return Ok(()) };
     let store = in_bucket(Bucket { lock: LOCK, ..bucket(&server) });
     store.put("packs/a", &[Piece::Bytes(b"abc"[..].into())]).unwrap();
-    let made = plain(kind, &server, "HEAD", "/backup/site-a/packs/a", "");
+    let made = plain(&server, "HEAD", "/backup/site-a/packs/a", "");
     assert_eq!(made.header("x-amz-object-lock-mode"), Some("COMPLIANCE"));
     let version = made.header("x-amz-version-id").unwrap().to_owned();
     store.delete("packs/a").unwrap();
     assert_eq!(get(&store, "packs/a", 0, 10), None, "it is no longer seen");
-    let deleted = plain(kind, &server, "DELETE", &format!("/backup/site-a/packs/a?versionId={version}"), "");
+    let deleted = plain(&server, "DELETE", &format!("/backup/site-a/packs/a?versionId={version}"), "");
     assert_eq!(deleted.status, 403, "and it is still there");
     assert!(store.create("points/a", b"point").unwrap());
 

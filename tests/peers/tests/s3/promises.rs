@@ -115,7 +115,7 @@ fn a_store_without_object_lock_gets_no_point_that_is_to_be_locked(kind: Kind) ->
     let locked = in_bucket(Bucket { lock: LOCK, ..bucket(&server) });
     let told = match kind {
         Kind::Moto => "is the bucket made with Object Lock? `lock` needs it",
-        Kind::S3sFs => "the store does not say that it locked it",
+        Kind::S3sFs => "the store does not say that this is locked",
     };
     let error = make(&locked).err().unwrap();
     assert!(error.message.contains(told), "{}", error.message);

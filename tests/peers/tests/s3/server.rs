@@ -19,6 +19,7 @@ pub(crate) enum Kind {
 
 /// A store that lives as long as this value.
 pub(crate) struct Server {
+    pub(crate) kind: Kind,
     pub(crate) url: String,
     /// What requests have to be signed with, where the store looks at that.
     pub(crate) access_key: String,
@@ -74,7 +75,7 @@ impl Server {
         let output = BufReader::new(process.stdout.take().unwrap());
         let input = process.stdin.take().unwrap();
         let (url, access_key, secret_key) = (String::new(), String::new(), String::new());
-        let mut server = Self { url, access_key, secret_key, folder, process, output, _input: input };
+        let mut server = Self { kind, url, access_key, secret_key, folder, process, output, _input: input };
         // s3s-fs says it within a line of its log.
         while server.url.is_empty() {
             let line = server.line();
