@@ -9,8 +9,6 @@ use vmferry_vhdx::{Block, Guid, MIB, Parent, Storage, WriteIds, recover};
 
 /// What a file says of who made it.
 const CREATOR: &str = "vmferry";
-/// File systems round times to whole seconds, some to two.
-const TIME_TOLERANCE: u64 = 2;
 
 /// What a disk file is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -299,8 +297,7 @@ impl KeptImage {
     /// Whether a file has the time that it was given, if it was.
     pub(crate) fn has_its_time(&self, path: &str, file: &impl DiskFile) -> Result<bool, Error> {
         let Some(left) = self.modified else { return Ok(true) };
-        let found = file.modified().map_err(|error| of_io(path, error))?;
-        Ok(found.abs_diff(left) < TIME_TOLERANCE)
+        Ok(file.modified().map_err(|error| of_io(path, error))? == left)
     }
 
     /// Makes what was written to a file survive a power failure, and gives the file the time that says that nobody has written to it since.
