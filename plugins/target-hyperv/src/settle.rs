@@ -3,7 +3,8 @@
 
 use crate::Keeper;
 use crate::chain::{WINDOW, read_digests, write_digests};
-use crate::image::{Image, was_used, written_by};
+use crate::image::{Image, written_by};
+use crate::left::was_used;
 use crate::place::{DiskFile, Place, of_io};
 use crate::state::{Begun, State, digests_of};
 use crate::turn::Turn;

@@ -78,7 +78,8 @@ impl<F: Storage> Image<F> {
             let problem = format!("a BAT of {} entries is too short for a disk of {} bytes", header.entries, disk.size);
             return Err(VhdError::wrong("header", footer.header(), problem));
         }
-        let stamp = read_stamp(&file)?;
+        let has_place = footer.header() == HEADER && header.table >= TABLE;
+        let stamp = if has_place { read_stamp(&file)? } else { None };
         Ok(Self { file, footer, header, disk, stamp })
     }
 
@@ -278,13 +279,11 @@ impl<F: Storage> Image<F> {
 /// changes: disks that others lay over the one before it do not fit any more, and say so. It does not change when a guest writes. Who sought
 /// room in the file stands in a sector of ours; nil if it has none.
 pub fn written_by(file: &impl Storage) -> Result<WriteIds, VhdError> {
-    Ok(WriteIds { file: read_stamp(file)?.unwrap_or_default(), data: Footer::read(file)?.id() })
+    Ok(Image::open(file)?.ids())
 }
 
+/// The one of a file that has room for it.
 fn read_stamp(file: &impl Storage) -> Result<Option<Guid>, VhdError> {
-    if file.length()? < TABLE {
-        return Ok(None);
-    }
     let mut raw = [0; SECTOR as usize];
     file.read_at(STAMP, &mut raw)?;
     let is_one = raw[..8] == *STAMP_COOKIE && u32_at(&raw, STAMP_CHECKSUM) == checksum(&raw, STAMP_CHECKSUM);

@@ -120,6 +120,29 @@ fn a_commit_that_was_interrupted_is_done_by_the_same_receipts() {
 }
 
 #[test]
+fn a_crash_while_a_draft_is_given_up_costs_no_point() {
+    for setting in NEWEST {
+        let (world, before) = world(setting, &commits());
+        let (draft, changes) = third();
+        let written = keeper(Recorded::of(&world), setting);
+        write(&written, &draft, &changes).expect("written");
+        // One that broke off before it was whole, and one that did not.
+        for world in [written.place.crashed(written.place.acts() - 4, Unsynced::Kept), written.place.world()] {
+            let abort = |keeper: &Keeper<Recorded>| {
+                keeper.place.pass_an_hour();
+                keeper.abort(&draft).expect("aborted");
+            };
+            let collect = |keeper: &Keeper<Recorded>| {
+                keeper.place.pass_an_hour();
+                keeper.collect(&[], true).expect("collected");
+            };
+            strike(&world, setting, abort, |keeper, _, what| assert_goes_on(keeper, before.clone(), what));
+            strike(&world, setting, collect, |keeper, _, what| assert_goes_on(keeper, before.clone(), what));
+        }
+    }
+}
+
+#[test]
 fn a_crash_while_a_point_is_deleted_leaves_the_others() {
     for setting in SEVERAL {
         let mut commits = commits();

@@ -1,6 +1,6 @@
 //! What an operator and a host see.
 
-use crate::folder::Recorded;
+use crate::folder::{Recorded, Unsynced};
 use crate::model::*;
 use target_hyperv::{DiskFile, Format, Keeper, Place, Points};
 use vmferry_plugin_api::delta::double;
@@ -262,6 +262,52 @@ fn what_a_hypervisor_wrote_to_between_write_and_commit_is_not_changed() {
         start_a_vm_on(&keeper, &image_of(setting, "point-1"));
         let refused = keeper.commit(&draft(2, Some("point-1")), &receipts).expect_err("used").message;
         assert!(refused.contains("was written by something else"), "{refused}");
+    }
+}
+
+#[test]
+fn a_vm_that_was_started_after_a_run_broke_off_is_told_from_that_run() {
+    for setting in NEWEST {
+        // After the whole draft, and after less and less of it.
+        for acts_less in [0, 2, 4, 8] {
+            let whole = keeper(Recorded::default(), setting);
+            let mut model = Model::default();
+            model.commit(&whole, &draft(1, None), &full());
+            let whole = keeper(Recorded::of(&whole.place.world()), setting);
+            write(&whole, &draft(2, Some("point-1")), &second()[..1]).expect("written");
+            let left = whole.place.crashed(whole.place.acts() - acts_less, Unsynced::Kept);
+
+            let keeper = keeper(Recorded::of(&left), setting);
+            keeper.place.pass_an_hour();
+            assert_reads(&keeper, &model);
+            start_a_vm_on(&keeper, &image_of(setting, "point-1"));
+            keeper.place.pass_an_hour();
+            for _ in 0..2 {
+                let damaged = keeper.points(None).expect("points").remove(0).damaged;
+                assert!(damaged.is_some_and(|told| told.contains("was written by something else")));
+                write(&keeper, &draft(3, Some("point-1")), &second()).expect_err("no base");
+                // Nor is it forgotten when the draft is.
+                keeper.abort(&draft(2, None)).expect("aborted");
+                keeper.collect(&[], true).expect("collected");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_disk_that_the_script_gave_to_a_vm_is_no_base_any_more() {
+    for setting in ALL {
+        let keeper = keeper(Recorded::default(), setting);
+        let mut model = Model::default();
+        model.commit(&keeper, &draft(1, None), &full());
+        keeper.place.create(&format!("{}.started", image_of(setting, "point-1"))).expect("made");
+        assert!(keeper.collect(&[], false).expect("collected").is_empty());
+        assert!(keeper.points(None).expect("points").remove(0).damaged.is_some());
+        write(&keeper, &draft(2, Some("point-1")), &second()).expect_err("no base");
+        model.commit(&keeper, &draft(3, None), &full());
+        keeper.delete("point-1").expect("deleted");
+        assert_reads(&keeper, &model);
+        assert!(keeper.collect(&[], false).expect("collected").is_empty());
     }
 }
 
