@@ -410,8 +410,9 @@ impl<P: Place> Keeper<P> {
                 if (ids.file, ids.data) != (file.0, before.0) || !as_left {
                     return Err(refused(was_used(&path)));
                 }
+                let modified = image.modified;
                 image.data = data;
-                image.modified = image.modified.map(|_| taken_at(draft));
+                image.modified = modified.map(|_| taken_at(draft));
                 let name = state::updates_of(&of.disk, &draft.id);
                 if self.digest_of(&format!("{folder}/{name}"))? != updates {
                     return Err(refused(format!("{name} is not what was written")));
@@ -420,7 +421,7 @@ impl<P: Place> Keeper<P> {
                     return Err(refused("the point before it is held since it was written; run again".to_owned()));
                 }
                 next.points.retain(|point| point.images().all(|shown| shown != receipt.image));
-                next.begun.push(Begun::Apply { image: receipt.image, updates: name, file, before });
+                next.begun.push(Begun::Apply { image: receipt.image, updates: name, file, before, modified });
             }
         }
         Ok(kept)

@@ -99,6 +99,9 @@ pub(crate) enum Begun {
         file: Id,
         /// The `DataWriteGuid` that it had; the one that it gets stands with the image.
         before: Id,
+        /// The time that it had, if it was given one; so does the one that it gets.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        modified: Option<u64>,
     },
     /// A disk file takes over what its only child has, and then the child's name.
     Merge {

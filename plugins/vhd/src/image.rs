@@ -165,11 +165,6 @@ impl<F: Storage> Image<F> {
         Ok(())
     }
 
-    /// Where a file has to end whose blocks end at `end`.
-    pub fn closed_length(end: u64) -> u64 {
-        end + SECTOR
-    }
-
     /// Changes the BAT. Blocks have to ascend; one that is zero is not there afterwards. Not synced.
     pub fn place_blocks(&self, changes: &[(u64, Block)]) -> Result<(), VhdError> {
         let blocks = self.disk.blocks();
@@ -214,8 +209,7 @@ impl<F: Storage> Image<F> {
     }
 
     fn structures_end(&self) -> u64 {
-        let table = self.header.table + self.header.table_length();
-        table.max(self.footer.header() + header::SIZE as u64)
+        self.header.table + self.header.table_length()
     }
 
     /// What the BAT says of a block that is there; `None` where it cannot say so.

@@ -5,6 +5,7 @@ use crate::model::*;
 use crate::qemu;
 use target_hyperv::{Format, Keeper, Points};
 use vmferry_plugin_api::target::*;
+use vmferry_vhdx::Storage;
 
 /// Small disks: each case reads all of them several times. The last block of the first has one sector.
 const A: u64 = 2 * MIB + 512;
@@ -117,6 +118,49 @@ fn a_commit_that_was_interrupted_is_done_by_the_same_receipts() {
         });
         assert!(acts >= 10, "{acts}");
     }
+}
+
+#[test]
+fn a_vm_that_was_started_in_the_middle_of_a_commit_is_not_written_over() {
+    for setting in NEWEST {
+        let (world, _) = world(setting, &commits());
+        let (draft, changes) = third();
+        let whole = keeper(Recorded::of(&world), setting);
+        let receipts = write(&whole, &draft, &changes).expect("written");
+        let written = whole.place.acts();
+        whole.commit(&draft, &receipts).expect("committed");
+        let mut interrupted = 0;
+        for count in written..whole.place.acts() {
+            let keeper = keeper(Recorded::of(&whole.place.crashed(count, Unsynced::Kept)), setting);
+            if !ids(&keeper).contains(&draft.id) {
+                continue;
+            }
+            keeper.place.pass_an_hour();
+            start_a_vm_on(&keeper, &image_of(setting, "point-1"));
+            let before = keeper.place.world();
+            let point = keeper.points(None).expect("points").pop().expect("the new one");
+            let point = point.damaged.map_or_else(|| settled(&keeper, &draft), Some);
+            assert!(point.is_some_and(|told| told.contains("was written by something else")), "after {count} acts");
+            assert!(is_same_file(&before, &keeper.place.world(), &image_of(setting, "point-1")), "after {count} acts");
+            interrupted += 1;
+        }
+        assert!(interrupted > 5, "{interrupted}");
+    }
+}
+
+/// What is said of a point once what was begun has ended.
+fn settled(keeper: &Keeper<Recorded>, draft: &Draft) -> Option<String> {
+    keeper.commit(draft, &[]).expect("committed before").damaged
+}
+
+fn is_same_file(one: &World, other: &World, name: &str) -> bool {
+    let [one, other] = [one, other].map(|world| {
+        let (_, file) = world.files().find(|(path, _)| *path == name).expect("a file");
+        let mut bytes = vec![0; file.length().expect("a length") as usize];
+        file.read_at(0, &mut bytes).expect("read");
+        bytes
+    });
+    one == other
 }
 
 #[test]

@@ -5,9 +5,7 @@ use crate::model::*;
 use target_hyperv::{DiskFile, Format, Keeper, Place, Points};
 use vmferry_plugin_api::delta::double;
 use vmferry_plugin_api::target::*;
-use vmferry_vhdx::{Block, Storage};
-
-const FOLDER: &str = "job-erp/vm-vm-1";
+use vmferry_vhdx::Storage;
 
 fn full() -> Vec<(&'static str, u64, Change)> {
     vec![
@@ -348,38 +346,6 @@ fn where_is(place: &Recorded, block: u64) -> (String, u64) {
     let mut found = images.filter_map(|name| Some((place_of(place, &name, block)?, name)));
     let (at, name) = found.next_back().expect("somewhere");
     (name, at)
-}
-
-/// Where a file has a block.
-fn place_of(place: &Recorded, name: &str, block: u64) -> Option<u64> {
-    let file = place.open(name, false).expect("a file");
-    let blocks = if name.ends_with(".vhd") {
-        vmferry_vhd::Image::open(file).expect("an image").blocks(block..block + 1).expect("blocks")
-    } else {
-        vmferry_vhdx::Image::open(file).expect("an image").blocks(block..block + 1).expect("blocks")
-    };
-    blocks.first().copied().and_then(Block::offset)
-}
-
-fn block_size(keeper: &Keeper<Recorded>) -> u64 {
-    keeper.format.block_size().into()
-}
-
-/// The file of disk `a` that was made with this point.
-fn image_of((format, _): Setting, point: &str) -> String {
-    format!("{FOLDER}/a~{point}.{}", format!("{format:?}").to_lowercase())
-}
-
-/// What a hypervisor does: of a VHDX it says that it wrote; into a VHD it writes.
-fn start_a_vm_on(keeper: &Keeper<Recorded>, name: &str) {
-    let file = keeper.place.open(name, true).expect("a file");
-    match place_of(&keeper.place, name, 0) {
-        Some(at) if name.ends_with(".vhd") => file.write_at(at + 512, b"a guest's").expect("written"),
-        _ => {
-            let ids = vmferry_vhdx::WriteIds { file: vmferry_vhdx::Guid::new(1), data: vmferry_vhdx::Guid::new(2) };
-            vmferry_vhdx::Image::open(file).expect("an image").commit(&[], ids).expect("written");
-        }
-    }
 }
 
 #[test]
