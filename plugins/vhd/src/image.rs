@@ -145,7 +145,7 @@ impl<F: Storage> Image<F> {
         Ok(faults)
     }
 
-    /// Readies the room for a block's data at `at`: its bitmap says that all of it is there, and where the file ends before it does, a
+    /// Readies the room for a block's data at `at`, as [`Space`] gave it: its bitmap says that all of it is there, and where the file ends before it does, a
     /// footer comes behind it first, so that a writer that dies leaves a file that ends with one. Not synced.
     pub fn make_room(&self, at: u64) -> Result<(), VhdError> {
         let end = at + u64::from(self.disk.block_size);
@@ -153,7 +153,7 @@ impl<F: Storage> Image<F> {
             self.footer.write(&self.file, end)?;
         }
         let bitmap = self.header.bitmap_length();
-        Ok(self.file.write_at(at - bitmap, &vec![0xff; bitmap as usize])?)
+        Ok(self.file.write_at(at.saturating_sub(bitmap), &vec![0xff; bitmap as usize])?)
     }
 
     /// Ends the file with a footer at `end`. Not synced.
@@ -186,12 +186,14 @@ impl<F: Storage> Image<F> {
 
     /// Changes the BAT and then says by whom, each synced before the next. Interrupted anywhere it may be done again.
     ///
-    /// What the blocks have to hold is expected to be synced, with a footer at the end of the file.
+    /// What the blocks have to hold is expected to be synced.
     pub fn commit(&mut self, changes: &[(u64, Block)], ids: WriteIds) -> Result<(), VhdError> {
         self.place_blocks(changes)?;
         self.file.sync()?;
         self.footer.set_id(ids.data);
-        self.footer.write(&self.file, self.file.length()?.saturating_sub(SECTOR))?;
+        // Over the one that is there, and behind all blocks of a file that has lost it.
+        let end = self.space()?.end().max(self.file.length()?.saturating_sub(SECTOR));
+        self.footer.write(&self.file, end)?;
         self.footer.write(&self.file, 0)?;
         self.file.sync()?;
         if self.stamp.is_some() { self.stamp(ids.file) } else { Ok(()) }
