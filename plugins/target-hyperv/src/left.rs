@@ -2,17 +2,17 @@
 //!
 //! A VHDX has another `DataWriteGuid` then. A VHD has nothing that changes when a guest writes, so it is given the time at which its point
 //! was taken, and anybody's write gives it another. Ours do as well, while a draft is written into it. What says that they were ours is
-//! the draft's file of updates, to which something is added after each of them: as long as that is there, a write that came no later was
-//! ours. Before it goes, the disk file gets its time back.
+//! the draft's file of updates, which is written to before each of them: as long as that is there, a write that came no later than ours can
+//! was ours. Before it goes, the disk file gets its time back.
 
-use crate::image::written_by;
+use crate::Keeper;
+use crate::image::{Image, Space, written_by};
 use crate::place::{DiskFile, Place, of_io};
 use crate::state::{KeptImage, State, disk_of, started_of, updates_beside};
-use crate::{Image, Keeper, Space};
 use vmferry_plugin_api::{Error, ErrorCode};
 use vmferry_vhdx::{Storage, WriteIds};
 
-/// Seconds that a write of ours may be later than what was added to the updates before it.
+/// Seconds that a write of ours may end after the updates were written to before it.
 const OUR_DELAY: u64 = 120;
 
 /// Whether nobody else has written to a disk file, as far as that is told without reading it as a whole.
@@ -82,6 +82,7 @@ impl<P: Place> Keeper<P> {
         let images = state.into_iter().flat_map(|state| &state.images);
         for (image, kept) in images.filter(|(image, kept)| kept.modified.is_some() && disk_of(image) == disk_of(name)) {
             let path = format!("{folder}/{image}");
+            // A file that somebody holds, or that is damaged, is left to what its time says of it.
             let Ok(file) = self.place.open(&path, true) else { continue };
             let Ok(ids) = written_by(&path, &file) else { continue };
             if is_as_left(&self.place, folder, image, kept, &file, ids)? {

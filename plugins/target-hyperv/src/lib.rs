@@ -30,7 +30,7 @@ pub use image::Format;
 pub use place::{DiskFile, Place};
 
 use chain::{Chain, Content, Digest, WINDOW, length_of};
-use image::{Image, Space, written_by};
+use image::{Image, written_by};
 use left::{USED, is_as_left, was_used};
 use place::{NEW, of_io};
 use serde::Deserialize;

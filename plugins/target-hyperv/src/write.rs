@@ -222,6 +222,9 @@ impl<P: Place> Keeper<P> {
         while let Some(chunk) = delta.next()? {
             is_ours()?;
             let block = block_of(self.format, info, chunk.as_ref())?;
+            if kept.modified.is_some() {
+                updates.touch()?;
+            }
             let at = match chunk.is_zero() {
                 true => None,
                 false => Some(put_at(&image, &mut space, chunk.as_ref())?),
@@ -229,15 +232,13 @@ impl<P: Place> Keeper<P> {
             stored += if at.is_some() { u64::from(chunk.length()) } else { 0 };
             let digest = at.map_or(Ok(Digest::default()), |_| digest_of(chunk.as_ref()))?;
             updates.push(Update { block, at, digest })?;
-            if kept.modified.is_some() {
-                updates.flush()?;
-            }
         }
+        let updates = updates.finish()?;
         image.close(&space)?;
         kept.leave(&path, image.file())?;
         is_ours()?;
         let made = Made::InPlace {
-            updates: updates.finish()?,
+            updates,
             file: Id(stamp),
             before: Id(before),
             data: Id(guid(&["data", &draft.id, &info.disk])),
@@ -374,6 +375,12 @@ struct Updates<'a, F> {
 impl<'a, F: Storage> Updates<'a, F> {
     fn new(file: F, path: &'a str) -> Self {
         Self { file, path, hasher: blake3::Hasher::new(), buffer: Vec::new(), written: 0 }
+    }
+
+    /// Says that what is written to the disk file next is ours. Where it writes, the next update is going to be.
+    fn touch(&self) -> Result<(), Error> {
+        let at = self.written + self.buffer.len() as u64;
+        self.file.write_at(at, &[0]).map_err(|error| of_io(self.path, error))
     }
 
     fn push(&mut self, update: Update) -> Result<(), Error> {
