@@ -3,7 +3,8 @@
 //! `<image>.digests` has the BLAKE3 of block *n* at byte 32 *n*, or zeroes where it is not known: of what the block has of the
 //! disk, which is less than a block at the disk's end.
 
-use crate::image::{Format, Image, used};
+use crate::image::{Format, Image};
+use crate::left::{is_as_left, used};
 use crate::place::{DiskFile, Place, of_io};
 use crate::state::{KeptImage, State, digests_of};
 use std::ops::Range;
@@ -49,7 +50,7 @@ impl<F: DiskFile> Layer<F> {
     ) -> Result<Self, Error> {
         let path = format!("{folder}/{name}");
         let image = Image::open(&path, place.open(&path, false)?)?;
-        if !kept.is_as_left(&path, image.file(), image.ids())? {
+        if !is_as_left(place, folder, name, kept, image.file(), image.ids())? {
             return Err(used(&path));
         }
         if image.block_size() != Format::of(name).block_size() {

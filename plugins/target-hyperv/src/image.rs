@@ -1,16 +1,13 @@
-//! A disk file of either format, and whether it is as it was left.
+//! A disk file of either format.
 
-use crate::place::{DiskFile, of_io, of_vhd, of_vhdx};
-use crate::state::KeptImage;
+use crate::place::{of_io, of_vhd, of_vhdx};
 use serde::Deserialize;
 use std::ops::Range;
-use vmferry_plugin_api::{Error, ErrorCode};
+use vmferry_plugin_api::Error;
 use vmferry_vhdx::{Block, Guid, MIB, Parent, Storage, WriteIds, recover};
 
 /// What a file says of who made it.
 const CREATOR: &str = "vmferry";
-/// File systems round times to whole seconds, some to two.
-const TIME_TOLERANCE: u64 = 2;
 
 /// What a disk file is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -235,12 +232,11 @@ impl<F: Storage> Image<F> {
     /// Has the table say where these blocks are, synced. Of VHDX it is one change or none; of VHD it has to be done again if it was
     /// interrupted.
     pub(crate) fn commit(&mut self, changes: &[(u64, Block)], data: Guid) -> Result<(), Error> {
+        let file = crate::guid(&["file", &self.ids().file.to_string(), &data.to_string()]);
+        let ids = WriteIds { file, data };
         match &mut self.of {
-            Of::Vhdx(of) => {
-                let file = crate::guid(&["file", &of.ids().file.to_string(), &data.to_string()]);
-                of.commit(changes, WriteIds { file, data }).map_err(|error| of_vhdx(&self.path, error))
-            }
-            Of::Vhd(of) => of.commit(changes, left(data)).map_err(|error| of_vhd(&self.path, error)),
+            Of::Vhdx(of) => of.commit(changes, ids).map_err(|error| of_vhdx(&self.path, error)),
+            Of::Vhd(of) => of.commit(changes, ids).map_err(|error| of_vhd(&self.path, error)),
         }
     }
 }
@@ -283,48 +279,4 @@ pub(crate) fn written_by(path: &str, file: &impl Storage) -> Result<WriteIds, Er
         Format::Vhdx => vmferry_vhdx::written_by(file).map_err(|error| of_vhdx(path, error)),
         Format::Vhd => vmferry_vhd::written_by(file).map_err(|error| of_vhd(path, error)),
     }
-}
-
-/// What a VHD says that shows this content and into which no draft is being written. Only then its time means something.
-pub(crate) const fn left(data: Guid) -> WriteIds {
-    WriteIds { file: data, data }
-}
-
-impl KeptImage {
-    /// Whether a disk file is as it was left, as far as it tells without being read as a whole.
-    pub(crate) fn is_as_left(&self, path: &str, file: &impl DiskFile, ids: WriteIds) -> Result<bool, Error> {
-        Ok(ids.data == self.data.0 && (ids != left(self.data.0) || self.has_its_time(path, file)?))
-    }
-
-    /// Whether a file has the time that it was given, if it was.
-    pub(crate) fn has_its_time(&self, path: &str, file: &impl DiskFile) -> Result<bool, Error> {
-        let Some(left) = self.modified else { return Ok(true) };
-        let found = file.modified().map_err(|error| of_io(path, error))?;
-        Ok(found.abs_diff(left) < TIME_TOLERANCE)
-    }
-
-    /// Makes what was written to a file survive a power failure, and gives the file the time that says that nobody has written to it since.
-    pub(crate) fn leave(&self, path: &str, file: &impl DiskFile) -> Result<(), Error> {
-        let left = match self.modified {
-            None => file.sync(),
-            // What is still on its way to a network file system would change the time again.
-            Some(modified) => file.sync().and_then(|()| file.set_modified(modified)).and_then(|()| file.sync()),
-        };
-        left.map_err(|error| of_io(path, error))
-    }
-}
-
-/// A disk file is not as it was left.
-pub(crate) fn used(path: &str) -> Error {
-    Error::with_code(ErrorCode::Other(USED.to_owned()), was_used(path))
-}
-
-/// The code of such an error.
-pub(crate) const USED: &str = "used";
-
-/// What is said of a disk file that a hypervisor wrote to.
-pub(crate) fn was_used(path: &str) -> String {
-    format!(
-        "{path} was written by something else, as a hypervisor does that starts a VM on it; nothing can be added to it"
-    )
 }

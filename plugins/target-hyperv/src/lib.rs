@@ -19,6 +19,7 @@
 
 mod chain;
 mod image;
+mod left;
 mod place;
 mod settle;
 mod state;
@@ -29,7 +30,8 @@ pub use image::Format;
 pub use place::{DiskFile, Place};
 
 use chain::{Chain, Content, Digest, WINDOW, length_of};
-use image::{Image, USED, was_used, written_by};
+use image::{Image, written_by};
+use left::{USED, is_as_left, was_used};
 use place::{NEW, of_io};
 use serde::Deserialize;
 use state::{Begun, KeptDisk, KeptPoint, State};
@@ -258,7 +260,8 @@ impl<P: Place> Keeper<P> {
                 None => Some(format!("{path} is gone")),
                 Some(_) => {
                     let file = self.place.open(&path, false)?;
-                    match written_by(&path, &file).and_then(|ids| kept.is_as_left(&path, &file, ids)) {
+                    let is_as_left = |ids| is_as_left(&self.place, folder, name, kept, &file, ids);
+                    match written_by(&path, &file).and_then(is_as_left) {
                         Ok(as_left) => (!as_left).then(|| was_used(&path)),
                         Err(error) if error.is_damaged() => Some(error.message),
                         Err(error) => return Err(error),
@@ -402,11 +405,14 @@ impl<P: Place> Keeper<P> {
                 };
                 let found = Image::open(&path, self.place.open(&path, false)?)?;
                 let ids = found.ids();
-                if (ids.file, ids.data) != (file.0, before.0) || !image.has_its_time(&path, found.file())? {
+                let as_left = is_as_left(&self.place, folder, &receipt.image, image, found.file(), ids)?
+                    && image.has_its_time(&path, found.file())?;
+                if (ids.file, ids.data) != (file.0, before.0) || !as_left {
                     return Err(refused(was_used(&path)));
                 }
+                let modified = image.modified;
                 image.data = data;
-                image.modified = image.modified.map(|_| taken_at(draft));
+                image.modified = modified.map(|_| taken_at(draft));
                 let name = state::updates_of(&of.disk, &draft.id);
                 if self.digest_of(&format!("{folder}/{name}"))? != updates {
                     return Err(refused(format!("{name} is not what was written")));
@@ -415,7 +421,7 @@ impl<P: Place> Keeper<P> {
                     return Err(refused("the point before it is held since it was written; run again".to_owned()));
                 }
                 next.points.retain(|point| point.images().all(|shown| shown != receipt.image));
-                next.begun.push(Begun::Apply { image: receipt.image, updates: name, file, before });
+                next.begun.push(Begun::Apply { image: receipt.image, updates: name, file, before, modified });
             }
         }
         Ok(kept)
@@ -434,6 +440,15 @@ impl<P: Place> Keeper<P> {
             hasher.update(&raw);
         }
         Ok(hasher.finalize().to_hex().to_string())
+    }
+
+    /// Removes a file that no point needs.
+    fn remove(&self, folder: &str, state: Option<&State>, name: &str) -> Result<(), Error> {
+        if name.ends_with(".updates") {
+            self.remove_updates(folder, state, name)
+        } else {
+            self.place.remove(&format!("{folder}/{name}"))
+        }
     }
 
     /// Removes files that a state needed and another does not.
@@ -456,7 +471,7 @@ impl<P: Place> Keeper<P> {
         let mark = state::mark_of(&draft.id);
         for (name, _) in self.place.list(&folder)?.into_iter().filter(|(name, _)| name.contains(&mark)) {
             if !needed.contains(&name) {
-                self.place.remove(&format!("{folder}/{name}"))?;
+                self.remove(&folder, state.as_ref(), &name)?;
             }
         }
         if let Some(state) = state {
@@ -479,10 +494,9 @@ impl<P: Place> Keeper<P> {
             let Ok(image) = Image::open(&path, self.place.open(&path, apply)?) else { continue };
             let Ok(space) = image.space() else { continue };
             let (length, end) = (image.file().length().map_err(|error| of_io(&path, error))?, space.closed_length());
-            if length > end && kept.is_as_left(&path, image.file(), image.ids())? {
+            if length > end && is_as_left(&self.place, folder, name, kept, image.file(), image.ids())? {
                 if apply {
-                    image.cut(&space)?;
-                    kept.leave(&path, image.file())?;
+                    self.cut(folder, name, kept, &image, &space)?;
                 }
                 found.push((name.clone(), length - end));
             }
@@ -587,7 +601,7 @@ impl<P: Place> Keeper<P> {
                     let path = format!("{folder}/{name}");
                     let bytes = self.place.size(&path)?.unwrap_or(0);
                     if apply {
-                        self.place.remove(&path)?;
+                        self.remove(&folder, state.as_ref(), &name)?;
                     }
                     let why = "it is left of a run that was broken off, or of a point that was deleted".to_owned();
                     garbage.push(Garbage { what: format!("{}/{path}", self.name), why, bytes });
@@ -607,7 +621,7 @@ impl<P: Place> Keeper<P> {
 /// Whether we made a file of this name, whatever it is of. What an operator put there is not ours.
 fn is_ours(name: &str) -> bool {
     let whole = name.strip_suffix(NEW).unwrap_or(name);
-    let kinds = [".vhdx", ".vhd", ".digests", ".updates", ".json"];
+    let kinds = [".vhdx", ".vhd", ".started", ".digests", ".updates", ".json"];
     let of_points = whole.contains('~') && kinds.iter().any(|kind| whole.ends_with(kind));
     state::is_name(name) && (of_points || whole != name && [state::FILE, REGISTER_NAME].contains(&whole))
 }

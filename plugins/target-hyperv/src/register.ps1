@@ -5,7 +5,8 @@
 #   .\register.ps1 -InPlace                          the point's own disks: the VM lives here from now on
 #
 # Without -InPlace nothing that vmferry keeps is written. While such a VM exists, keep vmferry from changing what it reads: hold the
-# job, or have it keep its points as copies. With -InPlace vmferry adds nothing to these disks any more; its next run is a full copy.
+# job, or have it keep its points as copies. With -InPlace vmferry adds nothing to these disks any more, which a
+# file beside each says; its next run is a full copy.
 # Names of networks, VMs and disks are data here: they are read from JSON, never run.
 #Requires -Modules Hyper-V
 [CmdletBinding()]
@@ -60,11 +61,14 @@ if (-not $InPlace) {
         $overlay
     })
 }
+$marks = @(if ($InPlace) { $disks | ForEach-Object { "$_.started" } })
 
 # Hyper-V's smallest memory is 32 MiB, and it takes whole 2 MiB.
 $memory = [int64] ([math]::Max(16, [math]::Ceiling($machine.memory / 2MB)) * 2MB)
 $vm = New-VM -Name $machine.name -Generation $generation -MemoryStartupBytes $memory -NoVHD
 try {
+    # What vmferry goes by: a VHD does not say that it was written to.
+    foreach ($mark in $marks) { [IO.File]::WriteAllText($mark, "This disk belongs to the VM $($vm.Id).") }
     Set-VM -VM $vm -Notes ([string] $machine.description) -StaticMemory -AutomaticStartAction Nothing `
         -ProcessorCount ([math]::Max(1, $machine.vcpus)) -CheckpointType Disabled
     Get-VMNetworkAdapter -VM $vm | Remove-VMNetworkAdapter
@@ -103,6 +107,7 @@ try {
     }
 } catch {
     Remove-VM -VM $vm -Force
+    foreach ($mark in $marks) { [IO.File]::Delete($mark) }
     throw
 }
 $vm

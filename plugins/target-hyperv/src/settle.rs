@@ -3,9 +3,10 @@
 
 use crate::Keeper;
 use crate::chain::{WINDOW, read_digests, write_digests};
-use crate::image::{Image, was_used, written_by};
+use crate::image::{Image, written_by};
+use crate::left::{is_as_left, was_used};
 use crate::place::{DiskFile, Place, of_io};
-use crate::state::{Begun, State, digests_of};
+use crate::state::{Begun, Id, KeptImage, State, digests_of};
 use crate::turn::Turn;
 use crate::write::Update;
 use vmferry_plugin_api::{Error, ErrorCode, log};
@@ -72,7 +73,9 @@ impl<P: Place> Keeper<P> {
 
     /// Has the BAT of a disk file say where updated blocks are.
     fn apply(&self, folder: &str, state: &State, begun: &Begun, name: &str, updates: &str) -> Result<(), Error> {
-        let (Begun::Apply { file, before, .. }, Some(kept)) = (begun, state.images.get(name)) else { return Ok(()) };
+        let (Begun::Apply { file, before, modified, .. }, Some(kept)) = (begun, state.images.get(name)) else {
+            return Ok(());
+        };
         let path = format!("{folder}/{name}");
         let opened = self.place.open(&path, true)?;
         // Looked at before anything is written: a hypervisor may have the file open. Where the change has been made already, a replay by
@@ -81,10 +84,20 @@ impl<P: Place> Keeper<P> {
         if ids.data != kept.data.0 && (ids.data, ids.file) != (before.0, file.0) {
             return Err(Error::damaged(was_used(&path)));
         }
-        let mut image = Image::recover(&path, opened)?;
+        let found = KeptImage { data: Id(ids.data), modified: *modified, ..kept.clone() };
+        if !kept.has_its_time(&path, &opened)? && !is_as_left(&self.place, folder, name, &found, &opened, ids)? {
+            return Err(Error::damaged(was_used(&path)));
+        }
         let updates_path = format!("{folder}/{updates}");
-        let updates = self.place.open(&updates_path, false)?;
-        let length = updates.length().map_err(|error| of_io(&updates_path, error))?;
+        let updates = self.place.open(&updates_path, kept.modified.is_some())?;
+        let mut length = updates.length().map_err(|error| of_io(&updates_path, error))?;
+        if kept.modified.is_some() {
+            // Says that what is written to the disk file now is written by us. It is no update: those are longer.
+            length -= length % Update::SIZE as u64;
+            let said = updates.write_at(length, &[0]).and_then(|()| updates.sync());
+            said.map_err(|error| of_io(&updates_path, error))?;
+        }
+        let mut image = Image::recover(&path, opened)?;
         let digests_path = format!("{folder}/{}", digests_of(name));
         let digests = self.place.open(&digests_path, true)?;
         let mut changes: Vec<(u64, Block)> = Vec::new();

@@ -99,6 +99,9 @@ pub(crate) enum Begun {
         file: Id,
         /// The `DataWriteGuid` that it had; the one that it gets stands with the image.
         before: Id,
+        /// The time that it had, if it was given one; so does the one that it gets.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        modified: Option<u64>,
     },
     /// A disk file takes over what its only child has, and then the child's name.
     Merge {
@@ -197,7 +200,7 @@ impl State {
 
     /// Files that the state needs, beside itself.
     pub(crate) fn files(&self) -> BTreeSet<String> {
-        let images = self.images.keys().flat_map(|image| [image.clone(), digests_of(image)]);
+        let images = self.images.keys().flat_map(|image| [image.clone(), digests_of(image), started_of(image)]);
         let updates = self.begun.iter().filter_map(|begun| match begun {
             Begun::Apply { updates, .. } => Some(updates.clone()),
             Begun::Merge { .. } => None,
@@ -286,6 +289,21 @@ pub(crate) fn updates_of(disk: &str, draft: &str) -> String {
 
 pub(crate) fn digests_of(image: &str) -> String {
     format!("{}digests", image.strip_suffix(Format::of(image).suffix()).unwrap_or(image))
+}
+
+/// The updates that stand for what is done to a disk file without any.
+pub(crate) fn updates_beside(image: &str) -> String {
+    format!("{}updates", image.strip_suffix(Format::of(image).suffix()).unwrap_or(image))
+}
+
+/// What is there beside a disk file, or its path, once a VM was made that writes to it.
+pub(crate) fn started_of(image: &str) -> String {
+    format!("{image}.started")
+}
+
+/// The disk that a file of ours is about, as its name has it.
+pub(crate) fn disk_of(name: &str) -> &str {
+    name.split('~').next().unwrap_or(name)
 }
 
 pub(crate) fn metadata_of(draft: &str) -> String {

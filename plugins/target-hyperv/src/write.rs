@@ -2,7 +2,8 @@
 //! file that is new.
 
 use crate::chain::{Chain, Digest, WINDOW, length_of, write_digests};
-use crate::image::{Format, Image, NewImage, Space, left, used, written_by};
+use crate::image::{Format, Image, NewImage, Space, written_by};
+use crate::left::used;
 use crate::place::{DiskFile, Place, of_io};
 use crate::state::{Id, KeptImage, State, digests_of, image_of, updates_of};
 use crate::{Keeper, Points, guid};
@@ -161,10 +162,7 @@ impl<P: Place> Keeper<P> {
         parent.as_ref().map(open).transpose()?;
         let path = format!("{folder}/{name}");
         let digests_path = format!("{folder}/{}", digests_of(&name));
-        let ids = match self.format {
-            Format::Vhdx => WriteIds { file: guid(&["file", &draft.id, &info.disk]), data },
-            Format::Vhd => left(data),
-        };
+        let ids = WriteIds { file: guid(&["file", &draft.id, &info.disk]), data };
         let (image, space) = Image::create(&path, self.place.create(&path)?, new, ids)?;
         // Where a time cannot be set it is better to know before the data comes.
         let timed = kept.modified.map_or(Ok(()), |modified| image.file().set_modified(modified));
@@ -210,6 +208,9 @@ impl<P: Place> Keeper<P> {
         let mut image = Image::open(&path, self.place.open(&path, true)?)?;
         let mut space = image.space()?;
         let before = image.ids().data;
+        let updates_name = updates_of(&info.disk, &draft.id);
+        let updates_path = format!("{folder}/{updates_name}");
+        let mut updates = Updates::new(self.begin_updates(folder, &updates_name, kept)?, &updates_path);
         // A writer of an earlier draft that is still there would fill the same room. It finds another stamp than its own, and stops.
         let stamp = guid(&["file", &draft.id, &info.disk, &image.ids().file.to_string()]);
         image.stamp(stamp)?;
@@ -217,12 +218,13 @@ impl<P: Place> Keeper<P> {
             ids if ids == (WriteIds { file: stamp, data: before }) => Ok(()),
             _ => Err(used(&path)),
         };
-        let updates_path = format!("{folder}/{}", updates_of(&info.disk, &draft.id));
-        let mut updates = Updates::new(self.place.create(&updates_path)?, &updates_path);
         let mut stored = 0;
         while let Some(chunk) = delta.next()? {
             is_ours()?;
             let block = block_of(self.format, info, chunk.as_ref())?;
+            if kept.modified.is_some() {
+                updates.touch()?;
+            }
             let at = match chunk.is_zero() {
                 true => None,
                 false => Some(put_at(&image, &mut space, chunk.as_ref())?),
@@ -231,11 +233,12 @@ impl<P: Place> Keeper<P> {
             let digest = at.map_or(Ok(Digest::default()), |_| digest_of(chunk.as_ref()))?;
             updates.push(Update { block, at, digest })?;
         }
+        let updates = updates.finish()?;
         image.close(&space)?;
         kept.leave(&path, image.file())?;
         is_ours()?;
         let made = Made::InPlace {
-            updates: updates.finish()?,
+            updates,
             file: Id(stamp),
             before: Id(before),
             data: Id(guid(&["data", &draft.id, &info.disk])),
@@ -372,6 +375,12 @@ struct Updates<'a, F> {
 impl<'a, F: Storage> Updates<'a, F> {
     fn new(file: F, path: &'a str) -> Self {
         Self { file, path, hasher: blake3::Hasher::new(), buffer: Vec::new(), written: 0 }
+    }
+
+    /// Says that what is written to the disk file next is ours. Where it writes, the next update is going to be.
+    fn touch(&self) -> Result<(), Error> {
+        let at = self.written + self.buffer.len() as u64;
+        self.file.write_at(at, &[0]).map_err(|error| of_io(self.path, error))
     }
 
     fn push(&mut self, update: Update) -> Result<(), Error> {

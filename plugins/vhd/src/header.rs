@@ -50,8 +50,8 @@ impl Header {
         let wrong = |problem: String| VhdError::wrong(PART, at, problem);
         let length = file.length()?;
         let cut = |end: Option<u64>| end.is_none_or(|end| end > length);
-        if cut(at.checked_add(SIZE as u64)) {
-            return Err(wrong(format!("the file ends at byte {length}")));
+        if at < SECTOR || cut(at.checked_add(SIZE as u64)) {
+            return Err(wrong(format!("the file has {length} bytes, and a footer before it")));
         }
         let mut raw = [0; SIZE];
         file.read_at(at, &mut raw)?;
@@ -66,7 +66,8 @@ impl Header {
         if !header.block_size.is_power_of_two() || !BLOCK_SIZES.contains(&header.block_size) {
             return Err(wrong(format!("blocks of {} bytes", header.block_size)));
         }
-        if header.entries > MAX_ENTRIES || !header.table.is_multiple_of(SECTOR) {
+        let apart = header.table.is_multiple_of(SECTOR) && header.table >= at + SIZE as u64;
+        if header.entries > MAX_ENTRIES || !apart {
             return Err(wrong(format!("a BAT of {} entries at byte {}", header.entries, header.table)));
         }
         if cut(header.table.checked_add(header.table_length())) {

@@ -78,7 +78,8 @@ impl<F: Storage> Image<F> {
             let problem = format!("a BAT of {} entries is too short for a disk of {} bytes", header.entries, disk.size);
             return Err(VhdError::wrong("header", footer.header(), problem));
         }
-        let stamp = read_stamp(&file)?;
+        let has_place = footer.header() == HEADER && header.table >= TABLE;
+        let stamp = if has_place { read_stamp(&file)? } else { None };
         Ok(Self { file, footer, header, disk, stamp })
     }
 
@@ -144,7 +145,7 @@ impl<F: Storage> Image<F> {
         Ok(faults)
     }
 
-    /// Readies the room for a block's data at `at`: its bitmap says that all of it is there, and where the file ends before it does, a
+    /// Readies the room for a block's data at `at`, as [`Space`] gave it: its bitmap says that all of it is there, and where the file ends before it does, a
     /// footer comes behind it first, so that a writer that dies leaves a file that ends with one. Not synced.
     pub fn make_room(&self, at: u64) -> Result<(), VhdError> {
         let end = at + u64::from(self.disk.block_size);
@@ -152,7 +153,7 @@ impl<F: Storage> Image<F> {
             self.footer.write(&self.file, end)?;
         }
         let bitmap = self.header.bitmap_length();
-        Ok(self.file.write_at(at - bitmap, &vec![0xff; bitmap as usize])?)
+        Ok(self.file.write_at(at.saturating_sub(bitmap), &vec![0xff; bitmap as usize])?)
     }
 
     /// Ends the file with a footer at `end`. Not synced.
@@ -162,11 +163,6 @@ impl<F: Storage> Image<F> {
             self.file.set_length(end + SECTOR)?;
         }
         Ok(())
-    }
-
-    /// Where a file has to end whose blocks end at `end`.
-    pub fn closed_length(end: u64) -> u64 {
-        end + SECTOR
     }
 
     /// Changes the BAT. Blocks have to ascend; one that is zero is not there afterwards. Not synced.
@@ -190,12 +186,14 @@ impl<F: Storage> Image<F> {
 
     /// Changes the BAT and then says by whom, each synced before the next. Interrupted anywhere it may be done again.
     ///
-    /// What the blocks have to hold is expected to be synced, with a footer at the end of the file.
+    /// What the blocks have to hold is expected to be synced.
     pub fn commit(&mut self, changes: &[(u64, Block)], ids: WriteIds) -> Result<(), VhdError> {
         self.place_blocks(changes)?;
         self.file.sync()?;
         self.footer.set_id(ids.data);
-        self.footer.write(&self.file, self.file.length()?.saturating_sub(SECTOR))?;
+        // Over the one that is there, and behind all blocks of a file that has lost it.
+        let end = self.space()?.end().max(self.file.length()?.saturating_sub(SECTOR));
+        self.footer.write(&self.file, end)?;
         self.footer.write(&self.file, 0)?;
         self.file.sync()?;
         if self.stamp.is_some() { self.stamp(ids.file) } else { Ok(()) }
@@ -213,8 +211,7 @@ impl<F: Storage> Image<F> {
     }
 
     fn structures_end(&self) -> u64 {
-        let table = self.header.table + self.header.table_length();
-        table.max(self.footer.header() + header::SIZE as u64)
+        self.header.table + self.header.table_length()
     }
 
     /// What the BAT says of a block that is there; `None` where it cannot say so.
@@ -278,13 +275,11 @@ impl<F: Storage> Image<F> {
 /// changes: disks that others lay over the one before it do not fit any more, and say so. It does not change when a guest writes. Who sought
 /// room in the file stands in a sector of ours; nil if it has none.
 pub fn written_by(file: &impl Storage) -> Result<WriteIds, VhdError> {
-    Ok(WriteIds { file: read_stamp(file)?.unwrap_or_default(), data: Footer::read(file)?.id() })
+    Ok(Image::open(file)?.ids())
 }
 
+/// The one of a file that has room for it.
 fn read_stamp(file: &impl Storage) -> Result<Option<Guid>, VhdError> {
-    if file.length()? < TABLE {
-        return Ok(None);
-    }
     let mut raw = [0; SECTOR as usize];
     file.read_at(STAMP, &mut raw)?;
     let is_one = raw[..8] == *STAMP_COOKIE && u32_at(&raw, STAMP_CHECKSUM) == checksum(&raw, STAMP_CHECKSUM);

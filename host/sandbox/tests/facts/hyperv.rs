@@ -13,7 +13,12 @@ const CHUNK: usize = MIB as usize;
 const SIZE: u64 = 5 * MIB + 512;
 
 async fn target(folder: &Path, points: &str) -> Arc<Target> {
-    let instance = in_folder(folder, serde_json::json!({ "folder": folder, "points": points }));
+    target_of(folder, "vhdx", points).await
+}
+
+async fn target_of(folder: &Path, format: &str, points: &str) -> Arc<Target> {
+    let config = serde_json::json!({ "folder": folder, "points": points, "format": format });
+    let instance = in_folder(folder, config);
     let grants = Grants { lock: true, ..instance.grants };
     let host = HostServices { leases: Some(Arc::new(Locks::default())), ..HostServices::default() };
     bundled("target-hyperv").await.target(Instance { grants, host, ..instance }).await.expect("set up")
@@ -99,6 +104,28 @@ async fn a_byte_that_changed_in_a_disk_file_is_found_and_not_restored() {
     let extents: Vec<_> = damages.iter().map(|damage| damage.extent).collect();
     assert_eq!(extents, [Some(StoredExtent { offset: 2 * MIB, length: MIB })]);
     assert!(target.points(None).await.expect("points")[0].damaged.is_some());
+}
+
+#[tokio::test]
+async fn a_vhd_is_changed_in_place_and_its_time_tells_whether_a_guest_wrote_to_it() {
+    const BLOCK: usize = 2 * CHUNK;
+    const LAST: usize = CHUNK + 512;
+    let folder = tempfile::tempdir().expect("a folder");
+    let target = target_of(folder.path(), "vhd", "newest").await;
+    assert_eq!(target.shape(), Shape { chunk_size: BLOCK as u32, only_newest: true });
+    keep(&target, "a", None, &[(0, BLOCK, 1), (4 * MIB, LAST, 3)]).await;
+    keep(&target, "b", Some("a"), &[(0, BLOCK, 0), (2 * MIB, BLOCK, 2), (4 * MIB, LAST, 4)]).await;
+    assert_eq!(disk(&target, "b").await, blocks([0, 0, 2, 2, 4, 4]));
+    assert_eq!(target.passed().copied, 0);
+    assert_eq!(target.verify("b").await.expect("verified"), []);
+    assert_eq!(target.points(None).await.expect("points")[0].damaged, None);
+    let path = only(&folder, "vhd");
+    let mut file = std::fs::read(&path).expect("the disk");
+    let at = file.windows(CHUNK).position(|bytes| bytes[0] == 2 && bytes[CHUNK - 1] == 2).expect("the second block");
+    file[at] = 5;
+    std::fs::write(&path, file).expect("written");
+    let damaged = target.points(None).await.expect("points")[0].damaged.clone();
+    assert!(damaged.is_some_and(|told| told.contains("was written by something else")));
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use vmferry_plugin_api::Error;
 use vmferry_plugin_api::stream::Input;
 use vmferry_vhdx::{MemoryFile, Storage};
 
-/// What a file's time is after any write.
+/// The time of all writes, until it is said to be later.
 const NOW: u64 = 1_800_000_000;
 
 /// What is on the medium.
@@ -20,7 +20,7 @@ pub(crate) struct World {
 }
 
 /// A file, whatever its name.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Inode {
     number: usize,
     data: MemoryFile,
@@ -61,6 +61,8 @@ struct Inner {
     inodes: Cell<usize>,
     /// Acts that are done before everything fails.
     left: Cell<Option<usize>>,
+    /// Seconds since the first write.
+    later: Cell<u64>,
 }
 
 #[derive(Debug)]
@@ -70,13 +72,17 @@ pub(crate) struct Open {
 }
 
 impl Inode {
-    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.modified.set(NOW);
+    fn new(number: usize, now: u64) -> Self {
+        Self { number, data: MemoryFile::default(), modified: now.into() }
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8], now: u64) -> io::Result<()> {
+        self.modified.set(now);
         self.data.write_at(offset, bytes)
     }
 
-    fn set_length(&self, length: u64) -> io::Result<()> {
-        self.modified.set(NOW);
+    fn set_length(&self, length: u64, now: u64) -> io::Result<()> {
+        self.modified.set(now);
         self.data.set_length(length)
     }
 }
@@ -119,6 +125,11 @@ impl Recorded {
         self.0.left.set(Some(acts));
     }
 
+    /// Lets an hour pass.
+    pub(crate) fn pass_an_hour(&self) {
+        self.0.later.set(self.0.later.get() + 3600);
+    }
+
     /// What a crash after `count` acts leaves.
     pub(crate) fn crashed(&self, count: usize, unsynced: Unsynced) -> World {
         let acts = &self.0.acts.borrow()[..count];
@@ -145,7 +156,7 @@ impl Recorded {
             match act {
                 Act::Sync(_) | Act::SyncFolder(_) => {}
                 Act::Create(path, inode) => {
-                    let made = Rc::new(Inode { number: *inode, ..Inode::default() });
+                    let made = Rc::new(Inode::new(*inode, NOW));
                     inodes.insert(*inode, Rc::clone(&made));
                     if kept.contains(&number) {
                         world.files.insert(path.clone(), made);
@@ -159,7 +170,7 @@ impl Recorded {
                 Act::Length(inode, length) => {
                     let keep = synced(*inode) || chance.keeps(unsynced);
                     if keep {
-                        inodes[inode].set_length(*length).expect("a length");
+                        inodes[inode].set_length(*length, NOW).expect("a length");
                     }
                 }
                 Act::Modified(inode, seconds) => {
@@ -168,12 +179,12 @@ impl Recorded {
                     }
                 }
                 Act::Write(inode, offset, bytes) if synced(*inode) => {
-                    inodes[inode].write_at(*offset, bytes).expect("written");
+                    inodes[inode].write_at(*offset, bytes, NOW).expect("written");
                 }
                 Act::Write(inode, offset, bytes) => {
                     for (index, sector) in bytes.chunks(512).enumerate() {
                         if chance.keeps(unsynced) {
-                            inodes[inode].write_at(offset + 512 * index as u64, sector).expect("written");
+                            inodes[inode].write_at(offset + 512 * index as u64, sector, NOW).expect("written");
                         }
                     }
                 }
@@ -234,6 +245,10 @@ impl Chance {
 }
 
 impl Inner {
+    fn now(&self) -> u64 {
+        NOW + self.later.get()
+    }
+
     fn act(&self, act: Act) -> io::Result<()> {
         match self.left.get() {
             Some(0) => return Err(io::Error::other(Error::unavailable("the machine is gone", 1))),
@@ -255,7 +270,7 @@ impl Storage for Open {
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.inner.act(Act::Write(self.inode.number, offset, bytes.into()))?;
-        self.inode.write_at(offset, bytes)
+        self.inode.write_at(offset, bytes, self.inner.now())
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -268,7 +283,7 @@ impl Storage for Open {
 
     fn set_length(&self, length: u64) -> io::Result<()> {
         self.inner.act(Act::Length(self.inode.number, length))?;
-        self.inode.set_length(length)
+        self.inode.set_length(length, self.inner.now())
     }
 }
 
@@ -320,7 +335,7 @@ impl Place for Recorded {
         let number = self.0.inodes.get();
         self.0.inodes.set(number + 1);
         self.0.act(Act::Create(path.to_owned(), number)).map_err(failed)?;
-        let inode = Rc::new(Inode { number, ..Inode::default() });
+        let inode = Rc::new(Inode::new(number, self.0.now()));
         self.0.now.borrow_mut().files.insert(path.to_owned(), Rc::clone(&inode));
         Ok(Open { inode, inner: Rc::clone(&self.0) })
     }

@@ -3,11 +3,14 @@
 use crate::folder::{Recorded, World};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use target_hyperv::{Format, Keeper, Points};
+use target_hyperv::{Format, Keeper, Place, Points};
 use vmferry_plugin_api::Error;
 use vmferry_plugin_api::delta::double;
 use vmferry_plugin_api::target::*;
+use vmferry_vhdx::{Block, Storage};
 
+/// The folder of the VM.
+pub(crate) const FOLDER: &str = "job-erp/vm-vm-1";
 /// Sizes are said as for blocks of 1 MiB: a format whose blocks are larger has disks as much larger. See [`stretched`].
 pub(crate) const MIB: u64 = 1 << 20;
 /// The last block has one sector.
@@ -212,4 +215,37 @@ pub(crate) fn world(setting: Setting, commits: &[(Draft, Changes)]) -> (World, M
 
 pub(crate) fn change<const N: usize>(blocks: [(u64, Option<u8>); N]) -> Change {
     blocks.into()
+}
+
+/// Where a file has a block.
+pub(crate) fn place_of(place: &Recorded, name: &str, block: u64) -> Option<u64> {
+    let file = place.open(name, false).expect("a file");
+    let blocks = if name.ends_with(".vhd") {
+        vmferry_vhd::Image::open(file).expect("an image").blocks(block..block + 1).expect("blocks")
+    } else {
+        vmferry_vhdx::Image::open(file).expect("an image").blocks(block..block + 1).expect("blocks")
+    };
+    blocks.first().copied().and_then(Block::offset)
+}
+
+pub(crate) fn block_size(keeper: &Keeper<Recorded>) -> u64 {
+    keeper.format.block_size().into()
+}
+
+/// The file of disk `a` that was made with this point.
+pub(crate) fn image_of((format, _): Setting, point: &str) -> String {
+    format!("{FOLDER}/a~{point}.{}", format!("{format:?}").to_lowercase())
+}
+
+/// What a hypervisor does: into a VHD it writes; of a VHDX, after it replayed its log, it says that it wrote.
+pub(crate) fn start_a_vm_on(keeper: &Keeper<Recorded>, name: &str) {
+    let file = keeper.place.open(name, true).expect("a file");
+    if name.ends_with(".vhd") {
+        let at = place_of(&keeper.place, name, 0).expect("a first block");
+        file.write_at(at + 512, b"a guest's").expect("written");
+    } else {
+        vmferry_vhdx::recover(&file).expect("recovered");
+        let ids = vmferry_vhdx::WriteIds { file: vmferry_vhdx::Guid::new(1), data: vmferry_vhdx::Guid::new(2) };
+        vmferry_vhdx::Image::open(file).expect("an image").commit(&[], ids).expect("written");
+    }
 }

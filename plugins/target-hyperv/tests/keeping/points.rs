@@ -1,13 +1,11 @@
 //! What an operator and a host see.
 
-use crate::folder::Recorded;
+use crate::folder::{Recorded, Unsynced};
 use crate::model::*;
 use target_hyperv::{DiskFile, Format, Keeper, Place, Points};
 use vmferry_plugin_api::delta::double;
 use vmferry_plugin_api::target::*;
-use vmferry_vhdx::{Block, Storage};
-
-const FOLDER: &str = "job-erp/vm-vm-1";
+use vmferry_vhdx::Storage;
 
 fn full() -> Vec<(&'static str, u64, Change)> {
     vec![
@@ -266,6 +264,52 @@ fn what_a_hypervisor_wrote_to_between_write_and_commit_is_not_changed() {
 }
 
 #[test]
+fn a_vm_that_was_started_after_a_run_broke_off_is_told_from_that_run() {
+    for setting in NEWEST {
+        // After the whole draft, and after less and less of it.
+        for acts_less in [0, 2, 4, 8] {
+            let whole = keeper(Recorded::default(), setting);
+            let mut model = Model::default();
+            model.commit(&whole, &draft(1, None), &full());
+            let whole = keeper(Recorded::of(&whole.place.world()), setting);
+            write(&whole, &draft(2, Some("point-1")), &second()[..1]).expect("written");
+            let left = whole.place.crashed(whole.place.acts() - acts_less, Unsynced::Kept);
+
+            let keeper = keeper(Recorded::of(&left), setting);
+            keeper.place.pass_an_hour();
+            assert_reads(&keeper, &model);
+            start_a_vm_on(&keeper, &image_of(setting, "point-1"));
+            keeper.place.pass_an_hour();
+            for _ in 0..2 {
+                let damaged = keeper.points(None).expect("points").remove(0).damaged;
+                assert!(damaged.is_some_and(|told| told.contains("was written by something else")));
+                write(&keeper, &draft(3, Some("point-1")), &second()).expect_err("no base");
+                // Nor is it forgotten when the draft is.
+                keeper.abort(&draft(2, None)).expect("aborted");
+                keeper.collect(&[], true).expect("collected");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_disk_that_the_script_gave_to_a_vm_is_no_base_any_more() {
+    for setting in ALL {
+        let keeper = keeper(Recorded::default(), setting);
+        let mut model = Model::default();
+        model.commit(&keeper, &draft(1, None), &full());
+        keeper.place.create(&format!("{}.started", image_of(setting, "point-1"))).expect("made");
+        assert!(keeper.collect(&[], false).expect("collected").is_empty());
+        assert!(keeper.points(None).expect("points").remove(0).damaged.is_some());
+        write(&keeper, &draft(2, Some("point-1")), &second()).expect_err("no base");
+        model.commit(&keeper, &draft(3, None), &full());
+        keeper.delete("point-1").expect("deleted");
+        assert_reads(&keeper, &model);
+        assert!(keeper.collect(&[], false).expect("collected").is_empty());
+    }
+}
+
+#[test]
 fn verify_finds_a_bit_that_changed_and_remembers_it() {
     for setting in ALL {
         let keeper = keeper(Recorded::default(), setting);
@@ -302,38 +346,6 @@ fn where_is(place: &Recorded, block: u64) -> (String, u64) {
     let mut found = images.filter_map(|name| Some((place_of(place, &name, block)?, name)));
     let (at, name) = found.next_back().expect("somewhere");
     (name, at)
-}
-
-/// Where a file has a block.
-fn place_of(place: &Recorded, name: &str, block: u64) -> Option<u64> {
-    let file = place.open(name, false).expect("a file");
-    let blocks = if name.ends_with(".vhd") {
-        vmferry_vhd::Image::open(file).expect("an image").blocks(block..block + 1).expect("blocks")
-    } else {
-        vmferry_vhdx::Image::open(file).expect("an image").blocks(block..block + 1).expect("blocks")
-    };
-    blocks.first().copied().and_then(Block::offset)
-}
-
-fn block_size(keeper: &Keeper<Recorded>) -> u64 {
-    keeper.format.block_size().into()
-}
-
-/// The file of disk `a` that was made with this point.
-fn image_of((format, _): Setting, point: &str) -> String {
-    format!("{FOLDER}/a~{point}.{}", format!("{format:?}").to_lowercase())
-}
-
-/// What a hypervisor does: of a VHDX it says that it wrote; into a VHD it writes.
-fn start_a_vm_on(keeper: &Keeper<Recorded>, name: &str) {
-    let file = keeper.place.open(name, true).expect("a file");
-    match place_of(&keeper.place, name, 0) {
-        Some(at) if name.ends_with(".vhd") => file.write_at(at + 512, b"a guest's").expect("written"),
-        _ => {
-            let ids = vmferry_vhdx::WriteIds { file: vmferry_vhdx::Guid::new(1), data: vmferry_vhdx::Guid::new(2) };
-            vmferry_vhdx::Image::open(file).expect("an image").commit(&[], ids).expect("written");
-        }
-    }
 }
 
 #[test]

@@ -79,3 +79,18 @@ fn a_file_that_was_cut_off_or_is_too_small_for_its_disk_is_refused() {
     let told = Image::open(image.file()).expect_err("refused").to_string();
     assert_eq!(told, "the header at byte 512 is wrong: the file ends at byte 4096, within the BAT: it was cut off");
 }
+
+#[test]
+fn a_footer_that_was_lost_comes_back_behind_the_blocks() {
+    let mut image = image(2 * BLOCK);
+    let changes = model::changes(&image, &BTreeMap::from([(0, Some(1)), (1, Some(2))]));
+    image.change(&changes, model::ids(1));
+    let content = model::content(&image);
+    image.file().set_length(image.file().length().expect("a length") - SECTOR).expect("cut");
+    let mut image = Image::reopen(image.into_file());
+    image.change(&[], model::ids(2));
+    assert_eq!(model::content(&image), content);
+    let mut last = [0; 8];
+    image.file().read_at(image.file().length().expect("a length") - SECTOR, &mut last).expect("read");
+    assert_eq!(&last, b"conectix");
+}
