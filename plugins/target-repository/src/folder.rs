@@ -91,8 +91,11 @@ impl FolderStore {
             _ => (self.root.folder(folder).and_then(|folder| folder.list()), format!("{folder}/")),
         };
         let entries = match entries {
-            // Another host removed it, empty, or nothing was ever put there.
-            Err(error) if error.code == ErrorCode::NotFound => return Ok(()),
+            // Another host removed it, empty, or nothing was ever put there. What is listed as empty may be thrown away, so the
+            // error alone is not believed.
+            Err(error) if error.code == ErrorCode::NotFound && !folder.is_empty() && self.root.stat(folder)?.is_none() => {
+                return Ok(());
+            }
             entries => entries?,
         };
         for entry in entries {
@@ -208,6 +211,7 @@ pub(crate) fn random<const N: usize>() -> Result<[u8; N], Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vmferry_plugin_api::files::double;
 
     fn names(store: &FolderStore, prefix: &str) -> Vec<String> {
         store.list(prefix).expect("listed").into_iter().map(|object| object.name).collect()
@@ -254,6 +258,25 @@ mod tests {
         assert!(store.put("packs/a/half", &[Piece::Range { name: "absent", offset, length }]).is_err());
         assert_eq!(names(&store, "tmp/"), Vec::<String>::new());
         assert_eq!(names(&store, "packs/"), ["packs/b/three", "packs/b/two"]);
+    }
+
+    #[test]
+    fn a_listing_lacks_what_vanishes_meanwhile_and_nothing_else() {
+        let scratch = tempfile::tempdir().expect("a folder");
+        let store = FolderStore::open(scratch.path().to_str().expect("UTF-8")).expect("opened");
+        for name in ["packs/a/1", "packs/a/2", "packs/a/3", "packs/b/1", "packs/c/1"] {
+            put(&store, name, b"it");
+        }
+        double::on_list(|folder| {
+            if folder.ends_with("packs") {
+                std::fs::remove_dir_all(folder.join("b")).expect("removed");
+            } else if folder.ends_with("a") {
+                std::fs::remove_file(folder.join("2")).expect("removed");
+            } else if folder.ends_with("c") {
+                std::fs::remove_dir_all(folder).expect("removed");
+            }
+        });
+        assert_eq!(names(&store, "packs/"), ["packs/a/1", "packs/a/3"]);
     }
 
     #[test]
