@@ -42,7 +42,7 @@
 use crate::envelope::{Kind, damaged};
 use crate::index::Hooks;
 use crate::map::Root;
-use crate::names::{PackId, SENTENCED, Tag, unhex};
+use crate::names::{PackId, SENTENCED, Tag, UNSOUND, unhex};
 use crate::points::{Body, Head, HeadDisk};
 use crate::repository::{RETRY_AFTER, Repository};
 use crate::storage::{Object, put_bytes};
@@ -145,11 +145,16 @@ pub(crate) struct Work {
 
 /// When somebody last began or renewed work on the draft whose objects these are; `None` when nobody does any more.
 pub(crate) fn worked_on(objects: &[Object]) -> Option<Timestamp> {
-    if objects.iter().any(|object| is_part(object, CLOSING)) {
+    if is_closing(objects) {
         return None;
     }
     let since = |object: &Object| object.name.rsplit_once('/')?.1.strip_prefix(OPEN)?.split_once('-')?.1.parse().ok();
     objects.iter().filter_map(since).max()
+}
+
+/// Whether the draft whose objects these are is being removed.
+pub(crate) fn is_closing(objects: &[Object]) -> bool {
+    objects.iter().any(|object| is_part(object, CLOSING))
 }
 
 /// Whether an object of a draft is called `part`, or begins so.
@@ -230,8 +235,7 @@ impl Repository<'_> {
         }
         self.storage.sync()?;
         let there = self.storage.list(&tag.draft())?;
-        let closing = there.iter().any(|object| is_part(object, CLOSING));
-        if closing || !objects.iter().all(|name| there.iter().any(|object| object.name == *name)) {
+        if is_closing(&there) || !objects.iter().all(|name| there.iter().any(|object| object.name == *name)) {
             self.storage.delete(&name)?;
             self.storage.sync()?;
             return Err(too_late(&draft.id));
@@ -284,6 +288,9 @@ impl Repository<'_> {
         let used: BTreeSet<PackId> = disks.iter().flat_map(|disk| disk.used.iter().copied()).collect();
         if used.is_empty() {
             return Ok(());
+        }
+        if self.batches(UNSOUND)?.iter().flat_map(|batch| &batch.packs).any(|id| used.contains(id)) {
+            return Err(again("a verification found damage in what the data refers to"));
         }
         let removed = || again("another host removed garbage that the data had become part of");
         if self.batches(SENTENCED)?.iter().flat_map(|batch| &batch.packs).any(|id| used.contains(id)) {

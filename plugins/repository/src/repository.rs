@@ -375,7 +375,7 @@ impl<'a> Repository<'a> {
         Ok(drafts)
     }
 
-    /// Packs that nobody may refer to any more: [`names::CONDEMNED`] or [`names::SENTENCED`], by batch.
+    /// Packs that nobody may refer to anew: [`names::CONDEMNED`], [`names::SENTENCED`] or [`names::UNSOUND`], by batch.
     pub(crate) fn batches(&self, prefix: &str) -> Result<Vec<Batch>, Error> {
         let mut batches = Vec::new();
         for object in self.storage.list(prefix)? {
@@ -425,7 +425,7 @@ impl Tables {
     }
 }
 
-/// Packs that were condemned or sentenced together.
+/// Packs that were condemned, sentenced or found damaged together.
 ///
 /// ```text
 /// 0  8      when, in seconds since 1970

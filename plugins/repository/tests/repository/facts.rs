@@ -229,3 +229,26 @@ fn what_nobody_needs_is_removed_after_the_grace_time_and_told_why_until_then() {
     assert_eq!(host.restore("2").expect("restored"), content("abc"));
     assert_eq!(host.names("sentenced/").len() + host.names("condemned/").len(), 0);
 }
+
+#[test]
+fn what_is_left_of_a_shrunk_pack_is_collected_in_its_time_as_well() {
+    let mut host = Host::default();
+    host.settings.pack_size = 32 << 20;
+    host.settings.grace = 3600;
+    for (id, disk) in [("1", "abcdefghijklmnop"), ("2", "abcdefgh....stuv"), ("3", "stuv")] {
+        host.point(id, None, &content(disk)).expect("stored");
+    }
+    for (gone, shrunk) in [("1", 1), ("2", 0)] {
+        host.delete(gone).expect("deleted");
+        // It is condemned, sentenced and removed.
+        for _ in 0..3 {
+            host.collect(&[], true).expect("collected");
+            host.pass(3600);
+        }
+        let names = host.names("packs/");
+        assert_eq!(names.iter().filter(|name| name.contains('~')).count(), shrunk, "{names:?}");
+    }
+    assert_eq!(host.restore("3").expect("restored"), content("stuv"));
+    assert_eq!(host.collect(&[], true).expect("looked at"), []);
+    assert_eq!(host.names("sentenced/").len() + host.names("condemned/").len(), 0);
+}

@@ -147,6 +147,34 @@ fn an_abort_that_dies_costs_no_point() {
 }
 
 #[test]
+fn a_draft_that_is_half_removed_keeps_nobody_from_collecting() {
+    for change in 0.. {
+        let host = Host::default();
+        two_points_and_garbage(&host);
+        host.write("C", "disk", Some(("B", &content(B))), &content(C)).expect("written");
+        host.storage.strike_at(change, Strike::Before);
+        let outcome = host.abort("C");
+        if !host.storage.is_dark() {
+            outcome.expect("nothing failed");
+            assert!(change > 2, "the act changed something");
+            break;
+        }
+        host.storage.restart(Unsynced::Kept);
+        // Whoever is still to abort it names it.
+        host.collect(&["C"], false).unwrap_or_else(|error| panic!("change {change}: {error:?}"));
+        for _ in 0..2 {
+            host.collect(&["C"], true).unwrap_or_else(|error| panic!("change {change}: {error:?}"));
+        }
+        host.abort("C").expect("aborted");
+        host.collect(&[], true).expect("collected");
+        for (id, text) in [("A", A), ("B", B)] {
+            assert_eq!(host.restore(id).expect("restored"), content(text), "change {change}");
+        }
+        assert_eq!(host.collect(&[], false).expect("looked at"), [], "change {change}");
+    }
+}
+
+#[test]
 fn a_deletion_that_dies_costs_no_other_point() {
     let story = Story { prepare: two_points, act: |host| host.delete("A"), stay: &[("B", B)] };
     strike_everywhere(&story, |host| host.delete("A").expect("deleted"));
