@@ -26,9 +26,9 @@ mod native;
 mod wasi;
 
 #[cfg(not(target_arch = "wasm32"))]
-pub use native::double;
-#[cfg(not(target_arch = "wasm32"))]
 use native as imp;
+#[cfg(not(target_arch = "wasm32"))]
+pub use native::double;
 #[cfg(target_arch = "wasm32")]
 use wasi as imp;
 

@@ -235,7 +235,7 @@ impl Repository<'_> {
         }
         // Most packs are needed wholly; only the others' tables are worth reading.
         let few_are_dead = (usize::from(id.entries()) - count) as u64 * 2 * WASTE < u64::from(id.entries());
-        if objects.len() == 1 && few_are_dead {
+        if objects.len() == 1 && few_are_dead || !self.storage.takes_ranges() {
             return Ok(Stored { objects, waste: 0, live: all });
         }
         let live = match self.best(id, &objects, marks)? {

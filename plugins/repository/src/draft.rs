@@ -38,6 +38,9 @@
 //! looks whether the one before is still there. `commit` looks once more, after it made the point, whether the disks are there and no `closing`:
 //! either (3) saw the point, or (1) came before, and then `closing` is there or the disks are gone. In that case it takes the point back
 //! before it answers.
+//!
+//! A point that is found may be in a cache alone, because who made it died before it was synced. So whoever finds it syncs it before the
+//! draft goes (f), without which no other attempt could make it anew.
 
 use crate::envelope::{Kind, damaged};
 use crate::index::Hooks;
@@ -208,8 +211,8 @@ impl Repository<'_> {
     pub fn commit(&self, draft: &Draft, receipts: &[DiskReceipt]) -> Result<Point, Error> {
         let tag = self.names.draft(&draft.id);
         let name = self.names.point(&draft.vm, tag);
-        if let Some(point) = self.made(tag)? {
-            self.settle(tag)?;
+        if let Some((name, point)) = self.made(tag)? {
+            self.settle(tag, &name)?;
             return Ok(point);
         }
         let objects = receipts.iter().map(|receipt| object_of(receipt, draft, tag)).collect::<Result<Vec<_>, _>>()?;
@@ -233,21 +236,26 @@ impl Repository<'_> {
                 RETRY_AFTER,
             ));
         }
-        self.storage.sync()?;
+        if let Err(error) = self.storage.sync() {
+            // A cache that failed to write it down may take it for written from now on, so it is not to be found again.
+            let _ = self.storage.delete(&name);
+            return Err(error);
+        }
         let there = self.storage.list(&tag.draft())?;
         if is_closing(&there) || !objects.iter().all(|name| there.iter().any(|object| object.name == *name)) {
             self.storage.delete(&name)?;
             self.storage.sync()?;
             return Err(too_late(&draft.id));
         }
-        self.settle(tag)?;
+        self.settle(tag, &name)?;
         self.tidy_index()?;
-        self.made(tag)?.ok_or_else(|| Error::not_found(format!("the recovery point {} was deleted at once", draft.id)))
+        let deleted = || Error::not_found(format!("the recovery point {} was deleted at once", draft.id));
+        self.made(tag)?.map(|(_, point)| point).ok_or_else(deleted)
     }
 
-    /// The point that a draft has become. One that cannot be read while the draft's objects are there was being made when the power
+    /// The point that a draft has become, and its name. One that cannot be read while the draft's objects are there was being made when the power
     /// failed, and is removed.
-    fn made(&self, tag: Tag) -> Result<Option<Point>, Error> {
+    fn made(&self, tag: Tag) -> Result<Option<(String, Point)>, Error> {
         let Some((name, found)) = self.find(tag)? else { return Ok(None) };
         let point = match self.read_point(&name) {
             Ok(point) => point,
@@ -258,7 +266,8 @@ impl Repository<'_> {
             }
             Err(error) => return Err(error),
         };
-        if point.is_none() { Ok(None) } else { self.told(&name, &found) }
+        let told = if point.is_none() { None } else { self.told(&name, &found)? };
+        Ok(told.map(|point| (name, point)))
     }
 
     /// The disks that the receipts are for.
@@ -306,8 +315,10 @@ impl Repository<'_> {
         Ok(())
     }
 
-    /// Removes what stood for a draft that is a point now, and lets others refer to its chunks.
-    pub(crate) fn settle(&self, tag: Tag) -> Result<(), Error> {
+    /// Removes what stood for a draft that is this point now, and lets others refer to its chunks.
+    fn settle(&self, tag: Tag, point: &str) -> Result<(), Error> {
+        self.storage.adopt(point)?;
+        self.storage.sync()?;
         for object in self.storage.list(&tag.draft())? {
             let disk = match is_part(&object, OPEN) || is_part(&object, CLOSING) {
                 true => Ok(None),
@@ -349,8 +360,8 @@ impl Repository<'_> {
         for object in objects.iter().filter(|object| is_part(object, OPEN)) {
             self.storage.delete(&object.name)?;
         }
-        if self.made(tag)?.is_some() {
-            return self.settle(tag);
+        if let Some((point, _)) = self.made(tag)? {
+            return self.settle(tag, &point);
         }
         for pack in self.storage.list(&tag.packs())? {
             self.storage.delete(&pack.name)?;

@@ -85,6 +85,25 @@ impl FolderStore {
         Ok(())
     }
 
+    fn sync_all(&self, Unsynced { files, folders }: &Unsynced) -> Result<(), Error> {
+        // What another host removed meanwhile need not be synced.
+        let unless_gone = |synced: Result<(), Error>| match synced {
+            Err(error) if error.code == ErrorCode::NotFound => Ok(()),
+            synced => synced,
+        };
+        for name in files {
+            unless_gone(self.root.open_file(name).and_then(|file| file.sync()))?;
+        }
+        for name in folders {
+            let synced = match name.as_str() {
+                "" => self.root.sync(),
+                name => self.root.folder(name).and_then(|folder| folder.sync()),
+            };
+            unless_gone(synced)?;
+        }
+        Ok(())
+    }
+
     fn add(&self, folder: &str, prefix: &str, objects: &mut Vec<Object>) -> Result<(), Error> {
         let (entries, above) = match folder {
             "" => (self.root.list(), String::new()),
@@ -93,7 +112,9 @@ impl FolderStore {
         let entries = match entries {
             // Another host removed it, empty, or nothing was ever put there. What is listed as empty may be thrown away, so the
             // error alone is not believed.
-            Err(error) if error.code == ErrorCode::NotFound && !folder.is_empty() && self.root.stat(folder)?.is_none() => {
+            Err(error)
+                if error.code == ErrorCode::NotFound && !folder.is_empty() && self.root.stat(folder)?.is_none() =>
+            {
                 return Ok(());
             }
             entries => entries?,
@@ -174,24 +195,22 @@ impl Storage for FolderStore {
         Ok(())
     }
 
+    fn adopt(&self, name: &str) -> Result<(), Error> {
+        // Who made it may have made its folders as well.
+        let folders = name.match_indices('/').map(|(at, _)| parent(&name[..at]).to_owned());
+        self.unsynced.borrow_mut().folders.extend(folders);
+        self.made(name)
+    }
+
     fn sync(&self) -> Result<(), Error> {
-        let Unsynced { files, folders } = self.unsynced.take();
-        // What another host removed meanwhile need not be synced.
-        let unless_gone = |synced: Result<(), Error>| match synced {
-            Err(error) if error.code == ErrorCode::NotFound => Ok(()),
-            synced => synced,
-        };
-        for name in files {
-            unless_gone(self.root.open_file(&name).and_then(|file| file.sync()))?;
+        let unsynced = self.unsynced.take();
+        let synced = self.sync_all(&unsynced);
+        if synced.is_err() {
+            let mut again = self.unsynced.borrow_mut();
+            again.files.extend(unsynced.files);
+            again.folders.extend(unsynced.folders);
         }
-        for name in folders {
-            let synced = match name.as_str() {
-                "" => self.root.sync(),
-                name => self.root.folder(name).and_then(|folder| folder.sync()),
-            };
-            unless_gone(synced)?;
-        }
-        Ok(())
+        synced
     }
 }
 
@@ -277,6 +296,27 @@ mod tests {
             }
         });
         assert_eq!(names(&store, "packs/"), ["packs/a/1", "packs/a/3"]);
+    }
+
+    #[test]
+    fn what_could_not_be_synced_is_so_the_next_time() {
+        let scratch = tempfile::tempdir().expect("a folder");
+        let store = FolderStore::open(scratch.path().to_str().expect("UTF-8")).expect("opened");
+        let [folder, elsewhere] = ["points/a", "elsewhere"].map(|name| scratch.path().join(name));
+        std::fs::create_dir_all(&folder).expect("made");
+        std::fs::write(folder.join("b"), "it").expect("made");
+        store.adopt("points/a/b").expect("adopted");
+        let wanted = ["", "points", "points/a"].map(str::to_owned).into();
+        assert_eq!(store.unsynced.borrow().folders, wanted, "whoever made it may have made these");
+        std::fs::rename(&folder, &elsewhere).expect("renamed");
+        std::fs::write(&folder, "no folder").expect("made");
+        store.sync().expect_err("there is no folder");
+        assert!(store.unsynced.borrow().files.contains("points/a/b"));
+        assert_eq!(store.unsynced.borrow().folders, wanted);
+        std::fs::remove_file(&folder).expect("removed");
+        std::fs::rename(&elsewhere, &folder).expect("renamed");
+        store.sync().expect("synced");
+        assert!(store.unsynced.borrow().files.is_empty());
     }
 
     #[test]

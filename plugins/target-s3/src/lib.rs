@@ -18,7 +18,7 @@
 //! (`AbortIncompleteMultipartUpload`) removes; with the default sizes nothing is sent in parts.
 //!
 //! **Object Lock.** With `lock`, everything that is made is locked for so many days from then on; a chunk that newer points share is
-//! not locked anew. So what is younger than that cannot be destroyed by whoever has the key, and of what is older only the newest chunks
+//! not locked anew, and a pack is never made smaller: it goes when no point needs any of it. So what is younger than that cannot be destroyed by whoever has the key, and of what is older only the newest chunks
 //! cannot. In the versioned bucket that Object Lock needs, what is deleted is hidden and stays as an older version: a lifecycle rule
 //! has to expire those.
 //!

@@ -1,6 +1,7 @@
 //! What a repository does when nothing fails.
 
-use crate::support::{CHUNK, Content, Host, Taken, content};
+use crate::support::{CHUNK, Content, Host, Memory, Taken, content};
+use std::sync::Arc;
 use vmferry_plugin_api::target::Extent;
 use vmferry_plugin_api::{ErrorCode, seal};
 
@@ -251,4 +252,27 @@ fn what_is_left_of_a_shrunk_pack_is_collected_in_its_time_as_well() {
     assert_eq!(host.restore("3").expect("restored"), content("stuv"));
     assert_eq!(host.collect(&[], true).expect("looked at"), []);
     assert_eq!(host.names("sentenced/").len() + host.names("condemned/").len(), 0);
+}
+
+#[test]
+fn where_objects_are_locked_a_pack_stays_whole_until_nobody_needs_any_of_it() {
+    let mut storage = Memory::default();
+    storage.locks = true;
+    let mut host = Host::on(Arc::new(storage));
+    host.settings.pack_size = 32 << 20;
+    host.point("1", None, &content("abcdefghijklmnop")).expect("stored");
+    host.point("2", None, &content("ab")).expect("stored");
+    let shared = host.names("packs/").into_iter().max_by_key(|name| host.storage.length(name)).expect("a pack");
+    host.delete("1").expect("deleted");
+    assert_eq!(host.collect(&[], true).expect("collected"), []);
+    assert_eq!(host.restore("2").expect("restored"), content("ab"));
+    // Nobody removes it, so others may go on referring to it.
+    host.point("3", None, &content("cdef")).expect("stored");
+    assert!(host.storage.size() < 18 * CHUNK);
+    for gone in ["2", "3"] {
+        assert!(host.names("packs/").contains(&shared));
+        host.delete(gone).expect("deleted");
+        host.collect(&[], true).expect("collected");
+    }
+    assert_eq!(host.names("packs/"), Vec::<String>::new());
 }
