@@ -189,6 +189,21 @@ fn settings_that_do_not_fit_the_repository_are_refused() {
 }
 
 #[test]
+fn a_repository_whose_chunk_size_somebody_changed_is_refused() {
+    seal::double::add_key("key");
+    for key in [None, Some("key".to_owned())] {
+        let mut host = Host::default();
+        host.settings.key = key;
+        host.point("1", None, &content("a")).expect("stored");
+        host.storage.alter("repository", |bytes| {
+            *bytes = String::from_utf8_lossy(bytes).replace("65536", "131072").into();
+        });
+        let refused = host.with(|repository| repository.points(None)).expect_err("refused");
+        assert!(refused.is_damaged() && refused.message.contains("chunk size"), "{}", refused.message);
+    }
+}
+
+#[test]
 fn nothing_in_an_encrypted_repository_says_what_is_in_it() {
     seal::double::add_key("key");
     let mut host = Host::default();
