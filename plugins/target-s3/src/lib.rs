@@ -1,7 +1,9 @@
 //! A target: a deduplicating repository of recovery points in a bucket of Amazon S3, or of what speaks its protocol.
 //!
 //! ```toml
-//! targets = [{ plugin = "target-s3", with = { endpoint = "https://s3.eu-central-1.amazonaws.com", bucket = "acme-backup" } }]
+//! targets = [
+//!     { plugin = "target-s3", with = { endpoint = "https://s3.eu-central-1.amazonaws.com", bucket = "acme-backup", create = true } },
+//! ]
 //!
 //! [plugin.target-s3]
 //! grants = { http = ["https://s3.eu-central-1.amazonaws.com"] }
@@ -12,6 +14,9 @@
 //! secret_key_file = "secrets/s3"
 //! region = "eu-central-1"
 //! ```
+//!
+//! With `create = true` the first run makes a repository there; without it a bucket without one is an error, since `bucket` or `prefix` may
+//! be wrong. So it is taken out of the settings again once the repository is there.
 //!
 //! What the bucket has to do: answer ranges, list what was just made, and honour `If-None-Match: *`, as Amazon S3, MinIO, Ceph and
 //! Cloudflare R2 do. An upload that broke off with its host leaves parts behind, which a lifecycle rule
@@ -59,6 +64,9 @@ struct Config {
     part_size: Size,
     /// Object Lock: `{ mode = "governance", days = 30 }`.
     lock: Option<Lock>,
+    /// Whether a repository is made where none is: for the first run.
+    #[serde(default)]
+    create: bool,
     /// Name of the host's key that everything is encrypted with.
     key: Option<String>,
     /// Size of a chunk, chosen when the repository is made: `64 KiB` to `2 MiB`.
@@ -115,8 +123,15 @@ impl Place for InBucket {
     }
 
     fn choices(config: &Config) -> Choices {
-        let Config { key, chunk_size, compress, pack_size, grace, .. } = config;
-        Choices { key: key.clone(), chunk_size: *chunk_size, compress: *compress, pack_size: *pack_size, grace: *grace }
+        let Config { create, key, chunk_size, compress, pack_size, grace, .. } = config;
+        let (create, key, chunk_size, compress) = (*create, key.clone(), *chunk_size, *compress);
+        Choices { create, key, chunk_size, compress, pack_size: *pack_size, grace: *grace }
+    }
+
+    const FIND_IT: &str = "correct `bucket` and `prefix`";
+
+    fn name(config: &Config) -> String {
+        config.bucket().url(Some(""), &[])
     }
 
     fn store(config: &Config) -> Result<Store, Error> {
@@ -145,8 +160,8 @@ mod tests {
     fn settings_are_checked_by_name() {
         assert_eq!(problem(serde_json::json!({})), None);
         let whole = serde_json::json!({
-            "prefix": "site-a", "addressing": "virtual-hosted", "part_size": "16 MiB", "key": "backup", "chunk_size": "1 MiB",
-            "compress": false, "pack_size": "16 MiB", "grace": "2d", "lock": { "mode": "compliance", "days": 30 }
+            "prefix": "site-a", "addressing": "virtual-hosted", "part_size": "16 MiB", "create": true, "key": "backup",
+            "chunk_size": "1 MiB", "compress": false, "pack_size": "16 MiB", "grace": "2d", "lock": { "mode": "compliance", "days": 30 }
         });
         assert_eq!(problem(whole), None);
         for (key, value) in [

@@ -38,7 +38,7 @@ pub(crate) async fn target(url: &str, access_key: &str, secret_key: &str) -> Arc
     let credentials = vec![Credential::aws(server, key).unwrap()];
     let with = serde_json::json!({
         "endpoint": url, "bucket": "backup", "prefix": "site-a", "chunk_size": "1 MiB", "pack_size": "8 MiB",
-        "part_size": "5 MiB", "grace": "1s",
+        "part_size": "5 MiB", "grace": "1s", "create": true,
     });
     let host = HostServices { credentials, ..HostServices::default() };
     let instance = Instance { with, grants, host, ..Instance::default() };
