@@ -253,8 +253,8 @@ impl Repository<'_> {
         self.made(tag)?.map(|(_, point)| point).ok_or_else(deleted)
     }
 
-    /// The point that a draft has become, and its name. One that cannot be read while the draft's objects are there was being made when the power
-    /// failed, and is removed.
+    /// The point that a draft has become, by its name. One that cannot be read while the draft's objects are there was being made
+    /// when the power failed, and is removed.
     fn made(&self, tag: Tag) -> Result<Option<(String, Point)>, Error> {
         let Some((name, found)) = self.find(tag)? else { return Ok(None) };
         let point = match self.read_point(&name) {

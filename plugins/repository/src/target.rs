@@ -89,8 +89,8 @@ pub struct Kept<P>(PhantomData<P>);
 /// When to ask again for a repository that was not there: an operator has to do something.
 const RETRY_AFTER: u64 = 300;
 
-/// Acts on the repository that is there. `None` when there is none yet and the operator wants one: an empty place where none is expected
-/// is a share that is not mounted, and nothing that follows from its emptiness would be true.
+/// Acts on the repository that is there. `None` when there is none yet and the operator wants one. An empty place where none is to be made
+/// may be a share that is not mounted, and is not to be taken for a repository without points.
 fn existing<P: Place, T>(
     config: &P::Config,
     act: impl FnOnce(&Repository<'_>) -> Result<T, Error>,

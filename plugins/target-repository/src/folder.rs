@@ -151,7 +151,8 @@ impl Storage for FolderStore {
 
     fn create(&self, name: &str, bytes: &[u8]) -> Result<bool, Error> {
         let (temporary, file) = self.temporary()?;
-        let created = file.write_at(0, bytes).and_then(|()| {
+        // Synced before it has its name: the object that says what a repository is can be made only once, whole or not at all.
+        let created = file.write_at(0, bytes).and_then(|()| file.sync()).and_then(|()| {
             match self.in_folder(name, || self.root.link(&temporary, name)) {
                 Ok(()) => Ok(true),
                 Err(error) if is_exists(&error) => Ok(false),

@@ -7,8 +7,8 @@
 //! grants = { folders = ["/mnt/backup"], seal = ["backup"] }
 //! ```
 //!
-//! With `create = true` the first run makes a repository there; without it an empty folder is an error, since the share may just not be mounted. So
-//! it is taken out of the settings again once the repository is there.
+//! `create = true` has the first run make a repository in the folder. Take it out of the settings after that: without it an
+//! empty folder is an error, since it is more likely a share that is not mounted.
 //!
 //! Every chunk is stored once, whatever points of whatever VMs it is part of. Payload never enters the plugin, and neither does the key.
 //!

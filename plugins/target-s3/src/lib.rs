@@ -15,17 +15,17 @@
 //! region = "eu-central-1"
 //! ```
 //!
-//! With `create = true` the first run makes a repository there; without it a bucket without one is an error, since `bucket` or `prefix` may
-//! be wrong. So it is taken out of the settings again once the repository is there.
+//! `create = true` has the first run make a repository in the bucket. Take it out of the settings after that: without it a place
+//! without a repository is an error, since `bucket` or `prefix` is more likely wrong.
 //!
 //! What the bucket has to do: answer ranges, list what was just made, and honour `If-None-Match: *`, as Amazon S3, MinIO, Ceph and
 //! Cloudflare R2 do. An upload that broke off with its host leaves parts behind, which a lifecycle rule
 //! (`AbortIncompleteMultipartUpload`) removes; with the default sizes nothing is sent in parts.
 //!
 //! **Object Lock.** With `lock`, everything that is made is locked for so many days from then on; a chunk that newer points share is
-//! not locked anew, and a pack is never made smaller: it goes when no point needs any of it. So what is younger than that cannot be destroyed by whoever has the key, and of what is older only the newest chunks
-//! cannot. In the versioned bucket that Object Lock needs, what is deleted is hidden and stays as an older version: a lifecycle rule
-//! has to expire those.
+//! not locked anew. So what is younger than that cannot be destroyed by whoever has the key, and of what is older only the newest chunks
+//! cannot. A pack is never made smaller then: it goes when no point needs any of it. In the versioned bucket that Object Lock needs, what
+//! is deleted is hidden and stays as an older version: a lifecycle rule has to expire those.
 //!
 //! Payload never enters the plugin, and neither does the secret key.
 
@@ -148,12 +148,25 @@ vmferry_plugin_api::export_target!(Kept<InBucket>);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vmferry_repository::Storage;
 
     fn problem(config: serde_json::Value) -> Option<String> {
         let mut whole = serde_json::json!({ "endpoint": "https://s3.example.org", "bucket": "acme-backup" });
         whole.as_object_mut().expect("an object").extend(config.as_object().expect("an object").clone());
         let config = vmferry_plugin_api::parse_config::<Config>(&whole.to_string());
         config.and_then(|config| Kept::<InBucket>::check(&config)).err().map(|error| error.message)
+    }
+
+    #[test]
+    fn what_is_locked_is_made_of_no_ranges() {
+        let takes_ranges = |lock: serde_json::Value| {
+            let config =
+                serde_json::json!({ "endpoint": "https://s3.example.org", "bucket": "acme-backup", "lock": lock });
+            let config = vmferry_plugin_api::parse_config(&config.to_string()).expect("right");
+            InBucket::store(&config).expect("a store").takes_ranges()
+        };
+        assert!(takes_ranges(serde_json::Value::Null));
+        assert!(!takes_ranges(serde_json::json!({ "mode": "governance", "days": 30 })));
     }
 
     #[test]

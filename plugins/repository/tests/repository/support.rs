@@ -262,10 +262,8 @@ impl Storage for Memory {
 
     fn adopt(&self, name: &str) -> Result<(), Error> {
         let mut state = self.act()?;
-        if let Some(bytes) = state.now.get(name).map(Arc::clone) {
-            let by = state.process;
-            state.unsynced.push((by, Change::Put(name.to_owned(), bytes)));
-        }
+        let process = state.process;
+        state.unsynced.iter_mut().filter(|(_, change)| change.name() == name).for_each(|(by, _)| *by = process);
         Ok(())
     }
 
