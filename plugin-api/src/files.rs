@@ -27,6 +27,8 @@ mod wasi;
 
 #[cfg(not(target_arch = "wasm32"))]
 use native as imp;
+#[cfg(not(target_arch = "wasm32"))]
+pub use native::double;
 #[cfg(target_arch = "wasm32")]
 use wasi as imp;
 
@@ -173,9 +175,18 @@ impl Folder {
         }
     }
 
-    /// What is in the folder, in the order of the names.
+    /// What is in the folder, in the order of the names. An entry that somebody removes meanwhile may be left out, and no other;
+    /// not found is the folder itself.
     pub fn list(&self) -> Result<Vec<Entry>, Error> {
-        let mut entries = self.handle.list().map_err(|problem| problem.into_error("list", &self.path))?;
+        let failed = |problem: Problem| problem.into_error("list", &self.path);
+        let mut entries = Vec::new();
+        for entry in self.handle.list().map_err(failed)? {
+            match entry {
+                // A host reads the names first and looks at each then, when it may be gone.
+                Err(Problem::NotFound) => {}
+                entry => entries.push(entry.map_err(failed)?),
+            }
+        }
         entries.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(entries)
     }

@@ -77,14 +77,16 @@ impl Folder {
         Ok(fs::remove_dir(self.inside(path)?)?)
     }
 
-    pub(super) fn list(&self) -> Result<Vec<Entry>, Problem> {
-        let mut entries = Vec::new();
-        for entry in fs::read_dir(&self.0)? {
-            let entry = entry?;
-            let name = entry.file_name().into_string().map_err(|_| Problem::Other("a name is not UTF-8".to_owned()))?;
-            entries.push(Entry { name, kind: kind(entry.file_type()?) });
-        }
-        Ok(entries)
+    /// What is in the folder. The problem of one entry is not the folder's. All names are read before the first is looked at, as
+    /// a host does it.
+    pub(super) fn list(&self) -> Result<impl Iterator<Item = Result<Entry, Problem>>, Problem> {
+        let names = fs::read_dir(&self.0)?.map(|entry| Ok(entry?.file_name())).collect::<Vec<Result<_, Problem>>>();
+        double::between(&self.0);
+        Ok(names.into_iter().map(|name| {
+            let name = name?.into_string().map_err(|_| Problem::Other("a name is not UTF-8".to_owned()))?;
+            let found = fs::symlink_metadata(self.0.join(&name))?;
+            Ok(Entry { name, kind: kind(found.file_type()) })
+        }))
     }
 
     pub(super) fn stat(&self, path: &str) -> Result<Stat, Problem> {
@@ -98,6 +100,32 @@ impl Folder {
 
     pub(super) fn sync(&self) -> Result<(), Problem> {
         Ok(fs::File::open(&self.0)?.sync_all()?)
+    }
+}
+
+/// What happens to the files of a test meanwhile.
+pub mod double {
+    use std::cell::RefCell;
+    use std::path::Path;
+
+    type Act = Box<dyn FnMut(&Path)>;
+
+    thread_local! {
+        static ACT: RefCell<Option<Act>> = const { RefCell::new(None) };
+    }
+
+    /// Has every listing of this thread do `act` with the folder's path when it has read the names and looked at no entry yet. So a
+    /// test removes an entry as another host would.
+    pub fn on_list(act: impl FnMut(&Path) + 'static) {
+        ACT.set(Some(Box::new(act)));
+    }
+
+    pub(super) fn between(folder: &Path) {
+        // Out of its place meanwhile, so that the act itself may list.
+        if let Some(mut act) = ACT.take() {
+            act(folder);
+            ACT.set(Some(act));
+        }
     }
 }
 

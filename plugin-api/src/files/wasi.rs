@@ -76,13 +76,13 @@ impl Folder {
         Ok(self.0.remove_directory_at(path)?)
     }
 
-    pub(super) fn list(&self) -> Result<Vec<Entry>, Problem> {
+    /// What is in the folder. The problem of one entry is not the folder's.
+    pub(super) fn list(&self) -> Result<impl Iterator<Item = Result<Entry, Problem>>, Problem> {
         let stream = self.0.read_directory()?;
-        let mut entries = Vec::new();
-        while let Some(entry) = stream.read_directory_entry()? {
-            entries.push(Entry { name: entry.name, kind: kind(entry.type_) });
-        }
-        Ok(entries)
+        Ok(std::iter::from_fn(move || {
+            let entry = stream.read_directory_entry().map_err(Problem::from).transpose()?;
+            Some(entry.map(|entry| Entry { name: entry.name, kind: kind(entry.type_) }))
+        }))
     }
 
     pub(super) fn stat(&self, path: &str) -> Result<Stat, Problem> {

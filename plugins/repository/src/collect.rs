@@ -1,9 +1,9 @@
 //! Finds what takes up room and belongs to no point, and removes it; why that is safe stands in `draft`.
 
-use crate::draft::worked_on;
+use crate::draft::{is_closing, worked_on};
 use crate::envelope::Kind;
 use crate::marks::Marks;
-use crate::names::{CONDEMNED, INDEX, POINTS, PackId, SENTENCED, TEMPORARY, Tag, content_name};
+use crate::names::{CONDEMNED, INDEX, POINTS, PackId, SENTENCED, TEMPORARY, Tag, UNSOUND, content_name};
 use crate::points::tag_of;
 use crate::repository::{Batch, Pack, Repository};
 use crate::storage::{Object, Piece};
@@ -175,7 +175,8 @@ impl Repository<'_> {
 
     /// Marks what drafts and points need that are not in `seen`. Drafts come first: one that becomes a point meanwhile is met as that.
     fn mark(&self, marks: &mut Marks, seen: &mut BTreeSet<String>) -> Result<(), Error> {
-        for object in self.drafts()?.into_values().flatten() {
+        // One that is being removed needs nothing: either its point is there, or none comes that stays.
+        for object in self.drafts()?.into_values().filter(|objects| !is_closing(objects)).flatten() {
             if seen.contains(&object.name) {
                 continue;
             }
@@ -234,7 +235,7 @@ impl Repository<'_> {
         }
         // Most packs are needed wholly; only the others' tables are worth reading.
         let few_are_dead = (usize::from(id.entries()) - count) as u64 * 2 * WASTE < u64::from(id.entries());
-        if objects.len() == 1 && few_are_dead {
+        if objects.len() == 1 && few_are_dead || !self.storage.takes_ranges() {
             return Ok(Stored { objects, waste: 0, live: all });
         }
         let live = match self.best(id, &objects, marks)? {
@@ -285,7 +286,7 @@ impl Repository<'_> {
         Garbage { what: id.name(), why: format!("{what}; {when}."), bytes: pack.waste }
     }
 
-    fn put_batches(&self, prefix: &str, at: Timestamp, packs: &[PackId]) -> Result<(), Error> {
+    pub(crate) fn put_batches(&self, prefix: &str, at: Timestamp, packs: &[PackId]) -> Result<(), Error> {
         for packs in packs.chunks(Batch::MOST) {
             let content = Batch::encode(at, packs);
             self.put(Kind::Batch, &format!("{prefix}{}", content_name(&content)), &content)?;
@@ -367,14 +368,24 @@ impl Repository<'_> {
         self.storage.sync()?;
         let there: BTreeSet<String> =
             self.storage.list(crate::names::PACKS)?.into_iter().map(|object| object.name).collect();
+        let is_whole = |id: &PackId| there.contains(&id.name());
+        // Also what is left of a pack may have to wait until it can be removed.
+        let waits = |id: &PackId| match stored.get(id) {
+            Some(pack) => pack.is_wasteful() && pack.objects.iter().any(|object| there.contains(&object.name)),
+            None => is_whole(id),
+        };
         for batch in self.batches(SENTENCED)? {
-            if !batch.packs.iter().any(|id| there.contains(&id.name())) {
+            if !batch.packs.iter().any(|id| is_whole(id) || waits(id)) {
                 self.storage.delete(&batch.name)?;
             }
         }
         for batch in self.batches(CONDEMNED)? {
-            let waits = |id: &PackId| there.contains(&id.name()) && !sentenced.contains_key(id);
-            if !batch.packs.iter().any(|id| waits(id) && stored.get(id).is_none_or(Stored::is_wasteful)) {
+            if !batch.packs.iter().any(|id| waits(id) && !sentenced.contains_key(id)) {
+                self.storage.delete(&batch.name)?;
+            }
+        }
+        for batch in self.batches(UNSOUND)? {
+            if !batch.packs.iter().any(is_whole) {
                 self.storage.delete(&batch.name)?;
             }
         }

@@ -38,11 +38,14 @@
 //! looks whether the one before is still there. `commit` looks once more, after it made the point, whether the disks are there and no `closing`:
 //! either (3) saw the point, or (1) came before, and then `closing` is there or the disks are gone. In that case it takes the point back
 //! before it answers.
+//!
+//! A point that is found may be in a cache alone, because who made it died before it was synced. So whoever finds it syncs it before the
+//! draft goes (f), without which no other attempt could make it anew.
 
 use crate::envelope::{Kind, damaged};
 use crate::index::Hooks;
 use crate::map::Root;
-use crate::names::{PackId, SENTENCED, Tag, unhex};
+use crate::names::{PackId, SENTENCED, Tag, UNSOUND, unhex};
 use crate::points::{Body, Head, HeadDisk};
 use crate::repository::{RETRY_AFTER, Repository};
 use crate::storage::{Object, put_bytes};
@@ -145,11 +148,16 @@ pub(crate) struct Work {
 
 /// When somebody last began or renewed work on the draft whose objects these are; `None` when nobody does any more.
 pub(crate) fn worked_on(objects: &[Object]) -> Option<Timestamp> {
-    if objects.iter().any(|object| is_part(object, CLOSING)) {
+    if is_closing(objects) {
         return None;
     }
     let since = |object: &Object| object.name.rsplit_once('/')?.1.strip_prefix(OPEN)?.split_once('-')?.1.parse().ok();
     objects.iter().filter_map(since).max()
+}
+
+/// Whether the draft whose objects these are is being removed.
+pub(crate) fn is_closing(objects: &[Object]) -> bool {
+    objects.iter().any(|object| is_part(object, CLOSING))
 }
 
 /// Whether an object of a draft is called `part`, or begins so.
@@ -203,8 +211,8 @@ impl Repository<'_> {
     pub fn commit(&self, draft: &Draft, receipts: &[DiskReceipt]) -> Result<Point, Error> {
         let tag = self.names.draft(&draft.id);
         let name = self.names.point(&draft.vm, tag);
-        if let Some(point) = self.made(tag)? {
-            self.settle(tag)?;
+        if let Some((name, point)) = self.made(tag)? {
+            self.settle(tag, &name)?;
             return Ok(point);
         }
         let objects = receipts.iter().map(|receipt| object_of(receipt, draft, tag)).collect::<Result<Vec<_>, _>>()?;
@@ -228,22 +236,26 @@ impl Repository<'_> {
                 RETRY_AFTER,
             ));
         }
-        self.storage.sync()?;
+        if let Err(error) = self.storage.sync() {
+            // A cache that failed to write it down may take it for written from now on, so it is not to be found again.
+            let _ = self.storage.delete(&name);
+            return Err(error);
+        }
         let there = self.storage.list(&tag.draft())?;
-        let closing = there.iter().any(|object| is_part(object, CLOSING));
-        if closing || !objects.iter().all(|name| there.iter().any(|object| object.name == *name)) {
+        if is_closing(&there) || !objects.iter().all(|name| there.iter().any(|object| object.name == *name)) {
             self.storage.delete(&name)?;
             self.storage.sync()?;
             return Err(too_late(&draft.id));
         }
-        self.settle(tag)?;
+        self.settle(tag, &name)?;
         self.tidy_index()?;
-        self.made(tag)?.ok_or_else(|| Error::not_found(format!("the recovery point {} was deleted at once", draft.id)))
+        let deleted = || Error::not_found(format!("the recovery point {} was deleted at once", draft.id));
+        self.made(tag)?.map(|(_, point)| point).ok_or_else(deleted)
     }
 
-    /// The point that a draft has become. One that cannot be read while the draft's objects are there was being made when the power
-    /// failed, and is removed.
-    fn made(&self, tag: Tag) -> Result<Option<Point>, Error> {
+    /// The point that a draft has become, by its name. One that cannot be read while the draft's objects are there was being made
+    /// when the power failed, and is removed.
+    fn made(&self, tag: Tag) -> Result<Option<(String, Point)>, Error> {
         let Some((name, found)) = self.find(tag)? else { return Ok(None) };
         let point = match self.read_point(&name) {
             Ok(point) => point,
@@ -254,7 +266,8 @@ impl Repository<'_> {
             }
             Err(error) => return Err(error),
         };
-        if point.is_none() { Ok(None) } else { self.told(&name, &found) }
+        let told = if point.is_none() { None } else { self.told(&name, &found)? };
+        Ok(told.map(|point| (name, point)))
     }
 
     /// The disks that the receipts are for.
@@ -285,6 +298,9 @@ impl Repository<'_> {
         if used.is_empty() {
             return Ok(());
         }
+        if self.batches(UNSOUND)?.iter().flat_map(|batch| &batch.packs).any(|id| used.contains(id)) {
+            return Err(again("a verification found damage in what the data refers to"));
+        }
         let removed = || again("another host removed garbage that the data had become part of");
         if self.batches(SENTENCED)?.iter().flat_map(|batch| &batch.packs).any(|id| used.contains(id)) {
             return Err(removed());
@@ -299,8 +315,10 @@ impl Repository<'_> {
         Ok(())
     }
 
-    /// Removes what stood for a draft that is a point now, and lets others refer to its chunks.
-    pub(crate) fn settle(&self, tag: Tag) -> Result<(), Error> {
+    /// Removes what stood for a draft that is this point now, and lets others refer to its chunks.
+    fn settle(&self, tag: Tag, point: &str) -> Result<(), Error> {
+        self.storage.adopt(point)?;
+        self.storage.sync()?;
         for object in self.storage.list(&tag.draft())? {
             let disk = match is_part(&object, OPEN) || is_part(&object, CLOSING) {
                 true => Ok(None),
@@ -342,8 +360,8 @@ impl Repository<'_> {
         for object in objects.iter().filter(|object| is_part(object, OPEN)) {
             self.storage.delete(&object.name)?;
         }
-        if self.made(tag)?.is_some() {
-            return self.settle(tag);
+        if let Some((point, _)) = self.made(tag)? {
+            return self.settle(tag, &point);
         }
         for pack in self.storage.list(&tag.packs())? {
             self.storage.delete(&pack.name)?;

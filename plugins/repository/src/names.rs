@@ -9,6 +9,7 @@
 //! drafts/<draft>/closing                    the draft is being removed
 //! points/<vm>/<draft>                       a recovery point; `.held` and `.damaged` beside it are said of it
 //! condemned/<content>, sentenced/<content>  packs that nobody may refer to any more
+//! unsound/<content>                         packs that were found damaged
 //! index/<content>                           where known chunks are
 //! ```
 //!
@@ -23,6 +24,7 @@ pub(crate) const DRAFTS: &str = "drafts/";
 pub(crate) const POINTS: &str = "points/";
 pub(crate) const CONDEMNED: &str = "condemned/";
 pub(crate) const SENTENCED: &str = "sentenced/";
+pub(crate) const UNSOUND: &str = "unsound/";
 pub(crate) const INDEX: &str = "index/";
 /// Begins the names of what a storage is still making; the time in seconds since 1970 follows, then `-`.
 pub const TEMPORARY: &str = "tmp/";

@@ -2,9 +2,10 @@
 
 use crate::map::{PAGE_CHUNKS, Page, Place, Root, Run, slots};
 use crate::marks::Marks;
-use crate::names::Digest;
+use crate::names::{Digest, PackId, UNSOUND};
 use crate::repository::{Pack, Repository};
 use crate::storage::ATTEMPTS;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use vmferry_plugin_api::delta::{Encoding, Restore};
 use vmferry_plugin_api::stream::Input;
@@ -101,6 +102,7 @@ impl Repository<'_> {
             Err(error) if error.is_damaged() => found.add(None, &error.message),
             Err(error) => return Err(error),
         }
+        self.remember_unsound(found.packs)?;
         let damages = found.all;
         let summary = damages.first().map(|first| match damages.len() {
             1 => first.message.clone(),
@@ -108,6 +110,17 @@ impl Repository<'_> {
         });
         self.remember_damage(&name, summary.as_deref())?;
         Ok(damages)
+    }
+
+    /// Has nobody refer to these packs anew, so that whoever meets one of their chunks stores it once more.
+    fn remember_unsound(&self, mut packs: BTreeSet<PackId>) -> Result<(), Error> {
+        if packs.is_empty() {
+            return Ok(());
+        }
+        for batch in self.batches(UNSOUND)? {
+            packs.retain(|id| !batch.packs.contains(id));
+        }
+        self.put_batches(UNSOUND, self.now(), &packs.into_iter().collect::<Vec<_>>())
     }
 
     fn verify_disk(
@@ -128,6 +141,7 @@ impl Repository<'_> {
                 Ok(pages) => pages.concat(),
                 Err(error) if error.is_damaged() => {
                     found.add(Some(page_extent()), &error.message);
+                    found.packs.extend(root.pages[number].map(|place| place.pack));
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -137,6 +151,7 @@ impl Repository<'_> {
             let mut on_damage = |part: &Part, error: Error| {
                 let length = size.min(root.size.saturating_sub(part.offset));
                 found.add(Some(Extent { offset: part.offset, length }), &error.message);
+                found.packs.insert(part.place.pack);
                 Ok(())
             };
             let mut reader =
@@ -178,6 +193,8 @@ struct Damages {
     /// The disk that is looked at.
     disk: Option<String>,
     all: Vec<Damage>,
+    /// The packs that have it.
+    packs: BTreeSet<PackId>,
 }
 
 impl Damages {

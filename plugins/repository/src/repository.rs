@@ -51,8 +51,15 @@ struct Description {
     format: u32,
     chunk_size: u32,
     encrypted: bool,
-    /// What names are made with, sealed if the repository is encrypted; in hex.
+    /// What names are made with and the two numbers above again, sealed if the repository is encrypted; in hex.
     secret: String,
+}
+
+impl Description {
+    /// What is in `secret`, and proves that nobody changed the numbers beside it.
+    fn vouched(&self, secret: &[u8; 32]) -> Vec<u8> {
+        [&secret[..], &self.format.to_le_bytes(), &self.chunk_size.to_le_bytes()].concat()
+    }
 }
 
 const WHAT: &str = "recovery points of virtual machines, written by vmferry";
@@ -133,17 +140,10 @@ impl<'a> Repository<'a> {
         if !is_chunk_size(description.chunk_size) {
             return Err(foreign("its chunk size is impossible"));
         }
-        if settings.chunk_size.is_some_and(|size| size != description.chunk_size) {
-            let size = description.chunk_size >> 10;
-            return Err(Error::config(format!(
-                "`chunk_size`: the repository was made with chunks of {size} KiB, which cannot be changed; write `{size} KiB` or \
-                 leave the setting out"
-            )));
-        }
-        let secret = names::unhex_all(&description.secret).ok_or_else(|| foreign("its secret is no hex"))?;
-        let secret = match (&settings.key, description.encrypted) {
-            (None, false) => secret,
-            (Some(key), true) => seal::open(key, &secret).map_err(|error| match error.is_damaged() {
+        let stored = names::unhex_all(&description.secret).ok_or_else(|| foreign("its secret is no hex"))?;
+        let vouched = match (&settings.key, description.encrypted) {
+            (None, false) => stored,
+            (Some(key), true) => seal::open(key, &stored).map_err(|error| match error.is_damaged() {
                 true => Error::config(format!("`key`: the repository is not encrypted with the key `{key}`")),
                 false => error,
             })?,
@@ -158,7 +158,17 @@ impl<'a> Repository<'a> {
                 ));
             }
         };
-        let secret = secret.try_into().map_err(|_| foreign("its secret has not 32 bytes"))?;
+        let secret = *vouched.first_chunk().ok_or_else(|| foreign("its secret is too short"))?;
+        if vouched != description.vouched(&secret) {
+            return Err(foreign("somebody changed its format or chunk size"));
+        }
+        if settings.chunk_size.is_some_and(|size| size != description.chunk_size) {
+            let size = description.chunk_size >> 10;
+            return Err(Error::config(format!(
+                "`chunk_size`: the repository was made with chunks of {size} KiB, which cannot be changed; write `{size} KiB` or \
+                 leave the setting out"
+            )));
+        }
         Ok(Some(Self {
             storage,
             sealing: Sealing(settings.key.clone()),
@@ -181,17 +191,18 @@ impl<'a> Repository<'a> {
             return Ok(repository);
         }
         let chunk_size = settings.chunk_size.unwrap_or(DEFAULT_CHUNK_SIZE);
-        let secret = match &settings.key {
-            Some(key) => seal::seal(key, &secret)?,
-            None => secret.to_vec(),
-        };
-        let description = Description {
+        let mut description = Description {
             what: WHAT.to_owned(),
             format: FORMAT,
             chunk_size,
             encrypted: settings.key.is_some(),
-            secret: names::hex(&secret),
+            secret: String::new(),
         };
+        let vouched = description.vouched(&secret);
+        description.secret = names::hex(&match &settings.key {
+            Some(key) => seal::seal(key, &vouched)?,
+            None => vouched,
+        });
         let json = serde_json::to_vec_pretty(&description).unwrap_or_default();
         // Another host may be faster; then that one's is opened. Where what exists is made again, the slower one's secret would be
         // put in the place of the one by which the faster one named its objects.
@@ -387,7 +398,7 @@ impl<'a> Repository<'a> {
         Ok(drafts)
     }
 
-    /// Packs that nobody may refer to any more: [`names::CONDEMNED`] or [`names::SENTENCED`], by batch.
+    /// Packs that nobody may refer to anew: [`names::CONDEMNED`], [`names::SENTENCED`] or [`names::UNSOUND`], by batch.
     pub(crate) fn batches(&self, prefix: &str) -> Result<Vec<Batch>, Error> {
         let mut batches = Vec::new();
         for object in self.storage.list(prefix)? {
@@ -437,7 +448,7 @@ impl Tables {
     }
 }
 
-/// Packs that were condemned or sentenced together.
+/// Packs that were condemned, sentenced or found damaged together.
 ///
 /// ```text
 /// 0  8      when, in seconds since 1970

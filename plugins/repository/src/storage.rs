@@ -17,6 +17,11 @@ pub trait Storage {
     /// The same for a small object, which must not exist; false when it does.
     fn create(&self, name: &str, bytes: &[u8]) -> Result<bool, Error>;
 
+    /// Whether an object may have a [`Piece::Range`]. Where none may, packs stay whole until nobody needs anything of them.
+    fn takes_ranges(&self) -> bool {
+        true
+    }
+
     /// The bytes of an object from `offset` on, of which nobody takes more than `length`. `None` when it does not exist.
     fn open(&self, name: &str, offset: u64, length: u64) -> Result<Option<Input>, Error>;
 
@@ -26,7 +31,12 @@ pub trait Storage {
     /// Deletes an object; an absent one is no error. One that must not be deleted yet may stay and go on being listed.
     fn delete(&self, name: &str) -> Result<(), Error>;
 
-    /// Everything made and deleted through this value survives a power failure from now on.
+    /// Counts an object that is there as made through this value, whoever made it: from the next [`sync`](Self::sync) on it survives a
+    /// power failure. One that another host deletes meanwhile is no error.
+    fn adopt(&self, name: &str) -> Result<(), Error>;
+
+    /// Everything made, adopted and deleted through this value survives a power failure from now on. When it fails, the next one
+    /// is for the same again.
     fn sync(&self) -> Result<(), Error>;
 }
 

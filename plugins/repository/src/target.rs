@@ -28,6 +28,12 @@ pub trait Place {
     /// What the operator decided about the repository.
     fn choices(config: &Self::Config) -> Choices;
 
+    /// What an operator does who meant a repository that is there and reads that there is none.
+    const FIND_IT: &str;
+
+    /// The place in an operator's words.
+    fn name(config: &Self::Config) -> String;
+
     /// The place.
     fn store(config: &Self::Config) -> Result<Self::Store, Error>;
 
@@ -38,6 +44,8 @@ pub trait Place {
 /// Settings that every plugin with a repository has.
 #[derive(Clone, Debug)]
 pub struct Choices {
+    /// `create`: whether a repository is made where none is.
+    pub create: bool,
     /// `key`: name of the host's key that everything is encrypted with.
     pub key: Option<String>,
     /// `chunk_size`: chosen when the repository is made.
@@ -78,13 +86,22 @@ impl Choices {
 /// The target that keeps its points in a repository at `P`.
 pub struct Kept<P>(PhantomData<P>);
 
-/// Acts on the repository that is there. There is none before the first point is written.
+/// When to ask again for a repository that was not there: an operator has to do something.
+const RETRY_AFTER: u64 = 300;
+
+/// Acts on the repository that is there. `None` when there is none yet and the operator wants one. An empty place where none is to be made
+/// may be a share that is not mounted, and is not to be taken for a repository without points.
 fn existing<P: Place, T>(
     config: &P::Config,
     act: impl FnOnce(&Repository<'_>) -> Result<T, Error>,
 ) -> Result<Option<T>, Error> {
     let store = P::store(config)?;
-    Repository::open(&store, P::choices(config).settings()?, &now)?.map(|repository| act(&repository)).transpose()
+    let choices = P::choices(config);
+    match Repository::open(&store, choices.settings()?, &now)? {
+        Some(repository) => act(&repository).map(Some),
+        None if choices.create => Ok(None),
+        None => Err(absent::<P>(config)),
+    }
 }
 
 /// The same, where a point is named: it has to be there.
@@ -95,6 +112,17 @@ fn known<P: Place, T>(
 ) -> Result<T, Error> {
     let none = || Error::not_found(format!("the recovery point {point} is not there, nor is any repository"));
     existing::<P, T>(config, act)?.ok_or_else(none)
+}
+
+/// What an operator reads where no repository is and none is to be made.
+fn absent<P: Place>(config: &P::Config) -> Error {
+    let (name, find_it) = (P::name(config), P::FIND_IT);
+    Error::unavailable(
+        format!(
+            "{name} has no repository; if it should have one, {find_it}; if it is new, set `create = true` for the first run"
+        ),
+        RETRY_AFTER,
+    )
 }
 
 fn now() -> Timestamp {
@@ -115,8 +143,10 @@ impl<P: Place> Target for Kept<P> {
     }
 
     fn data_shape(config: P::Config) -> Result<Shape, Error> {
-        let chosen = P::choices(&config).settings()?.chunk_size;
-        let made = existing::<P, _>(&config, |repository| Ok(repository.chunk_size()))?;
+        let (store, settings) = (P::store(&config)?, P::choices(&config).settings()?);
+        let chosen = settings.chunk_size;
+        // Without a repository every other call fails, which costs this target alone; to fail here would cost the whole job.
+        let made = Repository::open(&store, settings, &now)?.map(|made| made.chunk_size());
         let chunk_size = made.or(chosen).unwrap_or(DEFAULT_CHUNK_SIZE);
         Ok(Shape { chunk_size, only_newest: false, extensions: Vec::new() })
     }
@@ -134,15 +164,18 @@ impl<P: Place> Target for Kept<P> {
     }
 
     fn write(config: P::Config, draft: Draft, delta: &dyn Delta) -> Result<Vec<u8>, Error> {
+        let choices = P::choices(&config);
+        if !choices.create {
+            let written = existing::<P, _>(&config, |repository| repository.write(&draft, delta))?;
+            return written.ok_or_else(|| absent::<P>(&config));
+        }
         let store = P::store(&config)?;
-        let settings = P::choices(&config).settings()?;
-        Repository::make(&store, settings, &now, P::secret()?)?.write(&draft, delta)
+        Repository::make(&store, choices.settings()?, &now, P::secret()?)?.write(&draft, delta)
     }
 
     fn commit(config: P::Config, draft: Draft, receipts: Vec<DiskReceipt>) -> Result<Point, Error> {
-        let store = P::store(&config)?;
-        let settings = P::choices(&config).settings()?;
-        Repository::make(&store, settings, &now, P::secret()?)?.commit(&draft, &receipts)
+        let made = existing::<P, _>(&config, |repository| repository.commit(&draft, &receipts))?;
+        made.ok_or_else(|| absent::<P>(&config))
     }
 
     fn abort(config: P::Config, draft: Draft) -> Result<(), Error> {

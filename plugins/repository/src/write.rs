@@ -4,7 +4,7 @@ use crate::draft::{DraftDisk, Work, receipt};
 use crate::envelope::Kind;
 use crate::index::{Hooks, MOST_OF_SEGMENT, MOST_OF_WRITER};
 use crate::map::{LARGEST_DISK, PAGE_CHUNKS, Page, Place, Root, Slots, encode_page, page_count, runs, slots};
-use crate::names::{CONDEMNED, Digest, PackId, SENTENCED, Tag};
+use crate::names::{CONDEMNED, Digest, PackId, SENTENCED, Tag, UNSOUND};
 use crate::repository::{Repository, table_digest};
 use crate::storage::Piece;
 use crate::table::{Entry, Form, LONGEST_STORED, MOST_ENTRIES, Table};
@@ -76,8 +76,8 @@ impl Repository<'_> {
     /// What a writer of about so many bytes may refer to.
     fn dedup(&self, expected_bytes: u64) -> Result<Dedup, Error> {
         let mut dedup = Dedup::default();
-        for batch in self.batches(CONDEMNED)?.into_iter().chain(self.batches(SENTENCED)?) {
-            dedup.avoided.extend(batch.packs);
+        for prefix in [CONDEMNED, SENTENCED, UNSOUND] {
+            dedup.avoided.extend(self.batches(prefix)?.into_iter().flat_map(|batch| batch.packs));
         }
         let segments = self.storage.list(crate::names::INDEX)?;
         // Reading an index that is larger than the data costs more than it can save.
@@ -98,7 +98,7 @@ impl Repository<'_> {
 #[derive(Default)]
 struct Dedup {
     hooks: Hooks,
-    /// Packs not to refer to: somebody may remove them, or they cannot be read.
+    /// Packs not to refer to: somebody may remove them, or they are damaged.
     avoided: HashSet<PackId>,
     known: Known,
     /// Others' packs that were referred to.

@@ -85,14 +85,38 @@ impl FolderStore {
         Ok(())
     }
 
+    fn sync_all(&self, Unsynced { files, folders }: &Unsynced) -> Result<(), Error> {
+        // What another host removed meanwhile need not be synced.
+        let unless_gone = |synced: Result<(), Error>| match synced {
+            Err(error) if error.code == ErrorCode::NotFound => Ok(()),
+            synced => synced,
+        };
+        for name in files {
+            unless_gone(self.root.open_file(name).and_then(|file| file.sync()))?;
+        }
+        for name in folders {
+            let synced = match name.as_str() {
+                "" => self.root.sync(),
+                name => self.root.folder(name).and_then(|folder| folder.sync()),
+            };
+            unless_gone(synced)?;
+        }
+        Ok(())
+    }
+
     fn add(&self, folder: &str, prefix: &str, objects: &mut Vec<Object>) -> Result<(), Error> {
         let (entries, above) = match folder {
             "" => (self.root.list(), String::new()),
             _ => (self.root.folder(folder).and_then(|folder| folder.list()), format!("{folder}/")),
         };
         let entries = match entries {
-            // Another host removed it, empty, or nothing was ever put there.
-            Err(error) if error.code == ErrorCode::NotFound => return Ok(()),
+            // Another host removed it, empty, or nothing was ever put there. What is listed as empty may be thrown away, so the
+            // error alone is not believed.
+            Err(error)
+                if error.code == ErrorCode::NotFound && !folder.is_empty() && self.root.stat(folder)?.is_none() =>
+            {
+                return Ok(());
+            }
             entries => entries?,
         };
         for entry in entries {
@@ -127,7 +151,8 @@ impl Storage for FolderStore {
 
     fn create(&self, name: &str, bytes: &[u8]) -> Result<bool, Error> {
         let (temporary, file) = self.temporary()?;
-        let created = file.write_at(0, bytes).and_then(|()| {
+        // Synced before it has its name: the object that says what a repository is can be made only once, whole or not at all.
+        let created = file.write_at(0, bytes).and_then(|()| file.sync()).and_then(|()| {
             match self.in_folder(name, || self.root.link(&temporary, name)) {
                 Ok(()) => Ok(true),
                 Err(error) if is_exists(&error) => Ok(false),
@@ -171,24 +196,22 @@ impl Storage for FolderStore {
         Ok(())
     }
 
+    fn adopt(&self, name: &str) -> Result<(), Error> {
+        // Who made it may have made its folders as well.
+        let folders = name.match_indices('/').map(|(at, _)| parent(&name[..at]).to_owned());
+        self.unsynced.borrow_mut().folders.extend(folders);
+        self.made(name)
+    }
+
     fn sync(&self) -> Result<(), Error> {
-        let Unsynced { files, folders } = self.unsynced.take();
-        // What another host removed meanwhile need not be synced.
-        let unless_gone = |synced: Result<(), Error>| match synced {
-            Err(error) if error.code == ErrorCode::NotFound => Ok(()),
-            synced => synced,
-        };
-        for name in files {
-            unless_gone(self.root.open_file(&name).and_then(|file| file.sync()))?;
+        let unsynced = self.unsynced.take();
+        let synced = self.sync_all(&unsynced);
+        if synced.is_err() {
+            let mut again = self.unsynced.borrow_mut();
+            again.files.extend(unsynced.files);
+            again.folders.extend(unsynced.folders);
         }
-        for name in folders {
-            let synced = match name.as_str() {
-                "" => self.root.sync(),
-                name => self.root.folder(name).and_then(|folder| folder.sync()),
-            };
-            unless_gone(synced)?;
-        }
-        Ok(())
+        synced
     }
 }
 
@@ -208,6 +231,7 @@ pub(crate) fn random<const N: usize>() -> Result<[u8; N], Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vmferry_plugin_api::files::double;
 
     fn names(store: &FolderStore, prefix: &str) -> Vec<String> {
         store.list(prefix).expect("listed").into_iter().map(|object| object.name).collect()
@@ -254,6 +278,46 @@ mod tests {
         assert!(store.put("packs/a/half", &[Piece::Range { name: "absent", offset, length }]).is_err());
         assert_eq!(names(&store, "tmp/"), Vec::<String>::new());
         assert_eq!(names(&store, "packs/"), ["packs/b/three", "packs/b/two"]);
+    }
+
+    #[test]
+    fn a_listing_lacks_what_vanishes_meanwhile_and_nothing_else() {
+        let scratch = tempfile::tempdir().expect("a folder");
+        let store = FolderStore::open(scratch.path().to_str().expect("UTF-8")).expect("opened");
+        for name in ["packs/a/1", "packs/a/2", "packs/a/3", "packs/b/1", "packs/c/1"] {
+            put(&store, name, b"it");
+        }
+        double::on_list(|folder| {
+            if folder.ends_with("packs") {
+                std::fs::remove_dir_all(folder.join("b")).expect("removed");
+            } else if folder.ends_with("a") {
+                std::fs::remove_file(folder.join("2")).expect("removed");
+            } else if folder.ends_with("c") {
+                std::fs::remove_dir_all(folder).expect("removed");
+            }
+        });
+        assert_eq!(names(&store, "packs/"), ["packs/a/1", "packs/a/3"]);
+    }
+
+    #[test]
+    fn what_could_not_be_synced_is_so_the_next_time() {
+        let scratch = tempfile::tempdir().expect("a folder");
+        let store = FolderStore::open(scratch.path().to_str().expect("UTF-8")).expect("opened");
+        let [folder, elsewhere] = ["points/a", "elsewhere"].map(|name| scratch.path().join(name));
+        std::fs::create_dir_all(&folder).expect("made");
+        std::fs::write(folder.join("b"), "it").expect("made");
+        store.adopt("points/a/b").expect("adopted");
+        let wanted = ["", "points", "points/a"].map(str::to_owned).into();
+        assert_eq!(store.unsynced.borrow().folders, wanted, "whoever made it may have made these");
+        std::fs::rename(&folder, &elsewhere).expect("renamed");
+        std::fs::write(&folder, "no folder").expect("made");
+        store.sync().expect_err("there is no folder");
+        assert!(store.unsynced.borrow().files.contains("points/a/b"));
+        assert_eq!(store.unsynced.borrow().folders, wanted);
+        std::fs::remove_file(&folder).expect("removed");
+        std::fs::rename(&elsewhere, &folder).expect("renamed");
+        store.sync().expect("synced");
+        assert!(store.unsynced.borrow().files.is_empty());
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! A target: a deduplicating repository of recovery points in a bucket of Amazon S3, or of what speaks its protocol.
 //!
 //! ```toml
-//! targets = [{ plugin = "target-s3", with = { endpoint = "https://s3.eu-central-1.amazonaws.com", bucket = "acme-backup" } }]
+//! targets = [
+//!     { plugin = "target-s3", with = { endpoint = "https://s3.eu-central-1.amazonaws.com", bucket = "acme-backup", create = true } },
+//! ]
 //!
 //! [plugin.target-s3]
 //! grants = { http = ["https://s3.eu-central-1.amazonaws.com"] }
@@ -13,6 +15,9 @@
 //! region = "eu-central-1"
 //! ```
 //!
+//! `create = true` has the first run make a repository in the bucket. Take it out of the settings after that: without it a place
+//! without a repository is an error, since `bucket` or `prefix` is more likely wrong.
+//!
 //! What the bucket has to do: answer ranges, list what was just made, and honour `If-None-Match: *`, as Amazon S3, MinIO, Ceph and
 //! Cloudflare R2 do; no repository is made where that is ignored. An upload that broke off with its host leaves parts behind, which a
 //! lifecycle rule (`AbortIncompleteMultipartUpload`) removes; with the default sizes nothing is sent in parts. It was tried with two
@@ -21,8 +26,8 @@
 //! **Object Lock.** With `lock`, everything that is made is locked for so many days from then on; a chunk that newer points share is
 //! not locked anew. So what is younger than that cannot be destroyed by whoever has the key, and of what is older only the newest chunks
 //! cannot. Of each point the store is asked whether it is locked, for which the credential has to allow `s3:GetObjectRetention`; one
-//! that is not is taken back. In the versioned bucket that Object Lock needs, what is deleted is hidden and stays as an older version: a
-//! lifecycle rule has to expire those.
+//! that is not is taken back. A pack is never made smaller then: it goes when no point needs any of it. In the versioned bucket that
+//! Object Lock needs, what is deleted is hidden and stays as an older version: a lifecycle rule has to expire those.
 //!
 //! Payload never enters the plugin, and neither does the secret key.
 
@@ -61,6 +66,9 @@ struct Config {
     part_size: Size,
     /// Object Lock: `{ mode = "governance", days = 30 }`.
     lock: Option<Lock>,
+    /// Whether a repository is made where none is: for the first run.
+    #[serde(default)]
+    create: bool,
     /// Name of the host's key that everything is encrypted with.
     key: Option<String>,
     /// Size of a chunk, chosen when the repository is made: `64 KiB` to `2 MiB`.
@@ -117,8 +125,15 @@ impl Place for InBucket {
     }
 
     fn choices(config: &Config) -> Choices {
-        let Config { key, chunk_size, compress, pack_size, grace, .. } = config;
-        Choices { key: key.clone(), chunk_size: *chunk_size, compress: *compress, pack_size: *pack_size, grace: *grace }
+        let Config { create, key, chunk_size, compress, pack_size, grace, .. } = config;
+        let (create, key, chunk_size, compress) = (*create, key.clone(), *chunk_size, *compress);
+        Choices { create, key, chunk_size, compress, pack_size: *pack_size, grace: *grace }
+    }
+
+    const FIND_IT: &str = "correct `bucket` and `prefix`";
+
+    fn name(config: &Config) -> String {
+        config.bucket().url(Some(""), &[])
     }
 
     fn store(config: &Config) -> Result<Store, Error> {
@@ -135,6 +150,7 @@ vmferry_plugin_api::export_target!(Kept<InBucket>);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vmferry_repository::Storage;
 
     fn problem(config: serde_json::Value) -> Option<String> {
         let mut whole = serde_json::json!({ "endpoint": "https://s3.example.org", "bucket": "acme-backup" });
@@ -144,11 +160,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_locked_is_made_of_no_ranges() {
+        let takes_ranges = |lock: serde_json::Value| {
+            let config =
+                serde_json::json!({ "endpoint": "https://s3.example.org", "bucket": "acme-backup", "lock": lock });
+            let config = vmferry_plugin_api::parse_config(&config.to_string()).expect("right");
+            InBucket::store(&config).expect("a store").takes_ranges()
+        };
+        assert!(takes_ranges(serde_json::Value::Null));
+        assert!(!takes_ranges(serde_json::json!({ "mode": "governance", "days": 30 })));
+    }
+
+    #[test]
     fn settings_are_checked_by_name() {
         assert_eq!(problem(serde_json::json!({})), None);
         let whole = serde_json::json!({
-            "prefix": "site-a", "addressing": "virtual-hosted", "part_size": "16 MiB", "key": "backup", "chunk_size": "1 MiB",
-            "compress": false, "pack_size": "16 MiB", "grace": "2d", "lock": { "mode": "compliance", "days": 30 }
+            "prefix": "site-a", "addressing": "virtual-hosted", "part_size": "16 MiB", "create": true, "key": "backup",
+            "chunk_size": "1 MiB", "compress": false, "pack_size": "16 MiB", "grace": "2d", "lock": { "mode": "compliance", "days": 30 }
         });
         assert_eq!(problem(whole), None);
         for (key, value) in [

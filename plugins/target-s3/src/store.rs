@@ -308,6 +308,11 @@ impl Storage for Store {
         }
     }
 
+    /// What is locked needs a check sum before it is sent, which a range of another object does not have.
+    fn takes_ranges(&self) -> bool {
+        self.bucket.lock.is_none()
+    }
+
     fn create(&self, name: &str, bytes: &[u8]) -> Result<bool, Error> {
         let maker = random()?;
         let mut headers = self.made_with(Some(&maker));
@@ -399,6 +404,10 @@ impl Storage for Store {
             }
             _ => Err(refusal.error(self, &ask)),
         }
+    }
+
+    fn adopt(&self, _name: &str) -> Result<(), Error> {
+        Ok(())
     }
 
     /// What an object store has confirmed, it keeps.

@@ -15,7 +15,7 @@ const CHUNK: usize = 64 << 10;
 const SIZE: u64 = 40 * CHUNK as u64 + 512;
 
 async fn set_up(folder: &Path, key: Option<&str>) -> Arc<Target> {
-    let mut with = serde_json::json!({ "folder": folder, "pack_size": "4 MiB" });
+    let mut with = serde_json::json!({ "folder": folder, "create": true, "pack_size": "4 MiB" });
     if let Some(key) = key {
         with["key"] = key.into();
     }

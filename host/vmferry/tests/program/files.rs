@@ -153,7 +153,12 @@ fn an_ext4_filesystem_goes_to_a_pool_a_repository_and_hyper_v_in_one_pass_and_co
         std::fs::create_dir(folder).unwrap();
     }
     stage.configure_with_stores(&[
-        ("repository", "target-repository", &format!("folder = '{}'", repository.display()), &repository),
+        (
+            "repository",
+            "target-repository",
+            &format!("folder = '{}', create = true", repository.display()),
+            &repository,
+        ),
         ("hyper-v", "target-hyperv", &format!("folder = '{}', points = 'newest'", disks.display()), &disks),
     ]);
     let disk = stage.source.disks(&stage.vm).remove(0);

@@ -34,6 +34,39 @@ fn verify_names_the_chunk_that_changed_and_remembers_it() {
 }
 
 #[test]
+fn a_full_copy_after_a_verification_stores_anew_what_is_damaged() {
+    let (host, packs) = stored();
+    host.storage.alter(&packs[0], |bytes| *bytes.last_mut().expect("some") ^= 1);
+    assert_eq!(host.verify("A").expect("looked at").len(), 1);
+    host.verify("A").expect("looked at");
+    assert_eq!(host.names("unsound/").len(), 1, "said once");
+
+    host.point("B", None, &content(A)).expect("stored");
+    assert_eq!(host.verify("B").expect("looked at"), []);
+    assert_eq!(host.restore("B").expect("restored"), content(A));
+    let known = host.storage.size();
+    host.point("C", None, &content(A)).expect("stored");
+    assert!(host.storage.size() < known + CHUNK, "what is sound is stored once");
+
+    host.delete("A").expect("deleted");
+    host.collect(&[], true).expect("collected");
+    assert!(!host.storage.names().contains(&packs[0]));
+    assert_eq!(host.names("unsound/"), Vec::<String>::new());
+    assert_eq!(host.restore("C").expect("restored"), content(A));
+}
+
+#[test]
+fn a_writer_that_began_before_damage_was_found_gives_up() {
+    let (host, packs) = stored();
+    let receipt = host.write("B", "disk", None, &content(A)).expect("written");
+    host.storage.alter(&packs[0], |bytes| *bytes.last_mut().expect("some") ^= 1);
+    assert_eq!(host.verify("A").expect("looked at").len(), 1);
+    let refused = host.commit("B", None, std::slice::from_ref(&receipt)).expect_err("refused");
+    assert!(refused.retry_after.is_some() && refused.message.contains("damage"), "{}", refused.message);
+    assert_eq!(host.points(), ["A"]);
+}
+
+#[test]
 fn verify_tells_the_extent_of_a_pack_that_is_gone() {
     let (host, packs) = stored();
     host.storage.remove(&packs[0]);

@@ -1,6 +1,7 @@
 //! What a repository does when nothing fails.
 
 use crate::support::{CHUNK, Content, Host, Memory, Taken, content};
+use std::sync::Arc;
 use vmferry_plugin_api::target::Extent;
 use vmferry_plugin_api::{ErrorCode, seal};
 use vmferry_repository::{Repository, Settings};
@@ -199,6 +200,21 @@ fn no_repository_is_made_where_what_exists_can_be_made_again() {
 }
 
 #[test]
+fn a_repository_whose_chunk_size_somebody_changed_is_refused() {
+    seal::double::add_key("key");
+    for key in [None, Some("key".to_owned())] {
+        let mut host = Host::default();
+        host.settings.key = key;
+        host.point("1", None, &content("a")).expect("stored");
+        host.storage.alter("repository", |bytes| {
+            *bytes = String::from_utf8_lossy(bytes).replace("65536", "131072").into();
+        });
+        let refused = host.with(|repository| repository.points(None)).expect_err("refused");
+        assert!(refused.is_damaged() && refused.message.contains("chunk size"), "{}", refused.message);
+    }
+}
+
+#[test]
 fn nothing_in_an_encrypted_repository_says_what_is_in_it() {
     seal::double::add_key("key");
     let mut host = Host::default();
@@ -239,4 +255,50 @@ fn what_nobody_needs_is_removed_after_the_grace_time_and_told_why_until_then() {
     assert_eq!((host.names("packs/").len(), why(&host, false)), (1, Vec::new()));
     assert_eq!(host.restore("2").expect("restored"), content("abc"));
     assert_eq!(host.names("sentenced/").len() + host.names("condemned/").len(), 0);
+}
+
+#[test]
+fn what_is_left_of_a_shrunk_pack_is_collected_in_its_time_as_well() {
+    let mut host = Host::default();
+    host.settings.pack_size = 32 << 20;
+    host.settings.grace = 3600;
+    for (id, disk) in [("1", "abcdefghijklmnop"), ("2", "abcdefgh....stuv"), ("3", "stuv")] {
+        host.point(id, None, &content(disk)).expect("stored");
+    }
+    for (gone, shrunk) in [("1", 1), ("2", 0)] {
+        host.delete(gone).expect("deleted");
+        // It is condemned, sentenced and removed.
+        for _ in 0..3 {
+            host.collect(&[], true).expect("collected");
+            host.pass(3600);
+        }
+        let names = host.names("packs/");
+        assert_eq!(names.iter().filter(|name| name.contains('~')).count(), shrunk, "{names:?}");
+    }
+    assert_eq!(host.restore("3").expect("restored"), content("stuv"));
+    assert_eq!(host.collect(&[], true).expect("looked at"), []);
+    assert_eq!(host.names("sentenced/").len() + host.names("condemned/").len(), 0);
+}
+
+#[test]
+fn where_objects_are_locked_a_pack_stays_whole_until_nobody_needs_any_of_it() {
+    let mut storage = Memory::default();
+    storage.locks = true;
+    let mut host = Host::on(Arc::new(storage));
+    host.settings.pack_size = 32 << 20;
+    host.point("1", None, &content("abcdefghijklmnop")).expect("stored");
+    host.point("2", None, &content("ab")).expect("stored");
+    let shared = host.names("packs/").into_iter().max_by_key(|name| host.storage.length(name)).expect("a pack");
+    host.delete("1").expect("deleted");
+    assert_eq!(host.collect(&[], true).expect("collected"), []);
+    assert_eq!(host.restore("2").expect("restored"), content("ab"));
+    // Nobody removes it, so others may go on referring to it.
+    host.point("3", None, &content("cdef")).expect("stored");
+    assert!(host.storage.size() < 18 * CHUNK);
+    for gone in ["2", "3"] {
+        assert!(host.names("packs/").contains(&shared));
+        host.delete(gone).expect("deleted");
+        host.collect(&[], true).expect("collected");
+    }
+    assert_eq!(host.names("packs/"), Vec::<String>::new());
 }

@@ -136,6 +136,59 @@ fn a_commit_that_died_is_done_by_another_attempt() {
 }
 
 #[test]
+fn a_commit_that_answers_after_one_that_failed_survives_a_power_failure() {
+    for strike in [Strike::Before, Strike::After, Strike::Refused] {
+        for unsynced in UNSYNCED {
+            for change in 0.. {
+                let host = Host::default();
+                two_points(&host);
+                let receipts = [host.write("C", "disk", Some(("B", &content(B))), &content(C)).expect("written")];
+                host.storage.strike_at(change, strike);
+                if host.commit("C", Some("B"), &receipts).is_ok() {
+                    assert!(change > 2, "the act changed something");
+                    break;
+                }
+                host.storage.begin_anew();
+                let told = format!("{strike:?} change {change}, unsynced {unsynced:?}");
+                host.commit("C", Some("B"), &receipts).unwrap_or_else(|error| panic!("{told}: {error:?}"));
+                host.storage.restart(unsynced);
+                assert_eq!(host.restore("C").unwrap_or_else(|error| panic!("{told}: {error:?}")), content(C), "{told}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_abort_that_finds_a_point_leaves_it_for_good() {
+    for strike in [Strike::Before, Strike::After] {
+        for unsynced in UNSYNCED {
+            for change in 0.. {
+                let host = Host::default();
+                two_points(&host);
+                let receipts = [host.write("C", "disk", Some(("B", &content(B))), &content(C)).expect("written")];
+                host.storage.strike_at(change, strike);
+                if host.commit("C", Some("B"), &receipts).is_ok() {
+                    assert!(change > 2, "the act changed something");
+                    break;
+                }
+                host.storage.begin_anew();
+                let told = format!("{strike:?} change {change}, unsynced {unsynced:?}");
+                let points = host.points();
+                host.abort("C").unwrap_or_else(|error| panic!("{told}: {error:?}"));
+                host.storage.restart(unsynced);
+                assert_eq!(host.points(), points, "{told}");
+                host.collect(&[], true).unwrap_or_else(|error| panic!("{told}: {error:?}"));
+                for (id, text) in
+                    [("A", A), ("B", B), ("C", C)].iter().filter(|(id, _)| host.points().contains(&(*id).to_owned()))
+                {
+                    assert_eq!(host.restore(id).expect("restored"), content(text), "{told}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn an_abort_that_dies_costs_no_point() {
     fn prepare(host: &Host) {
         two_points(host);
@@ -144,6 +197,34 @@ fn an_abort_that_dies_costs_no_point() {
     }
     let story = Story { prepare, act: |host| host.abort("C"), stay: &[("A", A), ("B", B)] };
     strike_everywhere(&story, |host| host.abort("C").expect("aborted"));
+}
+
+#[test]
+fn a_draft_that_is_half_removed_keeps_nobody_from_collecting() {
+    for change in 0.. {
+        let host = Host::default();
+        two_points_and_garbage(&host);
+        host.write("C", "disk", Some(("B", &content(B))), &content(C)).expect("written");
+        host.storage.strike_at(change, Strike::Before);
+        let outcome = host.abort("C");
+        if !host.storage.is_dark() {
+            outcome.expect("nothing failed");
+            assert!(change > 2, "the act changed something");
+            break;
+        }
+        host.storage.restart(Unsynced::Kept);
+        // Whoever is still to abort it names it.
+        host.collect(&["C"], false).unwrap_or_else(|error| panic!("change {change}: {error:?}"));
+        for _ in 0..2 {
+            host.collect(&["C"], true).unwrap_or_else(|error| panic!("change {change}: {error:?}"));
+        }
+        host.abort("C").expect("aborted");
+        host.collect(&[], true).expect("collected");
+        for (id, text) in [("A", A), ("B", B)] {
+            assert_eq!(host.restore(id).expect("restored"), content(text), "change {change}");
+        }
+        assert_eq!(host.collect(&[], false).expect("looked at"), [], "change {change}");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A storage in memory that loses power, disks that are a few chunks, and a host's view of a repository.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
 use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -35,6 +35,8 @@ pub(crate) enum Strike {
     Before,
     /// It is made, and nobody hears of it.
     After,
+    /// Nothing, and the power stays.
+    Refused,
 }
 
 /// What becomes of changes that were not synced when the power failed.
@@ -54,6 +56,8 @@ pub(crate) struct Memory {
     state: Mutex<State>,
     /// Whether it makes again what exists, as an object store does that knows no conditions.
     pub(crate) replaces: bool,
+    /// Refuses ranges of other objects, as a store with Object Lock does that wants a check sum of everything.
+    pub(crate) locks: bool,
     /// Who may act next, where a test decides that.
     pub(crate) turns: Option<Arc<Turns>>,
 }
@@ -62,7 +66,9 @@ pub(crate) struct Memory {
 struct State {
     now: Objects,
     durable: Objects,
-    unsynced: Vec<Change>,
+    /// With the process that made them.
+    unsynced: Vec<(usize, Change)>,
+    process: usize,
     changes: usize,
     opened: usize,
     strike: Option<(usize, Strike)>,
@@ -89,11 +95,18 @@ impl Memory {
         self.state().opened
     }
 
+    /// The process died alone: the machine has all that it made, and another begins.
+    pub(crate) fn begin_anew(&self) {
+        let mut state = self.state();
+        state.dark = false;
+        state.process += 1;
+    }
+
     /// The power is back.
     pub(crate) fn restart(&self, unsynced: Unsynced) {
         let mut state = self.state();
         let mut objects = state.durable.clone();
-        for (number, change) in std::mem::take(&mut state.unsynced).into_iter().enumerate() {
+        for (number, (_, change)) in std::mem::take(&mut state.unsynced).into_iter().enumerate() {
             let (there, torn) = match unsynced {
                 Unsynced::Kept => (true, false),
                 Unsynced::Lost => (false, false),
@@ -153,24 +166,40 @@ impl State {
     fn change(&mut self, change: Option<Change>) -> Result<(), Error> {
         let strike = self.strike.filter(|(at, _)| *at == self.changes).map(|(_, strike)| strike);
         self.changes += 1;
-        if strike != Some(Strike::Before) {
+        if matches!(strike, None | Some(Strike::After)) {
             match change {
                 Some(change) => {
                     change.clone().apply(&mut self.now);
-                    self.unsynced.push(change);
+                    self.unsynced.push((self.process, change));
                 }
-                None => {
-                    self.unsynced.clear();
-                    self.durable = self.now.clone();
-                }
+                None => self.sync(),
             }
         }
-        self.dark = strike.is_some();
-        if self.dark { Err(dark()) } else { Ok(()) }
+        self.dark = matches!(strike, Some(Strike::Before | Strike::After));
+        if strike.is_some() { Err(dark()) } else { Ok(()) }
+    }
+
+    /// What this process changed is durable; of what an earlier one changed, nobody knows.
+    fn sync(&mut self) {
+        let process = self.process;
+        let own = |(by, change): &(usize, Change)| (*by == process).then(|| change.name().to_owned());
+        for name in self.unsynced.iter().filter_map(own).collect::<BTreeSet<_>>() {
+            self.unsynced.retain(|(_, change)| change.name() != name);
+            match self.now.get(&name) {
+                Some(bytes) => drop(self.durable.insert(name, Arc::clone(bytes))),
+                None => drop(self.durable.remove(&name)),
+            }
+        }
     }
 }
 
 impl Change {
+    fn name(&self) -> &str {
+        match self {
+            Self::Put(name, _) | Self::Delete(name) => name,
+        }
+    }
+
     fn apply(self, objects: &mut Objects) {
         match self {
             Self::Put(name, bytes) => drop(objects.insert(name, bytes)),
@@ -191,6 +220,7 @@ impl Storage for Memory {
             match piece {
                 Piece::Bytes(piece) => bytes.extend_from_slice(piece),
                 Piece::Payload(payload) => bytes.extend(all(&payload.body()?)?),
+                Piece::Range { .. } if self.locks => return Err(Error::config("no check sum")),
                 Piece::Range { name, offset, length } => {
                     let from = state.now.get(*name).ok_or_else(|| Error::not_found(*name))?;
                     bytes.extend_from_slice(&from[*offset as usize..(offset + length) as usize]);
@@ -199,6 +229,10 @@ impl Storage for Memory {
         }
         assert_eq!(bytes.len() as u64, pieces.iter().map(Piece::length).sum::<u64>());
         state.change(Some(Change::Put(name.to_owned(), Arc::new(bytes))))
+    }
+
+    fn takes_ranges(&self) -> bool {
+        !self.locks
     }
 
     fn create(&self, name: &str, bytes: &[u8]) -> Result<bool, Error> {
@@ -226,6 +260,13 @@ impl Storage for Memory {
 
     fn delete(&self, name: &str) -> Result<(), Error> {
         self.act()?.change(Some(Change::Delete(name.to_owned())))
+    }
+
+    fn adopt(&self, name: &str) -> Result<(), Error> {
+        let mut state = self.act()?;
+        let process = state.process;
+        state.unsynced.iter_mut().filter(|(_, change)| change.name() == name).for_each(|(by, _)| *by = process);
+        Ok(())
     }
 
     fn sync(&self) -> Result<(), Error> {

@@ -42,7 +42,7 @@ async fn target_of(url: &str, access_key: &str, secret_key: &str, part_size: &st
     let credentials = vec![Credential::aws(server, key).unwrap()];
     let with = serde_json::json!({
         "endpoint": url, "bucket": "backup", "prefix": "site-a", "chunk_size": "1 MiB", "pack_size": "8 MiB",
-        "part_size": part_size, "grace": "1s",
+        "part_size": part_size, "grace": "1s", "create": true,
     });
     let host = HostServices { credentials, ..HostServices::default() };
     let instance = Instance { with, grants, host, ..Instance::default() };

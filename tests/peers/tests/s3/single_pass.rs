@@ -18,7 +18,7 @@ async fn repository(folder: &std::path::Path) -> Arc<Target> {
     let package = Package::from_parts("bundled", bundled.manifest, bundled.component).unwrap();
     let plugin = Sandbox::new(&Settings { compile_cache }).unwrap().load(&package).await.unwrap();
     let grants = Grants { folders: vec![folder.to_str().unwrap().to_owned()], ..Grants::default() };
-    let with = serde_json::json!({ "folder": folder, "chunk_size": "1 MiB" });
+    let with = serde_json::json!({ "folder": folder, "chunk_size": "1 MiB", "create": true });
     plugin.target(Instance { with, grants, ..Instance::default() }).await.unwrap()
 }
 
