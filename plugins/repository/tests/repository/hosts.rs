@@ -53,6 +53,11 @@ fn write_c_and_abort(host: &Host) -> Result<(), Error> {
     written.map(drop)
 }
 
+fn verify_b(host: &Host) -> Result<(), Error> {
+    assert_eq!(host.verify("B")?, []);
+    Ok(())
+}
+
 /// Runs the hosts side by side in the order that follows from `seed`; after that, every point restores, none that `commit` answered
 /// is missing, and what is left belongs to somebody.
 fn side_by_side(seed: u64, hosts: &[Acts], stay: &[&str]) -> (usize, usize) {
@@ -157,4 +162,9 @@ fn a_base_that_is_deleted_under_a_writer_costs_that_writer_alone() {
 #[test]
 fn a_draft_that_is_aborted_costs_nobody_else() {
     in_many_orders(&[write_c_and_abort, delete_a_and_collect, write_d], &["B", "E"]);
+}
+
+#[test]
+fn a_verification_finds_no_damage_in_what_is_moved_under_it() {
+    in_many_orders(&[verify_b, delete_a_and_collect, write_d, collect], &["B", "E"]);
 }
