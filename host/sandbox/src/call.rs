@@ -1,4 +1,7 @@
 //! One call into a plugin: a fresh store, every limit armed, and one judgement of what came back.
+//!
+//! Whoever makes the call has it [`Ready`]; whichever thread runs it begins it there, and has it judged and ended there. So what a
+//! file system keeps waiting, opening folders first and closing files last, is that thread, and it keeps its turn until it is done.
 
 use crate::bindings::host::vmferry::plugin::types::Error as GuestError;
 use crate::breaker::Breaker;
@@ -16,7 +19,7 @@ use crate::target::{Progress, Traffic};
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use vmferry_model::plugin::{PluginError, PluginFailure, PluginId};
 use wasmtime::component::{ResourceTable, ResourceTableError};
 use wasmtime::{Store, Trap, UpdateDeadline, WasmBacktrace};
@@ -27,8 +30,21 @@ use wasmtime_wasi_http::WasiHttpCtx;
 /// What a guest's export answers: a trap or a fault of the host outside, the plugin's own error inside.
 pub(crate) type Answer<T> = wasmtime::Result<Result<T, GuestError>>;
 
-/// What a call leaves: its store, which still knows why things went as they did, and its answer; or why it never began.
-pub(crate) type Called<T> = Result<(Store<State>, Answer<T>), PluginFailure>;
+/// What a call leaves.
+pub(crate) type Called<T> = Result<T, Failed>;
+
+/// Why a call gave no answer.
+pub(crate) struct Failed {
+    failure: PluginFailure,
+    /// How long the plugin asks to wait before the same call.
+    retry_after: Option<Duration>,
+}
+
+impl From<PluginFailure> for Failed {
+    fn from(failure: PluginFailure) -> Self {
+        Self { failure, retry_after: None }
+    }
+}
 
 /// In what world a call happens.
 pub(crate) enum Surroundings {
@@ -57,7 +73,7 @@ pub(crate) struct Caller {
     lane: Arc<Lane>,
     lent: Arc<Lent>,
     /// A busy plugin holds up itself and nobody else.
-    turns: Semaphore,
+    turns: Arc<Semaphore>,
     breaker: Mutex<Breaker>,
     rate: Arc<Mutex<LineRate>>,
     pub(crate) traffic: Arc<Traffic>,
@@ -86,7 +102,7 @@ impl Caller {
             hostcall_bytes: if kind == Kind::Target { TARGET_HOSTCALL_BYTES } else { HOSTCALL_BYTES },
             budget,
             lane,
-            turns: Semaphore::new(CALLS_AT_A_TIME),
+            turns: Arc::new(Semaphore::new(CALLS_AT_A_TIME)),
             breaker: Mutex::default(),
             rate: Arc::new(Mutex::new(LineRate::new(Instant::now()))),
             tenant: lent.tenant.as_str().into(),
@@ -96,12 +112,12 @@ impl Caller {
         }
     }
 
-    /// Calls an export in a fresh store. `guest` instantiates and calls.
+    /// Calls an export in a fresh store. `guest` begins the call, instantiates, calls, and ends it.
     pub(crate) async fn call<T, F: Future<Output = Called<T>> + Send>(
         &self,
         name: &'static str,
         surroundings: Surroundings,
-        guest: impl FnOnce(Store<State>) -> F + Send,
+        guest: impl FnOnce(Ready) -> F + Send,
     ) -> Result<T, Refused> {
         self.call_by(self.deadline(), name, surroundings, guest).await
     }
@@ -117,7 +133,7 @@ impl Caller {
         deadline: Instant,
         name: &'static str,
         surroundings: Surroundings,
-        guest: impl FnOnce(Store<State>) -> F + Send,
+        guest: impl FnOnce(Ready) -> F + Send,
     ) -> Result<T, Refused> {
         self.try_call(Patience::Until(deadline), name, surroundings, Arc::default(), guest).await
     }
@@ -127,7 +143,7 @@ impl Caller {
         &self,
         name: &'static str,
         surroundings: Surroundings,
-        guest: impl FnOnce(Store<State>) -> F + Send,
+        guest: impl FnOnce(Ready) -> F + Send,
     ) -> Result<T, Refused> {
         let progress = Arc::<Progress>::default();
         self.try_call(Patience::WhileItMoves(progress.clone()), name, surroundings, progress, guest).await
@@ -139,17 +155,16 @@ impl Caller {
         name: &'static str,
         surroundings: Surroundings,
         progress: Arc<Progress>,
-        guest: impl FnOnce(Store<State>) -> F + Send,
+        guest: impl FnOnce(Ready) -> F + Send,
     ) -> Result<T, Refused> {
         let started = Instant::now();
         let outcome = self.attempt(patience, name, surroundings, progress, guest).await;
-        let (failure, retry_after) = match outcome {
-            Ok(Ok(answer)) => {
+        let Failed { failure, retry_after } = match outcome {
+            Ok(answer) => {
                 tracing::debug!(plugin = %self.id, call = name, seconds = started.elapsed().as_secs_f64(), "answered");
                 return Ok(answer);
             }
-            Ok(Err((failure, retry_after))) => (failure, retry_after),
-            Err(failure) => (failure, None),
+            Err(failed) => failed,
         };
         if matches!(failure, PluginFailure::Trap(_) | PluginFailure::Timeout(_) | PluginFailure::Limit { .. })
             && self.breaker.lock().unwrap_or_else(PoisonError::into_inner).broke(Instant::now())
@@ -170,37 +185,35 @@ impl Caller {
         name: &'static str,
         surroundings: Surroundings,
         progress: Arc<Progress>,
-        guest: impl FnOnce(Store<State>) -> F + Send,
-    ) -> Result<Result<T, (PluginFailure, Option<Duration>)>, PluginFailure> {
+        guest: impl FnOnce(Ready) -> F + Send,
+    ) -> Called<T> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner).check(Instant::now()).map_err(|rest| {
             let seconds = rest.as_secs();
             PluginFailure::Denied(format!("broke down five times within ten minutes; it is asked again in {seconds} s"))
         })?;
         // Waiting for a turn is not the plugin's time, so the clock starts behind it.
-        let _turn = match &patience {
+        let turn = match &patience {
             Patience::Until(deadline) => tokio::time::timeout(self.time_until(*deadline), self.turn(&self.turns))
                 .await
                 .map_err(|_| self.busy())??,
             Patience::WhileItMoves(_) => self.turn(&self.lane.transfers).await?,
         };
-        let (store, stall) = (self.store(name, surroundings, &patience, progress)?, self.budget.stall);
-        let called = match patience {
+        let ready = self.ready(name, surroundings, &patience, progress, turn);
+        match patience {
             Patience::Until(deadline) => {
                 let time = self.time_until(deadline);
-                tokio::time::timeout(time, guest(store)).await.map_err(|_| PluginFailure::Timeout(time))?
+                tokio::time::timeout(time, guest(ready)).await.map_err(|_| PluginFailure::Timeout(time))?
             }
-            Patience::WhileItMoves(progress) => tokio::select! {
-                biased;
-                called = guest(store) => called,
-                () = progress.stalls(stall) => {
-                    return Err(limit("time without progress", format!("{} s", stall.as_secs_f64()), "stall"));
+            Patience::WhileItMoves(progress) => {
+                let stall = self.budget.stall;
+                tokio::select! {
+                    biased;
+                    called = guest(ready) => called,
+                    () = progress.stalls(stall) => {
+                        Err(limit("time without progress", format!("{} s", stall.as_secs_f64()), "stall").into())
+                    }
                 }
-            },
-        };
-        match called? {
-            (store, Err(error)) => Err(self.judge(&error, store.data())),
-            (store, Ok(Err(error))) => Ok(Err(refused(&error, store.data()))),
-            (_, Ok(Ok(answer))) => Ok(Ok(answer)),
+            }
         }
     }
 
@@ -211,13 +224,10 @@ impl Caller {
     }
 
     /// A turn among others and a slot of the engine.
-    async fn turn<'a>(
-        &'a self,
-        turns: &'a Semaphore,
-    ) -> Result<(SemaphorePermit<'a>, SemaphorePermit<'a>), PluginFailure> {
+    async fn turn(&self, turns: &Arc<Semaphore>) -> Result<Turn, PluginFailure> {
         let closed = |_| PluginFailure::Host("the sandbox is shutting down".to_owned());
-        let turn = turns.acquire().await.map_err(closed)?;
-        Ok((turn, self.lane.slots.acquire().await.map_err(closed)?))
+        let turn = turns.clone().acquire_owned().await.map_err(closed)?;
+        Ok(Turn([turn, self.lane.slots.clone().acquire_owned().await.map_err(closed)?]))
     }
 
     fn busy(&self) -> PluginFailure {
@@ -228,21 +238,73 @@ impl Caller {
         PluginFailure::Host(format!("busy: {what}, and none ended in time"))
     }
 
-    /// A store for one call, with every limit armed before any guest code runs: instantiating runs guest code, too.
-    fn store(
+    /// A call with all that it needs, not yet begun.
+    fn ready(
         &self,
         call: &'static str,
         surroundings: Surroundings,
         patience: &Patience,
         progress: Arc<Progress>,
-    ) -> Result<Store<State>, PluginFailure> {
-        let speaker = Speaker { tenant: self.tenant.clone(), plugin: self.plugin.clone(), call };
-        let log = CallLog::new(speaker, self.rate.clone(), self.budget.log);
+        turn: Turn,
+    ) -> Ready {
+        Ready {
+            budget: self.budget.clone(),
+            lane: self.lane.clone(),
+            lent: self.lent.clone(),
+            surroundings,
+            ticks: match patience {
+                Patience::Until(_) => (self.budget.cpu.as_millis() / TICK.as_millis()).max(1),
+                Patience::WhileItMoves(_) => u128::MAX,
+            },
+            speaker: Speaker { tenant: self.tenant.clone(), plugin: self.plugin.clone(), call },
+            rate: self.rate.clone(),
+            traffic: self.traffic.clone(),
+            hostcall_bytes: self.hostcall_bytes,
+            progress,
+            turn,
+        }
+    }
+}
+
+/// The right to run, given back when it is dropped. A call that nobody waits for any more has it until its thread is done.
+struct Turn(#[expect(dead_code, reason = "held")] [OwnedSemaphorePermit; 2]);
+
+/// A call that has its turn, and all that its store is made of.
+pub(crate) struct Ready {
+    budget: Budget,
+    lane: Arc<Lane>,
+    lent: Arc<Lent>,
+    surroundings: Surroundings,
+    /// How many ticks it may compute for.
+    ticks: u128,
+    speaker: Speaker,
+    rate: Arc<Mutex<LineRate>>,
+    traffic: Arc<Traffic>,
+    hostcall_bytes: usize,
+    progress: Arc<Progress>,
+    turn: Turn,
+}
+
+/// A call under way.
+pub(crate) struct Running {
+    pub(crate) store: Store<State>,
+    budget: Budget,
+    /// Behind the store, whose slot it is.
+    _turn: Turn,
+}
+
+impl Ready {
+    /// Makes the call's store, with every limit armed before any guest code runs: instantiating runs guest code, too. Opens the
+    /// folders of a target, so it belongs where the call runs.
+    pub(crate) fn begin(self) -> Result<Running, PluginFailure> {
+        let Self { budget, lane, lent, surroundings, ticks, speaker, rate, traffic, hostcall_bytes, progress, turn } =
+            self;
+        let log = CallLog::new(speaker, rate, budget.log);
         let mut wasi = WasiCtxBuilder::new();
         wasi.stdout(StdioToLog::output(log.clone())).stderr(StdioToLog::errors(log.clone()));
         wasi.max_random_size(RANDOM_BYTES);
         let refusals = Refusals::default();
-        let whole = || Egress::whole(self.lent.clone(), refusals.clone());
+        let whole = || Egress::whole(lent.clone(), refusals.clone());
         let egress = match surroundings {
             Surroundings::Sterile(replay) => {
                 sterilise(&mut wasi, &replay);
@@ -257,12 +319,12 @@ impl Caller {
                     opened.map_err(|problem| PluginFailure::Host(format!("its folder {folder}: {problem}")))?;
                 }
                 let moving = progress.clone();
-                let streams = Streams::new(self.budget.http_body, Arc::new(move |_| moving.moved()));
-                Egress::streamed(self.lent.clone(), refusals.clone(), streams)
+                let streams = Streams::new(budget.http_body, Arc::new(move |_| moving.moved()));
+                Egress::streamed(lent.clone(), refusals.clone(), streams)
             }
         };
         let mut table = ResourceTable::new();
-        table.set_max_capacity(self.budget.host_objects as usize);
+        table.set_max_capacity(budget.host_objects as usize);
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(HTTP_HEADERS);
         let state = State {
@@ -270,27 +332,36 @@ impl Caller {
             http,
             egress,
             table,
-            limiter: Limiter::new(&self.budget),
+            limiter: Limiter::new(&budget),
             log,
-            lent: self.lent.clone(),
+            lent,
             refusals,
             store_operations: 0,
-            data: Data::new(progress, Traffic::of_call(self.traffic.clone()), self.budget.held),
+            data: Data::new(progress, Traffic::of_call(traffic), budget.held),
         };
-        let mut store = Store::new(&self.lane.engine, state);
+        let mut store = Store::new(&lane.engine, state);
         store.limiter(|state| &mut state.limiter);
-        store.set_hostcall_fuel(self.hostcall_bytes);
+        store.set_hostcall_fuel(hostcall_bytes);
         // Every tick the guest lets others run, which is also when the wall clock can end it.
         store.set_epoch_deadline(1);
-        let mut ticks = match patience {
-            Patience::Until(_) => (self.budget.cpu.as_millis() / TICK.as_millis()).max(1),
-            Patience::WhileItMoves(_) => u128::MAX,
-        };
+        let mut ticks = ticks;
         store.epoch_deadline_callback(move |_| {
             ticks -= 1;
             Ok(if ticks == 0 { UpdateDeadline::Interrupt } else { UpdateDeadline::Yield(1) })
         });
-        Ok(store)
+        Ok(Running { store, budget, _turn: turn })
+    }
+}
+
+impl Running {
+    /// What came of it. The store, which knows why things went as they did, ends here, and with it the instance and its files.
+    pub(crate) fn end<T>(self, answer: Answer<T>) -> Called<T> {
+        let state = self.store.data();
+        match answer {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(refused(&error, state)),
+            Err(error) => Err(self.judge(&error, state).into()),
+        }
     }
 
     /// Why the guest did not return.
@@ -319,10 +390,10 @@ fn limit(what: &str, limit: String, setting: &str) -> PluginFailure {
 }
 
 /// The plugin's own no; where the host denied it something before, that is the reason worth reading.
-fn refused(error: &GuestError, state: &State) -> (PluginFailure, Option<Duration>) {
+fn refused(error: &GuestError, state: &State) -> Failed {
     match state.refusals.first() {
-        Some(refusal) => (PluginFailure::Denied(convert::text(&refusal.to_string())), None),
-        None => (convert::refusal(error), error.retry_after.map(Duration::from_secs)),
+        Some(refusal) => PluginFailure::Denied(convert::text(&refusal.to_string())).into(),
+        None => Failed { failure: convert::refusal(error), retry_after: error.retry_after.map(Duration::from_secs) },
     }
 }
 
@@ -356,10 +427,11 @@ mod tests {
     use crate::grants::{Grants, Rights};
     use crate::lent::HostServices;
     use crate::lookup::Lookups;
+    use crate::target::on_own_thread;
+    use std::sync::mpsc;
     use wasmtime_wasi::p2::bindings::random::random::Host;
 
-    #[test]
-    fn nobody_is_given_more_random_bytes_than_a_guest_can_need() {
+    fn caller(kind: Kind, budget: Budget) -> Caller {
         let engines = Engines::start().expect("engines");
         let lent = Lent {
             tenant: String::new(),
@@ -370,14 +442,48 @@ mod tests {
             lookups: Lookups::default(),
         };
         let id = PluginId { name: "any".to_owned(), version: "1".to_owned() };
-        let caller = Caller::new(id, Kind::Notifier, engines.notifier, Budget::default_for(Kind::Notifier), lent);
+        let lane = if kind == Kind::Target { engines.target } else { engines.notifier };
+        Caller::new(id, kind, lane, budget, lent)
+    }
+
+    #[tokio::test]
+    async fn nobody_is_given_more_random_bytes_than_a_guest_can_need() {
+        let caller = caller(Kind::Notifier, Budget::default_for(Kind::Notifier));
         let replay = Replay { now: jiff::Timestamp::UNIX_EPOCH, input: blake3::hash(b"input") };
         for surroundings in [Surroundings::Open, Surroundings::Sterile(replay)] {
             let patience = Patience::Until(Instant::now());
-            let mut store = caller.store("handle", surroundings, &patience, Arc::default()).expect("a store");
-            let random = store.data_mut().wasi.random();
+            let turn = caller.turn(&caller.turns).await.expect("a turn");
+            let ready = caller.ready("handle", surroundings, &patience, Arc::default(), turn);
+            let mut running = ready.begin().expect("a store");
+            let random = running.store.data_mut().wasi.random();
             assert_eq!(random.get_random_bytes(RANDOM_BYTES).expect("as many as allowed").len(), RANDOM_BYTES as usize);
             assert!(random.get_random_bytes(RANDOM_BYTES + 1).is_err());
         }
+    }
+
+    /// As when it opens a folder, or reads, on a server that is gone.
+    #[tokio::test]
+    async fn a_call_whose_thread_hangs_is_ended_and_has_its_turn_until_that_goes_on() {
+        let budget = Budget { timeout: Duration::from_millis(50), ..Budget::default_for(Kind::Target) };
+        let caller = caller(Kind::Target, budget);
+        let free = || (caller.turns.available_permits(), caller.lane.slots.available_permits());
+        let all = free();
+        let (answers, server) = mpsc::channel::<()>();
+        let (ended, end) = tokio::sync::oneshot::channel();
+        let hanging = |ready: Ready| async move {
+            let thread = on_own_thread(async move {
+                let _ = server.recv();
+                drop(ready.begin()?);
+                let _ = ended.send(());
+                Ok(())
+            });
+            thread.await.expect("a thread")
+        };
+        let called = caller.call("points", Surroundings::Target(Vec::new()), hanging).await;
+        assert!(matches!(called.err().expect("hangs").error.failure, PluginFailure::Timeout(_)));
+        assert_eq!(free(), (all.0 - 1, all.1 - 1), "its slot is not free");
+        drop(answers);
+        end.await.expect("went on");
+        assert_eq!(free(), all);
     }
 }

@@ -53,9 +53,9 @@ pub enum Allocation {
 pub(crate) struct Lane {
     pub(crate) engine: Engine,
     /// One permit per slot, so that waiting for a slot is waiting and not an error.
-    pub(crate) slots: Semaphore,
+    pub(crate) slots: Arc<Semaphore>,
     /// Of targets: calls that move disk data, fewer than there are slots, so that others do not wait for them.
-    pub(crate) transfers: Semaphore,
+    pub(crate) transfers: Arc<Semaphore>,
 }
 
 /// All engines with epochs enabled, and the thread that makes epochs pass. They come together: an engine whose
@@ -84,8 +84,8 @@ impl Engines {
         );
         start_ticker(&engines)?;
         let lane = |engine, slots: u32| {
-            let (slots, transfers) = (Semaphore::new(slots as usize), Semaphore::new(TRANSFERS as usize));
-            Arc::new(Lane { engine, slots, transfers })
+            let turns = |most: u32| Arc::new(Semaphore::new(most as usize));
+            Arc::new(Lane { engine, slots: turns(slots), transfers: turns(TRANSFERS) })
         };
         let [policy, notifier, target] = engines;
         Ok(Self {

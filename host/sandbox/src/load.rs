@@ -228,7 +228,7 @@ async fn describe(package: &Package, kind: Kind, guest: &Guest, lane: &Arc<Lane>
         lookups: Lookups::default(),
     };
     let caller = Caller::new(id, kind, lane.clone(), budget, lent);
-    Ok(caller.call("describe", introduction(kind, &package.digest), |store| guest.describe(store)).await?)
+    Ok(caller.call("describe", introduction(kind, &package.digest), |ready| guest.describe(ready)).await?)
 }
 
 /// A policy is deterministic here, too: the clock stands at its beginning.

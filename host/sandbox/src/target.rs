@@ -12,10 +12,12 @@ mod worker;
 pub(crate) use progress::Progress;
 pub use streams::Passed;
 pub(crate) use streams::{Traffic, watch};
+#[cfg(test)]
+pub(crate) use worker::on_own_thread;
 
 use crate::bindings::host::vmferry::plugin::types::{Error as GuestError, ErrorCode};
 use crate::bindings::target::TargetPre;
-use crate::call::{Answer, Called, Surroundings};
+use crate::call::{Answer, Called, Ready, Running, Surroundings};
 use crate::convert;
 use crate::plugin::{SetUp, calling};
 use crate::state::{State, error};
@@ -26,7 +28,6 @@ use vmferry_model::target::{
     BrokenOff, Chunks, Damage, DeltaInfo, DiskReceipt, Draft, PointStore, Restored, Shape, StoredExtent, StoredGarbage,
     StoredPoint, VmMetadata,
 };
-use wasmtime::Store;
 use wasmtime::component::Resource;
 
 /// One use of a target.
@@ -47,8 +48,8 @@ impl std::fmt::Debug for Target {
 macro_rules! call {
     ($self:ident . $function:ident ($($argument:expr),*) as $name:literal) => {{
         let (pre, config) = ($self.pre.clone(), $self.set_up.config.clone());
-        let guest = |store| {
-            on_its_thread(calling!(pre, store, vmferry_plugin_replicate, $function(&config $(, $argument)*)))
+        let guest = |ready: Ready| {
+            on_its_thread(calling!(pre, ready, vmferry_plugin_replicate, $function(&config $(, $argument)*)))
         };
         $self.set_up.caller.call($name, $self.surroundings(), guest).await
     }};
@@ -82,24 +83,25 @@ impl Target {
         &self,
         name: &'static str,
         restore: Restore,
-        guest: impl FnOnce(Store<State>, TargetPre<State>, String, Resource<Restore>) -> F + Send + 'static,
+        guest: impl FnOnce(Running, TargetPre<State>, String, Resource<Restore>) -> F + Send + 'static,
     ) -> Result<T, PluginError>
     where
-        F: Future<Output = (Store<State>, Answer<T>)> + Send,
+        F: Future<Output = (Running, Answer<T>)> + Send,
     {
         let (pre, config) = (self.pre.clone(), self.set_up.config.clone());
-        let call = move |mut store: Store<State>| {
+        let call = move |ready: Ready| {
             on_its_thread(async move {
-                let restore = match store.data_mut().table.push(restore) {
+                let mut running = ready.begin()?;
+                let restore = match running.store.data_mut().table.push(restore) {
                     Ok(restore) => restore,
-                    Err(full) => return Ok((store, Err(full.into()))),
+                    Err(full) => return running.end(Err(full.into())),
                 };
-                let (mut store, answer) = guest(store, pre, config, Resource::new_borrow(restore.rep())).await;
-                let answer = match store.data_mut().table.delete(restore) {
+                let (mut running, answer) = guest(running, pre, config, Resource::new_borrow(restore.rep())).await;
+                let answer = match running.store.data_mut().table.delete(restore) {
                     Ok(Restore { broken_off: Some(broken), .. }) => answer.and(Ok(Err(broken_off(&broken)))),
                     _ => answer,
                 };
-                Ok((store, answer))
+                running.end(answer)
             })
         };
         Ok(self.set_up.caller.transfer(name, self.surroundings(), call).await?)
@@ -144,21 +146,23 @@ impl PointStore for Target {
     async fn write(&self, draft: &Draft, delta: DeltaInfo, chunks: Box<dyn Chunks>) -> Result<Vec<u8>, PluginError> {
         let (pre, config, draft) = (self.pre.clone(), self.set_up.config.clone(), convert::draft(draft));
         let delta = Delta::new(convert::delta(delta), self.shape.chunk_size, chunks);
-        let call = move |mut store: Store<State>| {
+        let call = move |ready: Ready| {
             on_its_thread(async move {
+                let mut running = ready.begin()?;
+                let store = &mut running.store;
                 let answer = async {
                     let delta = store.data_mut().table.push(delta)?;
-                    let instance = pre.instantiate_async(&mut store).await?;
+                    let instance = pre.instantiate_async(&mut *store).await?;
                     let borrowed = Resource::new_borrow(delta.rep());
                     let guest = instance.vmferry_plugin_replicate();
-                    let answer = guest.call_write(&mut store, &config, &draft, borrowed).await?;
+                    let answer = guest.call_write(&mut *store, &config, &draft, borrowed).await?;
                     Ok(match store.data_mut().table.delete(delta)?.end {
                         End::BrokenOff(broken) => Err(broken_off(&broken)),
                         end => answer.map(|receipt| (receipt, end == End::Reached)),
                     })
                 }
                 .await;
-                Ok((store, answer))
+                running.end(answer)
             })
         };
         let (receipt, whole) = self.set_up.caller.transfer("write", self.surroundings(), call).await?;
@@ -186,14 +190,14 @@ impl PointStore for Target {
     ) -> Result<(), PluginError> {
         let (point, disk, extents) = (point.to_owned(), disk.to_owned(), extents.to_vec());
         let wanted = convert::extents(&extents);
-        self.restoring("read", Restore::of(extents, restored), move |mut store, pre, config, restore| async move {
+        self.restoring("read", Restore::of(extents, restored), move |mut running, pre, config, restore| async move {
             let answer = async {
-                let instance = pre.instantiate_async(&mut store).await?;
+                let instance = pre.instantiate_async(&mut running.store).await?;
                 let guest = instance.vmferry_plugin_replicate();
-                guest.call_read(&mut store, &config, &point, &disk, &wanted, restore).await
+                guest.call_read(&mut running.store, &config, &point, &disk, &wanted, restore).await
             }
             .await;
-            (store, answer)
+            (running, answer)
         })
         .await
     }
@@ -201,14 +205,14 @@ impl PointStore for Target {
     async fn verify(&self, point: &str) -> Result<Vec<Damage>, PluginError> {
         let point = point.to_owned();
         let found = self
-            .restoring("verify", Restore::check(), move |mut store, pre, config, restore| async move {
+            .restoring("verify", Restore::check(), move |mut running, pre, config, restore| async move {
                 let answer = async {
-                    let instance = pre.instantiate_async(&mut store).await?;
+                    let instance = pre.instantiate_async(&mut running.store).await?;
                     let guest = instance.vmferry_plugin_replicate();
-                    guest.call_verify(&mut store, &config, &point, restore).await
+                    guest.call_verify(&mut running.store, &config, &point, restore).await
                 }
                 .await;
-                (store, answer)
+                (running, answer)
             })
             .await?;
         let damage = found.into_iter().map(convert::damage).collect::<Result<_, _>>();
