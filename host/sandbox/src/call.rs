@@ -8,6 +8,7 @@ use crate::breaker::Breaker;
 use crate::convert;
 use crate::egress::{Egress, Streams};
 use crate::engines::{Lane, TICK};
+use crate::folder;
 use crate::guest_log::{CallLog, LineRate, Speaker, StdioToLog};
 use crate::limits::{Budget, CALLS_AT_A_TIME, HOSTCALL_BYTES, HTTP_HEADERS, RANDOM_BYTES, TARGET_HOSTCALL_BYTES};
 use crate::manifest::Kind;
@@ -24,7 +25,6 @@ use vmferry_model::plugin::{PluginError, PluginFailure, PluginId};
 use wasmtime::component::{ResourceTable, ResourceTableError};
 use wasmtime::{Store, Trap, UpdateDeadline, WasmBacktrace};
 use wasmtime_wasi::WasiCtxBuilder;
-use wasmtime_wasi::filesystem::FsPerms;
 use wasmtime_wasi_http::WasiHttpCtx;
 
 /// What a guest's export answers: a trap or a fault of the host outside, the plugin's own error inside.
@@ -315,8 +315,7 @@ impl Ready {
                 // On a thread of its own nothing is won by handing each operation to another; it holds for folders opened after.
                 wasi.allow_blocking_current_thread(true);
                 for folder in folders {
-                    let opened = wasi.preopened_dir(&folder, &folder, FsPerms::ReadWrite);
-                    opened.map_err(|problem| PluginFailure::Host(format!("its folder {folder}: {problem}")))?;
+                    folder::open(&mut wasi, &folder)?;
                 }
                 let moving = progress.clone();
                 let streams = Streams::new(budget.http_body, Arc::new(move |_| moving.moved()));

@@ -47,6 +47,7 @@ mod contract;
 mod convert;
 mod egress;
 mod engines;
+mod folder;
 mod grants;
 mod guest_log;
 mod lent;

@@ -8,6 +8,7 @@ use crate::bindings::target::TargetPre;
 use crate::call::{Answer, Called, Caller, Ready, Surroundings};
 use crate::convert;
 use crate::engines::Lane;
+use crate::folder;
 use crate::grants::{Grants, Rights};
 use crate::lent::HostServices;
 use crate::limits::{Budget, Limits};
@@ -196,6 +197,7 @@ impl Plugin {
         };
         let folders = lent.rights.folders().map_err(|refusal| refused(PluginFailure::Denied(refusal.to_string())))?;
         let folders = folders.to_vec();
+        folder::check(&folders).map_err(|nested| refused(PluginFailure::Denied(nested.to_string())))?;
         let caller = Caller::new(self.id.clone(), self.kind, self.lane.clone(), budget, lent);
         let set_up = SetUp { caller, config, folders, component: self.digest, is_policy: self.kind.is_policy() };
         if self.kind == Kind::Target {

@@ -150,6 +150,45 @@ async fn folders_are_requested_and_exist() {
 }
 
 #[tokio::test]
+async fn a_granted_folder_is_none_that_a_link_leads_to() {
+    let place = tempfile::tempdir().expect("a folder");
+    let (outer, elsewhere) = (place.path().join("outer"), place.path().join("elsewhere"));
+    let granted = outer.join("granted");
+    std::fs::create_dir_all(&granted).expect("a folder");
+    std::fs::create_dir_all(elsewhere.join("granted")).expect("a folder");
+    for folder in [&granted, &elsewhere.join("granted")] {
+        std::fs::write(folder.join("own"), "own").expect("a file");
+    }
+    let with = serde_json::json!({ "does": "leave", "folder": granted, "path": "own" });
+    let target = target(in_folder(&granted, with)).await;
+    let write = async || target.write(&draft("a"), info(3 * MIB, None), source()).await;
+    write().await.expect("read from it");
+    // The last part of the path, and one before it.
+    for (moved, to) in [(&granted, elsewhere.join("granted")), (&outer, elsewhere.clone())] {
+        let aside = moved.with_extension("aside");
+        std::fs::rename(moved, &aside).expect("out of the way");
+        symlink(&to, moved).expect("a link");
+        let refused = failure(write().await);
+        let there = elsewhere.join("granted");
+        let names = |text: &str| [&granted, &there].iter().all(|path| text.contains(path.to_str().expect("UTF-8")));
+        assert!(matches!(&refused, PluginFailure::Denied(text) if names(text)), "{refused}");
+        std::fs::remove_file(moved).expect("a link");
+        std::fs::rename(&aside, moved).expect("back");
+        write().await.expect("as before");
+    }
+}
+
+#[tokio::test]
+async fn granted_folders_lie_side_by_side() {
+    let place = tempfile::tempdir().expect("a folder");
+    let plugin = load("misbehaves_as_target", "target", "[grants]\nfolders = true").await;
+    let mut nested = in_folder(place.path(), serde_json::json!({}));
+    nested.grants.folders.push(place.path().join("site").to_str().expect("UTF-8").to_owned());
+    let refused = plugin.target(nested).await.map_err(|error| error.failure);
+    assert!(matches!(&refused, Err(PluginFailure::Denied(text)) if text.contains("which it lies in")), "{refused:?}");
+}
+
+#[tokio::test]
 async fn what_comes_back_is_in_order_and_what_its_digest_says() {
     let asked = vec![(8, Bytes::from_static(&[7; 4]))];
     assert_eq!(read(doing("nothing")).await, Ok(asked), "more was put than was asked for");
