@@ -5,6 +5,7 @@
 //! their calls last for hours, and nobody else should wait for a slot that long.
 
 use crate::limits::{MAX_CORE_INSTANCES, MAX_MEMORIES, MAX_MEMORY, MAX_TABLE_ELEMENTS, MAX_TABLES, TRANSFERS};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -83,6 +84,7 @@ impl Engines {
             "plugin sandbox ready"
         );
         start_ticker(&engines)?;
+        raise_open_files();
         let lane = |engine, slots: u32| {
             let turns = |most: u32| Arc::new(Semaphore::new(most as usize));
             Arc::new(Lane { engine, slots: turns(slots), transfers: turns(TRANSFERS) })
@@ -153,6 +155,18 @@ fn pool(instances: u32) -> PoolingAllocationConfig {
         pool.linear_memory_keep_resident(KEEP_RESIDENT).table_keep_resident(KEEP_RESIDENT);
     }
     pool
+}
+
+/// Targets keep files and connections open, more in all than the 1,024 that a process may have by default. The most that it may have is
+/// for whoever started it to say.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, raised)
+    {
+        tracing::warn!(%error, "the limit of open files cannot be raised; many plugins at a time may find no file left");
+    }
 }
 
 /// A thread, not a task: it has to run when guests keep all workers busy. It ends with the engines.

@@ -192,6 +192,7 @@ fn policy_linker(lane: &Lane) -> wasmtime::Result<Linker<State>> {
 fn target_linker(lane: &Lane) -> wasmtime::Result<Linker<State>> {
     let mut linker = notifier_linker(lane)?;
     target::watch(&mut linker)?;
+    target::bound(&mut linker)?;
     seal::add_to_linker::<_, HasState>(&mut linker, |state| state)?;
     lock::add_to_linker::<_, HasState>(&mut linker, |state| state)?;
     delta::add_to_linker::<_, HasState>(&mut linker, |state| state)?;

@@ -4,11 +4,13 @@
 //! progress (`progress`); its handles are in `data`, the streams behind them in `streams`.
 
 pub(crate) mod data;
+mod files;
 mod held;
 mod progress;
 mod streams;
 mod worker;
 
+pub(crate) use files::bound;
 pub(crate) use progress::Progress;
 pub use streams::Passed;
 pub(crate) use streams::{Traffic, watch};

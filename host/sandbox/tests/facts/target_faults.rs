@@ -94,6 +94,16 @@ async fn what_it_has_held_for_it_has_a_limit_however_it_holds_it() {
 }
 
 #[tokio::test]
+async fn files_that_it_has_open_are_few_however_it_holds_them() {
+    let place = tempfile::tempdir().expect("a folder");
+    for does in ["hold-files", "hold-streams"] {
+        let with = serde_json::json!({ "does": does, "folder": place.path() });
+        let (_, message) = refusal(write(in_folder(place.path(), with)).await);
+        assert!(message.contains("ENOMEM"), "{does}: {message}");
+    }
+}
+
+#[tokio::test]
 async fn a_receipt_is_of_a_whole_and_short() {
     assert!(nonsense(write(doing("answer-early")).await).contains("before it had taken all"));
     assert!(nonsense(write(doing("long-receipt")).await).contains("65537 bytes"));

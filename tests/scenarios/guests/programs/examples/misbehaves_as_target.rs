@@ -35,6 +35,10 @@ enum Does {
     HoldChunks,
     /// Holds on to the streams of chunks that it has let go of.
     HoldBodies,
+    /// Opens a file of its folder again and again.
+    HoldFiles,
+    /// The same, and keeps a stream of each instead.
+    HoldStreams,
     /// Opens pieces and fills none.
     HoldPieces,
     /// Answers after the first chunk.
@@ -102,6 +106,18 @@ impl Target for Guest {
                 Does::Sleep => std::thread::sleep(std::time::Duration::from_secs(1_000_000)),
                 Does::HoldChunks => chunks.push(chunk),
                 Does::HoldBodies => bodies.push(chunk.encode(&Encoding::Identity)?.body()?),
+                Does::HoldFiles | Does::HoldStreams => {
+                    let folder = Folder::open(&config.folder)?;
+                    folder.create(FILE)?;
+                    let (mut files, mut streams) = (Vec::new(), Vec::new());
+                    loop {
+                        let file = folder.open_file(FILE)?;
+                        match config.does {
+                            Does::HoldStreams => streams.push(file.input(0)?),
+                            _ => files.push(file),
+                        }
+                    }
+                }
                 Does::AnswerEarly => break,
                 Does::Copy => {
                     let body = chunk.encode(&Encoding::Zstd)?.body()?;
