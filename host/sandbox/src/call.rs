@@ -10,9 +10,12 @@ use crate::egress::{Egress, Streams};
 use crate::engines::{Lane, TICK};
 use crate::folder;
 use crate::guest_log::{CallLog, LineRate, Speaker, StdioToLog};
-use crate::limits::{Budget, CALLS_AT_A_TIME, HOSTCALL_BYTES, HTTP_HEADERS, RANDOM_BYTES, TARGET_HOSTCALL_BYTES};
+use crate::limits::{
+    Budget, CALLS_AT_A_TIME, HOSTCALL_BYTES, HTTP_HEADERS, RANDOM_BYTES, TARGET_HOSTCALL_BYTES, TENANT_CALLS,
+};
 use crate::manifest::Kind;
 use crate::memory::{Exceeded, Limiter};
+use crate::share::Share;
 use crate::state::{Lent, Refusals, State};
 use crate::sterile::{Replay, sterilise};
 use crate::target::data::Data;
@@ -74,6 +77,7 @@ pub(crate) struct Caller {
     lent: Arc<Lent>,
     /// A busy plugin holds up itself and nobody else.
     turns: Arc<Semaphore>,
+    share: Arc<Share>,
     breaker: Mutex<Breaker>,
     rate: Arc<Mutex<LineRate>>,
     pub(crate) traffic: Arc<Traffic>,
@@ -101,6 +105,7 @@ impl Caller {
             traffic: Arc::default(),
             hostcall_bytes: if kind == Kind::Target { TARGET_HOSTCALL_BYTES } else { HOSTCALL_BYTES },
             budget,
+            share: lane.shares.of(&lent.tenant),
             lane,
             turns: Arc::new(Semaphore::new(CALLS_AT_A_TIME)),
             breaker: Mutex::default(),
@@ -193,10 +198,10 @@ impl Caller {
         })?;
         // Waiting for a turn is not the plugin's time, so the clock starts behind it.
         let turn = match &patience {
-            Patience::Until(deadline) => tokio::time::timeout(self.time_until(*deadline), self.turn(&self.turns))
-                .await
-                .map_err(|_| self.busy())??,
-            Patience::WhileItMoves(_) => self.turn(&self.lane.transfers).await?,
+            Patience::Until(deadline) => {
+                tokio::time::timeout(self.time_until(*deadline), self.turn()).await.map_err(|_| self.busy())??
+            }
+            Patience::WhileItMoves(_) => self.turn_to_transfer().await?,
         };
         let ready = self.ready(name, surroundings, &patience, progress, turn);
         match patience {
@@ -223,16 +228,30 @@ impl Caller {
         if left < self.budget.timeout { Duration::from_millis(left.as_millis() as u64) } else { self.budget.timeout }
     }
 
-    /// A turn among others and a slot of the engine.
-    async fn turn(&self, turns: &Arc<Semaphore>) -> Result<Turn, PluginFailure> {
+    /// A turn among the plugin's calls, among its tenant's, and a slot of the engine.
+    async fn turn(&self) -> Result<Turn, PluginFailure> {
+        self.stand_in_line([&self.turns, &self.share.calls, &self.lane.slots]).await
+    }
+
+    /// A turn among the transfers of its tenant, among all, and a slot of the engine.
+    async fn turn_to_transfer(&self) -> Result<Turn, PluginFailure> {
+        self.stand_in_line([&self.share.transfers, &self.lane.transfers, &self.lane.slots]).await
+    }
+
+    /// What is shared with more comes later, or who waits with his own would take it from others meanwhile.
+    async fn stand_in_line(&self, lines: [&Arc<Semaphore>; 3]) -> Result<Turn, PluginFailure> {
         let closed = |_| PluginFailure::Host("the sandbox is shutting down".to_owned());
-        let turn = turns.clone().acquire_owned().await.map_err(closed)?;
-        Ok(Turn([turn, self.lane.slots.clone().acquire_owned().await.map_err(closed)?]))
+        let mut permits = Vec::with_capacity(lines.len());
+        for line in lines {
+            permits.push(line.clone().acquire_owned().await.map_err(closed)?);
+        }
+        Ok(Turn { _permits: permits, _share: self.share.clone() })
     }
 
     fn busy(&self) -> PluginFailure {
-        let what = match self.turns.available_permits() {
-            0 => format!("{CALLS_AT_A_TIME} calls of this plugin are under way"),
+        let what = match (self.turns.available_permits(), self.share.calls.available_permits()) {
+            (0, _) => format!("{CALLS_AT_A_TIME} calls of this plugin are under way"),
+            (_, 0) => format!("{TENANT_CALLS} calls of plugins of `{}` are under way", self.tenant),
             _ => "other plugins are using every slot".to_owned(),
         };
         PluginFailure::Host(format!("busy: {what}, and none ended in time"))
@@ -267,7 +286,10 @@ impl Caller {
 }
 
 /// The right to run, given back when it is dropped. A call that nobody waits for any more has it until its thread is done.
-struct Turn(#[expect(dead_code, reason = "held")] [OwnedSemaphorePermit; 2]);
+struct Turn {
+    _permits: Vec<OwnedSemaphorePermit>,
+    _share: Arc<Share>,
+}
 
 /// A call that has its turn, and all that its store is made of.
 pub(crate) struct Ready {
@@ -425,6 +447,7 @@ mod tests {
     use crate::engines::Engines;
     use crate::grants::{Grants, Rights};
     use crate::lent::HostServices;
+    use crate::limits::TENANT_TRANSFERS;
     use crate::lookup::Lookups;
     use crate::target::on_own_thread;
     use std::sync::mpsc;
@@ -432,16 +455,20 @@ mod tests {
 
     fn caller(kind: Kind, budget: Budget) -> Caller {
         let engines = Engines::start().expect("engines");
+        let lane = if kind == Kind::Target { engines.target } else { engines.notifier };
+        caller_of("tenant", kind, budget, lane)
+    }
+
+    fn caller_of(tenant: &str, kind: Kind, budget: Budget, lane: Arc<Lane>) -> Caller {
         let lent = Lent {
-            tenant: String::new(),
+            tenant: tenant.to_owned(),
             plugin: "any".to_owned(),
             rights: Rights::new("any", None, Grants::default()),
             store_quota: 0,
             services: HostServices::default(),
-            lookups: Lookups::default(),
+            lookups: Lookups::of(Arc::default()),
         };
         let id = PluginId { name: "any".to_owned(), version: "1".to_owned() };
-        let lane = if kind == Kind::Target { engines.target } else { engines.notifier };
         Caller::new(id, kind, lane, budget, lent)
     }
 
@@ -451,7 +478,7 @@ mod tests {
         let replay = Replay { now: jiff::Timestamp::UNIX_EPOCH, input: blake3::hash(b"input") };
         for surroundings in [Surroundings::Open, Surroundings::Sterile(replay)] {
             let patience = Patience::Until(Instant::now());
-            let turn = caller.turn(&caller.turns).await.expect("a turn");
+            let turn = caller.turn().await.expect("a turn");
             let ready = caller.ready("handle", surroundings, &patience, Arc::default(), turn);
             let mut running = ready.begin().expect("a store");
             let random = running.store.data_mut().wasi.random();
@@ -484,5 +511,30 @@ mod tests {
         drop(answers);
         end.await.expect("went on");
         assert_eq!(free(), all);
+    }
+    #[tokio::test]
+    async fn one_tenant_cannot_have_all_turns_with_however_many_plugins() {
+        let budget = Budget::default_for(Kind::Target);
+        let first = caller(Kind::Target, budget.clone());
+        let next = |tenant| caller_of(tenant, Kind::Target, budget.clone(), first.lane.clone());
+        let now = Duration::ZERO;
+        let (mut held, mut plugin) = (Vec::new(), next("tenant"));
+        while let Ok(turn) = tokio::time::timeout(now, plugin.turn_to_transfer()).await {
+            held.push(turn.expect("open"));
+            plugin = next("tenant");
+        }
+        assert_eq!(held.len(), TENANT_TRANSFERS);
+        while let Ok(turn) = tokio::time::timeout(now, plugin.turn()).await {
+            held.push(turn.expect("open"));
+            plugin = next("tenant");
+        }
+        assert_eq!(held.len(), TENANT_TRANSFERS + TENANT_CALLS);
+        assert!(plugin.busy().to_string().contains("16 calls of plugins of `tenant`"));
+        let other = next("other");
+        for turn in
+            [tokio::time::timeout(now, other.turn_to_transfer()).await, tokio::time::timeout(now, other.turn()).await]
+        {
+            turn.expect("at once").expect("open");
+        }
     }
 }

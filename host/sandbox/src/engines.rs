@@ -5,6 +5,7 @@
 //! their calls last for hours, and nobody else should wait for a slot that long.
 
 use crate::limits::{MAX_CORE_INSTANCES, MAX_MEMORIES, MAX_MEMORY, MAX_TABLE_ELEMENTS, MAX_TABLES, TRANSFERS};
+use crate::share::Shares;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,6 +58,8 @@ pub(crate) struct Lane {
     pub(crate) slots: Arc<Semaphore>,
     /// Of targets: calls that move disk data, fewer than there are slots, so that others do not wait for them.
     pub(crate) transfers: Arc<Semaphore>,
+    /// What each tenant may have of both.
+    pub(crate) shares: Shares,
 }
 
 /// All engines with epochs enabled, and the thread that makes epochs pass. They come together: an engine whose
@@ -87,7 +90,7 @@ impl Engines {
         raise_open_files();
         let lane = |engine, slots: u32| {
             let turns = |most: u32| Arc::new(Semaphore::new(most as usize));
-            Arc::new(Lane { engine, slots: turns(slots), transfers: turns(TRANSFERS) })
+            Arc::new(Lane { engine, slots: turns(slots), transfers: turns(TRANSFERS), shares: Shares::default() })
         };
         let [policy, notifier, target] = engines;
         Ok(Self {

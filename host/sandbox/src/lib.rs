@@ -61,6 +61,7 @@ mod package;
 mod plugin;
 mod request_line;
 mod seal;
+mod share;
 mod state;
 mod sterile;
 mod target;

@@ -73,6 +73,13 @@ pub(crate) const TARGET_HOSTCALL_BYTES: usize = 64 << 20;
 /// Calls of all targets that move disk data at a time; more wait, and with them their sources.
 pub(crate) const TRANSFERS: u32 = 64;
 
+/// Those of one tenant: however long they last, there are as many for others. What is held up with a file system that does not answer
+/// counts as well.
+pub(crate) const TENANT_TRANSFERS: usize = TRANSFERS as usize / 2;
+
+/// Other calls of one tenant that run at a time, over all its plugins of one kind of work: half of those that there are slots for.
+pub(crate) const TENANT_CALLS: usize = 16;
+
 /// The longest text of a plugin that goes into a report: a reason, a rule, an error message.
 pub(crate) const MAX_TEXT: usize = 4 << 10;
 
@@ -115,6 +122,9 @@ pub(crate) const HTTP_SMALL_PIECE: usize = 4 << 10;
 
 /// Name lookups under way for one use of a plugin.
 pub(crate) const LOOKUPS: usize = 4;
+
+/// The same for all plugins of one tenant.
+pub(crate) const TENANT_LOOKUPS: usize = 8;
 
 /// Name lookups under way for all plugins. Each keeps one of the threads that the process has for whatever blocks.
 pub(crate) const ALL_LOOKUPS: usize = 32;

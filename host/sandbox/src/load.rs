@@ -226,7 +226,7 @@ async fn describe(package: &Package, kind: Kind, guest: &Guest, lane: &Arc<Lane>
         rights: Rights::new(&package.name, None, Grants::default()),
         store_quota: 0,
         services: HostServices::default(),
-        lookups: Lookups::default(),
+        lookups: Lookups::of(Arc::default()),
     };
     let caller = Caller::new(id, kind, lane.clone(), budget, lent);
     Ok(caller.call("describe", introduction(kind, &package.digest), |ready| guest.describe(ready)).await?)

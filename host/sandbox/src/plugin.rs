@@ -188,12 +188,12 @@ impl Plugin {
         };
         let requested = self.manifest.as_ref().map(|manifest| manifest.grants.clone());
         let lent = Lent {
+            lookups: Lookups::of(self.lane.shares.of(&tenant)),
             tenant,
             plugin: self.id.name.clone(),
             rights: Rights::new(&self.id.name, requested, grants),
             store_quota: budget.store,
             services: host,
-            lookups: Lookups::default(),
         };
         let folders = lent.rights.folders().map_err(|refusal| refused(PluginFailure::Denied(refusal.to_string())))?;
         let folders = folders.to_vec();
