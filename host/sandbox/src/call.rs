@@ -11,7 +11,7 @@ use crate::engines::{Lane, TICK};
 use crate::folder;
 use crate::guest_log::{CallLog, LineRate, Speaker, StdioToLog};
 use crate::limits::{
-    Budget, CALLS_AT_A_TIME, HOSTCALL_BYTES, HTTP_HEADERS, RANDOM_BYTES, TARGET_HOSTCALL_BYTES, TENANT_CALLS,
+    Budget, CALLS_AT_A_TIME, HOSTCALL_BYTES, HTTP_HEADERS, RANDOM_BYTES, TARGET_HOSTCALL_BYTES, TENANT_CALLS, WORK,
 };
 use crate::manifest::Kind;
 use crate::memory::{Exceeded, Limiter};
@@ -19,7 +19,7 @@ use crate::share::Share;
 use crate::state::{Lent, Refusals, State};
 use crate::sterile::{Replay, sterilise};
 use crate::target::data::Data;
-use crate::target::{Progress, Traffic};
+use crate::target::{self, Progress, Stalled, Traffic};
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -65,8 +65,10 @@ pub(crate) enum Surroundings {
 enum Patience {
     /// Neither waiting for its turn nor running goes beyond this.
     Until(Instant),
-    /// As long as it makes progress.
-    WhileItMoves(Arc<Progress>),
+    /// It waits for its turn until then, and runs as long as it makes progress.
+    WhileItWorks(Instant),
+    /// As long as it makes progress, and for its turn as long as it takes.
+    WhileItMoves,
 }
 
 /// Calls one use of a plugin: these settings, these rights, this tenant.
@@ -140,7 +142,17 @@ impl Caller {
         surroundings: Surroundings,
         guest: impl FnOnce(Ready) -> F + Send,
     ) -> Result<T, Refused> {
-        self.try_call(Patience::Until(deadline), name, surroundings, Arc::default(), guest).await
+        self.try_call(Patience::Until(deadline), name, surroundings, guest).await
+    }
+
+    /// Calls an export that works on what a target keeps. It may have a whole store to go over, or gigabytes to merge.
+    pub(crate) async fn work<T, F: Future<Output = Called<T>> + Send>(
+        &self,
+        name: &'static str,
+        surroundings: Surroundings,
+        guest: impl FnOnce(Ready) -> F + Send,
+    ) -> Result<T, Refused> {
+        self.try_call(Patience::WhileItWorks(Instant::now() + self.budget.timeout), name, surroundings, guest).await
     }
 
     /// Calls an export that moves disk data. It waits for its turn as long as it takes, and its source with it.
@@ -150,8 +162,7 @@ impl Caller {
         surroundings: Surroundings,
         guest: impl FnOnce(Ready) -> F + Send,
     ) -> Result<T, Refused> {
-        let progress = Arc::<Progress>::default();
-        self.try_call(Patience::WhileItMoves(progress.clone()), name, surroundings, progress, guest).await
+        self.try_call(Patience::WhileItMoves, name, surroundings, guest).await
     }
 
     async fn try_call<T, F: Future<Output = Called<T>> + Send>(
@@ -159,11 +170,10 @@ impl Caller {
         patience: Patience,
         name: &'static str,
         surroundings: Surroundings,
-        progress: Arc<Progress>,
         guest: impl FnOnce(Ready) -> F + Send,
     ) -> Result<T, Refused> {
         let started = Instant::now();
-        let outcome = self.attempt(patience, name, surroundings, progress, guest).await;
+        let outcome = self.attempt(patience, name, surroundings, guest).await;
         let Failed { failure, retry_after } = match outcome {
             Ok(answer) => {
                 tracing::debug!(plugin = %self.id, call = name, seconds = started.elapsed().as_secs_f64(), "answered");
@@ -189,7 +199,6 @@ impl Caller {
         patience: Patience,
         name: &'static str,
         surroundings: Surroundings,
-        progress: Arc<Progress>,
         guest: impl FnOnce(Ready) -> F + Send,
     ) -> Called<T> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner).check(Instant::now()).map_err(|rest| {
@@ -198,27 +207,28 @@ impl Caller {
         })?;
         // Waiting for a turn is not the plugin's time, so the clock starts behind it.
         let turn = match &patience {
-            Patience::Until(deadline) => {
-                tokio::time::timeout(self.time_until(*deadline), self.turn()).await.map_err(|_| self.busy())??
+            Patience::Until(deadline) | Patience::WhileItWorks(deadline) => {
+                let turn = tokio::time::timeout(self.time_until(*deadline), self.turn()).await;
+                turn.map_err(|_| self.busy())??
             }
-            Patience::WhileItMoves(_) => self.turn_to_transfer().await?,
+            Patience::WhileItMoves => self.turn_to_transfer().await?,
         };
-        let ready = self.ready(name, surroundings, &patience, progress, turn);
-        match patience {
-            Patience::Until(deadline) => {
-                let time = self.time_until(deadline);
-                tokio::time::timeout(time, guest(ready)).await.map_err(|_| PluginFailure::Timeout(time))?
-            }
-            Patience::WhileItMoves(progress) => {
-                let stall = self.budget.stall;
-                tokio::select! {
-                    biased;
-                    called = guest(ready) => called,
-                    () = progress.stalls(stall) => {
-                        Err(limit("time without progress", format!("{} s", stall.as_secs_f64()), "stall").into())
-                    }
+        let progress = Arc::<Progress>::default();
+        let ready = self.ready(name, surroundings, &patience, progress.clone(), turn);
+        if let Patience::Until(deadline) = patience {
+            let time = self.time_until(deadline);
+            return tokio::time::timeout(time, guest(ready)).await.map_err(|_| PluginFailure::Timeout(time))?;
+        }
+        let limits = target::Limits { stall: self.budget.stall, work: self.budget.timeout.saturating_mul(WORK) };
+        tokio::select! {
+            biased;
+            called = guest(ready) => called,
+            stalled = progress.stalls(limits) => Err(Failed::from(match stalled {
+                Stalled::Everything => {
+                    limit("time without progress", format!("{} s", limits.stall.as_secs_f64()), "stall")
                 }
-            }
+                Stalled::DiskData => PluginFailure::Timeout(limits.work),
+            })),
         }
     }
 
@@ -273,7 +283,7 @@ impl Caller {
             surroundings,
             ticks: match patience {
                 Patience::Until(_) => (self.budget.cpu.as_millis() / TICK.as_millis()).max(1),
-                Patience::WhileItMoves(_) => u128::MAX,
+                Patience::WhileItWorks(_) | Patience::WhileItMoves => u128::MAX,
             },
             speaker: Speaker { tenant: self.tenant.clone(), plugin: self.plugin.clone(), call },
             rate: self.rate.clone(),
@@ -340,7 +350,7 @@ impl Ready {
                     folder::open(&mut wasi, &folder)?;
                 }
                 let moving = progress.clone();
-                let streams = Streams::new(budget.http_body, Arc::new(move |_| moving.moved()));
+                let streams = Streams::new(budget.http_body, Arc::new(move |_| moving.worked()));
                 Egress::streamed(lent.clone(), refusals.clone(), streams)
             }
         };

@@ -14,12 +14,14 @@ use std::time::Duration;
 pub struct Limits {
     /// Wall time of one call, waiting for the network included. Default: 2 s for policies, 15 s for notifiers, 60 s for
     /// targets. A call waits for its turn at most as long again, and all attempts of a notifier together have twice this
-    /// time. A call of a target that moves disk data has no such limit but [`stall`](Self::stall).
+    /// time. A target's calls that check its settings have this limit. All others go on while they make progress, which
+    /// [`stall`](Self::stall) limits; 360 times this, six hours, is what they may take without moving disk data.
     pub timeout: Option<Duration>,
-    /// How long a call that moves disk data may go without moving any. Waiting for the source does not count. Default 60 s.
+    /// How long a target's call may go without any progress: disk data on its way, something done to a file, a server that
+    /// answers or takes a piece. Waiting for the source does not count, and a sync may take ten minutes. Default 60 s.
     pub stall: Option<Duration>,
-    /// CPU time of one call, to within a tick of 10 ms. Default: 2 s, for targets 60 s; a call that moves disk data has no
-    /// such limit.
+    /// CPU time of one call, to within a tick of 10 ms. Default: 2 s, for targets 60 s, of which only those calls have such a
+    /// limit that check its settings.
     pub cpu: Option<Duration>,
     /// Disk data that a call makes the host hold for it: chunks, payloads, pieces that are put. Default 64 MiB.
     pub held: Option<u64>,
@@ -69,6 +71,13 @@ pub(crate) const HOSTCALL_BYTES: usize = 8 << 20;
 
 /// The same for a target, whose answers may list a million ranges of a disk.
 pub(crate) const TARGET_HOSTCALL_BYTES: usize = 64 << 20;
+
+/// How long a target's call may work without moving disk data, in times its `timeout`: a merge of disk files or a collection goes over
+/// whatever a store holds, and begins anew when it is ended.
+pub(crate) const WORK: u32 = 360;
+
+/// How long a sync may take: a busy storage server needs minutes for gigabytes.
+pub(crate) const SYNC: Duration = Duration::from_secs(600);
 
 /// Calls of all targets that move disk data at a time; more wait, and with them their sources.
 pub(crate) const TRANSFERS: u32 = 64;

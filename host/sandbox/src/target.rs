@@ -1,7 +1,8 @@
 //! A target: keeps recovery points somewhere else, as a store of points that the engine can use.
 //!
-//! Every call has a fresh instance and a thread of its own (`worker`). A call that moves disk data takes as long as it makes
-//! progress (`progress`); its handles are in `data`, the streams behind them in `streams`.
+//! Every call has a fresh instance and a thread of its own (`worker`), and but for those that check settings takes as long as it
+//! makes progress (`progress`). The handles of disk data are in `data`, the streams behind them in `streams`, and what is particular
+//! about files in `files`.
 
 pub(crate) mod data;
 mod files;
@@ -11,7 +12,7 @@ mod streams;
 mod worker;
 
 pub(crate) use files::bound;
-pub(crate) use progress::Progress;
+pub(crate) use progress::{Limits, Progress, Stalled};
 pub use streams::Passed;
 pub(crate) use streams::{Traffic, watch};
 #[cfg(test)]
@@ -45,15 +46,24 @@ impl std::fmt::Debug for Target {
     }
 }
 
-/// Calls one function of a target on a thread of its own: `call` or `transfer` of the caller, the function's name in the contract
-/// and in the bindings, and its arguments behind the settings.
+/// Calls one function of a target on a thread of its own: `call` or `work` of the caller, the function's name in the contract and in
+/// the bindings, and its arguments behind the settings.
 macro_rules! call {
-    ($self:ident . $function:ident ($($argument:expr),*) as $name:literal) => {{
+    ($self:ident . $function:ident ($($argument:expr),*) as $name:literal) => { calls!(call, $self . $function ($($argument),*) as $name) };
+}
+
+/// The same for what works on what the target keeps.
+macro_rules! work {
+    ($self:ident . $function:ident ($($argument:expr),*) as $name:literal) => { calls!(work, $self . $function ($($argument),*) as $name) };
+}
+
+macro_rules! calls {
+    ($how:ident, $self:ident . $function:ident ($($argument:expr),*) as $name:literal) => {{
         let (pre, config) = ($self.pre.clone(), $self.set_up.config.clone());
         let guest = |ready: Ready| {
             on_its_thread(calling!(pre, ready, vmferry_plugin_replicate, $function(&config $(, $argument)*)))
         };
-        $self.set_up.caller.call($name, $self.surroundings(), guest).await
+        $self.set_up.caller.$how($name, $self.surroundings(), guest).await
     }};
 }
 
@@ -128,20 +138,20 @@ impl PointStore for Target {
 
     async fn points(&self, vm: Option<&str>) -> Result<Vec<StoredPoint>, PluginError> {
         let vm = vm.map(str::to_owned);
-        let points = call!(self.call_points(vm.as_deref()) as "points")?;
+        let points = work!(self.call_points(vm.as_deref()) as "points")?;
         let points = points.into_iter().map(convert::stored_point).collect::<Result<_, _>>();
         points.map_err(|failure| self.failed("points", failure))
     }
 
     async fn metadata(&self, point: &str) -> Result<VmMetadata, PluginError> {
         let point = point.to_owned();
-        let metadata = call!(self.call_metadata(&point) as "metadata")?;
+        let metadata = work!(self.call_metadata(&point) as "metadata")?;
         convert::metadata(&metadata).map_err(|failure| self.failed("metadata", failure))
     }
 
     async fn layout(&self, point: &str, disk: &str, since: Option<&str>) -> Result<Vec<StoredExtent>, PluginError> {
         let (point, disk, since) = (point.to_owned(), disk.to_owned(), since.map(str::to_owned));
-        let layout = call!(self.call_layout(&point, &disk, since.as_deref()) as "layout")?;
+        let layout = work!(self.call_layout(&point, &disk, since.as_deref()) as "layout")?;
         convert::layout(&layout).map_err(|failure| self.failed("layout", failure))
     }
 
@@ -174,13 +184,13 @@ impl PointStore for Target {
     async fn commit(&self, draft: &Draft, receipts: &[DiskReceipt]) -> Result<StoredPoint, PluginError> {
         let id = draft.id.clone();
         let (draft, receipts) = (convert::draft(draft), convert::receipts(receipts));
-        let point = call!(self.call_commit(&draft, &receipts) as "commit")?;
+        let point = work!(self.call_commit(&draft, &receipts) as "commit")?;
         convert::committed(point, &id).map_err(|failure| self.failed("commit", failure))
     }
 
     async fn abort(&self, draft: &Draft) -> Result<(), PluginError> {
         let draft = convert::draft(draft);
-        Ok(call!(self.call_abort(&draft) as "abort")?)
+        Ok(work!(self.call_abort(&draft) as "abort")?)
     }
 
     async fn read(
@@ -223,17 +233,17 @@ impl PointStore for Target {
 
     async fn hold(&self, point: &str, held: bool) -> Result<(), PluginError> {
         let point = point.to_owned();
-        Ok(call!(self.call_hold(&point, held) as "hold")?)
+        Ok(work!(self.call_hold(&point, held) as "hold")?)
     }
 
     async fn delete(&self, point: &str) -> Result<(), PluginError> {
         let point = point.to_owned();
-        Ok(call!(self.call_delete(&point) as "delete")?)
+        Ok(work!(self.call_delete(&point) as "delete")?)
     }
 
     async fn collect(&self, drafts: &[String], apply: bool) -> Result<Vec<StoredGarbage>, PluginError> {
         let drafts = drafts.to_vec();
-        let garbage = call!(self.call_collect(&drafts, apply) as "collect")?;
+        let garbage = work!(self.call_collect(&drafts, apply) as "collect")?;
         Ok(garbage.into_iter().map(convert::garbage).collect())
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! - Folders are listed as they are read. wasmtime-wasi reads all names at once and keeps them for as long as the guest keeps the
 //!   listing, which a guest with many files and many listings could fill the host's memory by.
+//! - What is done counts as progress, and a sync has more time than anything else.
 //! - Files, folders and streams are bounded together, so that a guest cannot use up what the process may have open.
 
 use crate::limits::OPEN_FILES;
@@ -20,6 +21,30 @@ use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, FsResult};
 /// The version of WASI in wasmtime's bindings; guests of other 0.2 versions find the same functions.
 const TYPES: &str = "wasi:filesystem/types@0.2.12";
 
+/// Replaces file functions by ones that tell of what was done.
+macro_rules! work {
+    ($types:ident, $trait:ident, {
+        $($name:literal => $function:ident($($argument:ident: $type:ty),*),)*
+        $(@syncing $sync_name:literal => $sync:ident($file:ident: $file_type:ty),)*
+    }) => {
+        $($types.func_wrap_async($name, |mut store: StoreContextMut<'_, State>, ($($argument,)*): ($($type,)*)| {
+            Box::new(async move {
+                let state = store.data_mut();
+                let done = answer($trait::$function(&mut state.filesystem(), $($argument),*).await)?;
+                Ok((state.worked(done),))
+            })
+        })?;)*
+        $($types.func_wrap_async($sync_name, |mut store: StoreContextMut<'_, State>, ($file,): ($file_type,)| {
+            Box::new(async move {
+                let state = store.data_mut();
+                let progress = state.data.progress.clone();
+                let done = answer(progress.syncing($trait::$sync(&mut state.filesystem(), $file)).await)?;
+                Ok((state.worked(done),))
+            })
+        })?;)*
+    };
+}
+
 /// What a guest is told that may open no more. There is no code for it; those for space would be believed.
 const TOO_MANY: ErrorCode = ErrorCode::InsufficientMemory;
 
@@ -34,13 +59,15 @@ pub(crate) fn bound(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     types.func_wrap(
         "[method]descriptor.read-directory",
         |mut store: StoreContextMut<'_, State>, (folder,): (Resource<Descriptor>,)| {
-            Ok((store.data_mut().list(&folder)?,))
+            let listing = store.data_mut().list(&folder)?;
+            Ok((store.data_mut().worked(listing),))
         },
     )?;
     types.func_wrap(
         "[method]directory-entry-stream.read-directory-entry",
         |mut store: StoreContextMut<'_, State>, (listing,): (Resource<Listing>,)| {
-            Ok((store.data_mut().table.get_mut(&listing)?.next(),))
+            let entry = store.data_mut().table.get_mut(&listing)?.next();
+            Ok((store.data_mut().worked(entry),))
         },
     )?;
     type Open = (Resource<Descriptor>, PathFlags, String, OpenFlags, DescriptorFlags);
@@ -53,10 +80,26 @@ pub(crate) fn bound(linker: &mut Linker<State>) -> wasmtime::Result<()> {
                     return Ok((Err(TOO_MANY),));
                 }
                 let opened = HostDescriptor::open_at(&mut state.filesystem(), folder, follow, path, open, flags).await;
-                Ok((answer(opened)?,))
+                let opened = answer(opened)?;
+                Ok((state.worked(opened),))
             })
         },
     )?;
+    type File = Resource<Descriptor>;
+    work!(types, HostDescriptor, {
+        "[method]descriptor.read" => read(file: File, length: u64, offset: u64),
+        "[method]descriptor.write" => write(file: File, bytes: Vec<u8>, offset: u64),
+        "[method]descriptor.set-size" => set_size(file: File, size: u64),
+        "[method]descriptor.stat" => stat(file: File),
+        "[method]descriptor.stat-at" => stat_at(folder: File, follow: PathFlags, path: String),
+        "[method]descriptor.create-directory-at" => create_directory_at(folder: File, path: String),
+        "[method]descriptor.link-at" => link_at(from: File, follow: PathFlags, old: String, to: File, new: String),
+        "[method]descriptor.rename-at" => rename_at(from: File, old: String, to: File, new: String),
+        "[method]descriptor.unlink-file-at" => unlink_file_at(folder: File, path: String),
+        "[method]descriptor.remove-directory-at" => remove_directory_at(folder: File, path: String),
+        @syncing "[method]descriptor.sync" => sync(file: File),
+        @syncing "[method]descriptor.sync-data" => sync_data(file: File),
+    });
     linker.allow_shadowing(false);
     Ok(())
 }
@@ -70,6 +113,14 @@ fn answer<T>(result: FsResult<T>) -> wasmtime::Result<Result<T, ErrorCode>> {
 }
 
 impl State {
+    /// A result as it is, which is progress if something was done.
+    fn worked<T>(&self, done: Result<T, ErrorCode>) -> Result<T, ErrorCode> {
+        if done.is_ok() {
+            self.data.progress.worked();
+        }
+        done
+    }
+
     /// Whether one more file may be opened, or a line in the log. A stream keeps the file that it is of open, so all are counted.
     fn may_open(&mut self) -> bool {
         let keeps_a_file = |object: &&mut (dyn std::any::Any + Send)| {

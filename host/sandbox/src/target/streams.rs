@@ -296,10 +296,10 @@ pub(crate) fn watch(linker: &mut Linker<State>) -> wasmtime::Result<()> {
 }
 
 impl State {
-    /// Bytes between any two streams are progress: a copy from file to file is work, too.
+    /// Bytes between any two streams are work: a copy from file to file, too.
     fn spliced(&mut self, moved: StreamResult<u64>) -> wasmtime::Result<Result<u64, GuestStreamError>> {
         if matches!(moved, Ok(1..)) {
-            self.data.progress.moved();
+            self.data.progress.worked();
         }
         self.answer(moved)
     }

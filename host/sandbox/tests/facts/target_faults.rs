@@ -76,10 +76,18 @@ async fn one_that_moves_nothing_is_ended() {
 }
 
 #[tokio::test]
-async fn one_that_does_not_answer_is_ended() {
-    let limits = Limits { timeout: Some(Duration::from_millis(200)), ..Limits::default() };
-    let late = failure(target(limited("sleep", limits)).await.commit(&draft("a"), &[]).await);
-    assert_eq!(late, PluginFailure::Timeout(Duration::from_millis(200)));
+async fn one_that_does_nothing_on_its_own_store_is_ended_and_one_that_works_is_not() {
+    let limits = Limits {
+        timeout: Some(Duration::from_millis(200)),
+        stall: Some(Duration::from_millis(200)),
+        ..Limits::default()
+    };
+    let stalled = failure(target(limited("sleep", limits.clone())).await.commit(&draft("a"), &[]).await);
+    assert!(matches!(&stalled, PluginFailure::Limit { setting, .. } if setting == "stall"), "{stalled}");
+    let place = tempfile::tempdir().expect("a folder");
+    let with = serde_json::json!({ "does": "work", "folder": place.path() });
+    let working = target(Instance { limits, ..in_folder(place.path(), with) }).await;
+    working.delete("a").await.expect("longer than either, but never idle");
 }
 
 #[tokio::test]

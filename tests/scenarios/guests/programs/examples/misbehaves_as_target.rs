@@ -31,6 +31,8 @@ enum Does {
     Spin,
     /// Sleeps forever.
     Sleep,
+    /// Works on files of its folder for two seconds when it deletes: writes, reads, lists, copies.
+    Work,
     /// Holds on to every chunk.
     HoldChunks,
     /// Holds on to the streams of chunks that it has let go of.
@@ -198,7 +200,22 @@ impl Target for Guest {
         Ok(())
     }
 
-    fn delete(_: Config, _: &str) -> Result<(), Error> {
+    fn delete(config: Config, _: &str) -> Result<(), Error> {
+        if config.does == Does::Work {
+            let folder = Folder::open(&config.folder)?;
+            let acts: [&dyn Fn() -> Result<(), Error>; 4] = [
+                &|| folder.create(FILE)?.write_at(0, &[1; 4096]),
+                &|| folder.read(FILE).map(drop),
+                &|| folder.list().map(drop),
+                &|| folder.create("copy")?.splice_at(0, &folder.open_file(FILE)?.input(0)?, 4096),
+            ];
+            for act in acts {
+                let begun = std::time::Instant::now();
+                while begun.elapsed() < std::time::Duration::from_millis(500) {
+                    act()?;
+                }
+            }
+        }
         Ok(())
     }
 
