@@ -368,6 +368,8 @@ impl Ready {
             lent,
             refusals,
             store_operations: 0,
+            lock_operations: 0,
+            begun: Instant::now(),
             data: Data::new(progress, Traffic::of_call(traffic), budget.held),
         };
         let mut store = Store::new(&lane.engine, state);

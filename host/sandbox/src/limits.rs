@@ -141,6 +141,12 @@ pub(crate) const ALL_LOOKUPS: usize = 32;
 /// How often one call may use its store.
 pub(crate) const STORE_OPERATIONS: u32 = 100;
 
+/// How often one call may take and renew locks, beside once for each second that it runs: a transfer renews for hours.
+pub(crate) const LOCK_OPERATIONS: u64 = 100;
+
+/// What a call may have sealed or opened at once. It is copied, and its thread cannot be ended meanwhile.
+pub(crate) const SEAL: usize = 8 << 20;
+
 /// The largest amount of random bytes that a guest may ask for at once.
 pub(crate) const RANDOM_BYTES: u64 = 64 << 10;
 

@@ -55,8 +55,12 @@ enum Does {
     Leave,
     /// Keeps the first chunk compressed and sealed in its folder.
     Seal,
+    /// Seals and opens as much as is allowed, then more.
+    SealMuch,
     /// Takes a lock, and answers its epoch.
     Lock,
+    /// Takes a lock, and renews it again and again.
+    HammerLocks,
     /// Puts the later piece first.
     Backwards,
     /// Puts a piece whose digest is of another.
@@ -92,7 +96,8 @@ impl Target for Guest {
 
     fn write(config: Config, _: Draft, delta: &dyn Delta) -> Result<Vec<u8>, Error> {
         let (mut chunks, mut bodies) = (Vec::new(), Vec::new());
-        let lease = if config.does == Does::Lock { Some(lock::acquire("index", 60)?) } else { None };
+        let locks = matches!(config.does, Does::Lock | Does::HammerLocks);
+        let lease = if locks { Some(lock::acquire("index", 60)?) } else { None };
         loop {
             let chunk = match delta.next() {
                 Ok(Some(chunk)) => chunk,
@@ -136,10 +141,19 @@ impl Target for Guest {
                     assert_ne!(name, seal::seal(KEY, b"a name")?);
                     assert_eq!(seal::open(KEY, &name)?, b"a name");
                 }
+                Does::SealMuch => {
+                    let much = vec![1; 8 << 20];
+                    assert_eq!(seal::open(KEY, &seal::seal(KEY, &much)?)?, much);
+                    assert!(seal::open(KEY, &vec![1; (8 << 20) + (1 << 20)]).is_err());
+                    seal::seal(KEY, &vec![1; (8 << 20) + 1])?;
+                }
                 _ => {}
             }
         }
         Ok(match (config.does, lease) {
+            (Does::HammerLocks, Some(lease)) => loop {
+                lease.renew(60)?;
+            },
             (Does::LongReceipt, _) => vec![0; (64 << 10) + 1],
             (_, Some(lease)) => {
                 lease.renew(60)?;
