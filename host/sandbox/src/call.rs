@@ -1,34 +1,53 @@
 //! One call into a plugin: a fresh store, every limit armed, and one judgement of what came back.
+//!
+//! Whoever makes the call has it [`Ready`]; whichever thread runs it begins it there, and has it judged and ended there. So what a
+//! file system keeps waiting, opening folders first and closing files last, is that thread, and it keeps its turn until it is done.
 
 use crate::bindings::host::vmferry::plugin::types::Error as GuestError;
 use crate::breaker::Breaker;
 use crate::convert;
 use crate::egress::{Egress, Streams};
 use crate::engines::{Lane, TICK};
+use crate::folder;
 use crate::guest_log::{CallLog, LineRate, Speaker, StdioToLog};
-use crate::limits::{Budget, CALLS_AT_A_TIME, HOSTCALL_BYTES, HTTP_HEADERS, RANDOM_BYTES, TARGET_HOSTCALL_BYTES};
+use crate::limits::{
+    Budget, CALLS_AT_A_TIME, HOSTCALL_BYTES, HTTP_HEADERS, RANDOM_BYTES, TARGET_HOSTCALL_BYTES, TENANT_CALLS, WORK,
+};
 use crate::manifest::Kind;
 use crate::memory::{Exceeded, Limiter};
+use crate::share::Share;
 use crate::state::{Lent, Refusals, State};
 use crate::sterile::{Replay, sterilise};
 use crate::target::data::Data;
-use crate::target::{Progress, Traffic};
+use crate::target::{self, Progress, Stalled, Traffic};
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use vmferry_model::plugin::{PluginError, PluginFailure, PluginId};
 use wasmtime::component::{ResourceTable, ResourceTableError};
 use wasmtime::{Store, Trap, UpdateDeadline, WasmBacktrace};
 use wasmtime_wasi::WasiCtxBuilder;
-use wasmtime_wasi::filesystem::FsPerms;
 use wasmtime_wasi_http::WasiHttpCtx;
 
 /// What a guest's export answers: a trap or a fault of the host outside, the plugin's own error inside.
 pub(crate) type Answer<T> = wasmtime::Result<Result<T, GuestError>>;
 
-/// What a call leaves: its store, which still knows why things went as they did, and its answer; or why it never began.
-pub(crate) type Called<T> = Result<(Store<State>, Answer<T>), PluginFailure>;
+/// What a call leaves.
+pub(crate) type Called<T> = Result<T, Failed>;
+
+/// Why a call gave no answer.
+pub(crate) struct Failed {
+    failure: PluginFailure,
+    /// How long the plugin asks to wait before the same call.
+    retry_after: Option<Duration>,
+}
+
+impl From<PluginFailure> for Failed {
+    fn from(failure: PluginFailure) -> Self {
+        Self { failure, retry_after: None }
+    }
+}
 
 /// In what world a call happens.
 pub(crate) enum Surroundings {
@@ -46,8 +65,10 @@ pub(crate) enum Surroundings {
 enum Patience {
     /// Neither waiting for its turn nor running goes beyond this.
     Until(Instant),
-    /// As long as it makes progress.
-    WhileItMoves(Arc<Progress>),
+    /// It waits for its turn until then, and runs as long as it makes progress.
+    WhileItWorks(Instant),
+    /// As long as it makes progress, and for its turn as long as it takes.
+    WhileItMoves,
 }
 
 /// Calls one use of a plugin: these settings, these rights, this tenant.
@@ -57,7 +78,8 @@ pub(crate) struct Caller {
     lane: Arc<Lane>,
     lent: Arc<Lent>,
     /// A busy plugin holds up itself and nobody else.
-    turns: Semaphore,
+    turns: Arc<Semaphore>,
+    share: Arc<Share>,
     breaker: Mutex<Breaker>,
     rate: Arc<Mutex<LineRate>>,
     pub(crate) traffic: Arc<Traffic>,
@@ -85,8 +107,9 @@ impl Caller {
             traffic: Arc::default(),
             hostcall_bytes: if kind == Kind::Target { TARGET_HOSTCALL_BYTES } else { HOSTCALL_BYTES },
             budget,
+            share: lane.shares.of(&lent.tenant),
             lane,
-            turns: Semaphore::new(CALLS_AT_A_TIME),
+            turns: Arc::new(Semaphore::new(CALLS_AT_A_TIME)),
             breaker: Mutex::default(),
             rate: Arc::new(Mutex::new(LineRate::new(Instant::now()))),
             tenant: lent.tenant.as_str().into(),
@@ -96,12 +119,12 @@ impl Caller {
         }
     }
 
-    /// Calls an export in a fresh store. `guest` instantiates and calls.
+    /// Calls an export in a fresh store. `guest` begins the call, instantiates, calls, and ends it.
     pub(crate) async fn call<T, F: Future<Output = Called<T>> + Send>(
         &self,
         name: &'static str,
         surroundings: Surroundings,
-        guest: impl FnOnce(Store<State>) -> F + Send,
+        guest: impl FnOnce(Ready) -> F + Send,
     ) -> Result<T, Refused> {
         self.call_by(self.deadline(), name, surroundings, guest).await
     }
@@ -117,9 +140,19 @@ impl Caller {
         deadline: Instant,
         name: &'static str,
         surroundings: Surroundings,
-        guest: impl FnOnce(Store<State>) -> F + Send,
+        guest: impl FnOnce(Ready) -> F + Send,
     ) -> Result<T, Refused> {
-        self.try_call(Patience::Until(deadline), name, surroundings, Arc::default(), guest).await
+        self.try_call(Patience::Until(deadline), name, surroundings, guest).await
+    }
+
+    /// Calls an export that works on what a target keeps. It may have a whole store to go over, or gigabytes to merge.
+    pub(crate) async fn work<T, F: Future<Output = Called<T>> + Send>(
+        &self,
+        name: &'static str,
+        surroundings: Surroundings,
+        guest: impl FnOnce(Ready) -> F + Send,
+    ) -> Result<T, Refused> {
+        self.try_call(Patience::WhileItWorks(Instant::now() + self.budget.timeout), name, surroundings, guest).await
     }
 
     /// Calls an export that moves disk data. It waits for its turn as long as it takes, and its source with it.
@@ -127,10 +160,9 @@ impl Caller {
         &self,
         name: &'static str,
         surroundings: Surroundings,
-        guest: impl FnOnce(Store<State>) -> F + Send,
+        guest: impl FnOnce(Ready) -> F + Send,
     ) -> Result<T, Refused> {
-        let progress = Arc::<Progress>::default();
-        self.try_call(Patience::WhileItMoves(progress.clone()), name, surroundings, progress, guest).await
+        self.try_call(Patience::WhileItMoves, name, surroundings, guest).await
     }
 
     async fn try_call<T, F: Future<Output = Called<T>> + Send>(
@@ -138,18 +170,16 @@ impl Caller {
         patience: Patience,
         name: &'static str,
         surroundings: Surroundings,
-        progress: Arc<Progress>,
-        guest: impl FnOnce(Store<State>) -> F + Send,
+        guest: impl FnOnce(Ready) -> F + Send,
     ) -> Result<T, Refused> {
         let started = Instant::now();
-        let outcome = self.attempt(patience, name, surroundings, progress, guest).await;
-        let (failure, retry_after) = match outcome {
-            Ok(Ok(answer)) => {
+        let outcome = self.attempt(patience, name, surroundings, guest).await;
+        let Failed { failure, retry_after } = match outcome {
+            Ok(answer) => {
                 tracing::debug!(plugin = %self.id, call = name, seconds = started.elapsed().as_secs_f64(), "answered");
                 return Ok(answer);
             }
-            Ok(Err((failure, retry_after))) => (failure, retry_after),
-            Err(failure) => (failure, None),
+            Err(failed) => failed,
         };
         if matches!(failure, PluginFailure::Trap(_) | PluginFailure::Timeout(_) | PluginFailure::Limit { .. })
             && self.breaker.lock().unwrap_or_else(PoisonError::into_inner).broke(Instant::now())
@@ -169,38 +199,36 @@ impl Caller {
         patience: Patience,
         name: &'static str,
         surroundings: Surroundings,
-        progress: Arc<Progress>,
-        guest: impl FnOnce(Store<State>) -> F + Send,
-    ) -> Result<Result<T, (PluginFailure, Option<Duration>)>, PluginFailure> {
+        guest: impl FnOnce(Ready) -> F + Send,
+    ) -> Called<T> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner).check(Instant::now()).map_err(|rest| {
             let seconds = rest.as_secs();
             PluginFailure::Denied(format!("broke down five times within ten minutes; it is asked again in {seconds} s"))
         })?;
         // Waiting for a turn is not the plugin's time, so the clock starts behind it.
-        let _turn = match &patience {
-            Patience::Until(deadline) => tokio::time::timeout(self.time_until(*deadline), self.turn(&self.turns))
-                .await
-                .map_err(|_| self.busy())??,
-            Patience::WhileItMoves(_) => self.turn(&self.lane.transfers).await?,
-        };
-        let (store, stall) = (self.store(name, surroundings, &patience, progress)?, self.budget.stall);
-        let called = match patience {
-            Patience::Until(deadline) => {
-                let time = self.time_until(deadline);
-                tokio::time::timeout(time, guest(store)).await.map_err(|_| PluginFailure::Timeout(time))?
+        let turn = match &patience {
+            Patience::Until(deadline) | Patience::WhileItWorks(deadline) => {
+                let turn = tokio::time::timeout(self.time_until(*deadline), self.turn()).await;
+                turn.map_err(|_| self.busy())??
             }
-            Patience::WhileItMoves(progress) => tokio::select! {
-                biased;
-                called = guest(store) => called,
-                () = progress.stalls(stall) => {
-                    return Err(limit("time without progress", format!("{} s", stall.as_secs_f64()), "stall"));
-                }
-            },
+            Patience::WhileItMoves => self.turn_to_transfer().await?,
         };
-        match called? {
-            (store, Err(error)) => Err(self.judge(&error, store.data())),
-            (store, Ok(Err(error))) => Ok(Err(refused(&error, store.data()))),
-            (_, Ok(Ok(answer))) => Ok(Ok(answer)),
+        let progress = Arc::<Progress>::default();
+        let ready = self.ready(name, surroundings, &patience, progress.clone(), turn);
+        if let Patience::Until(deadline) = patience {
+            let time = self.time_until(deadline);
+            return tokio::time::timeout(time, guest(ready)).await.map_err(|_| PluginFailure::Timeout(time))?;
+        }
+        let limits = target::Limits { stall: self.budget.stall, work: self.budget.timeout.saturating_mul(WORK) };
+        tokio::select! {
+            biased;
+            called = guest(ready) => called,
+            stalled = progress.stalls(limits) => Err(Failed::from(match stalled {
+                Stalled::Everything => {
+                    limit("time without progress", format!("{} s", limits.stall.as_secs_f64()), "stall")
+                }
+                Stalled::DiskData => PluginFailure::Timeout(limits.work),
+            })),
         }
     }
 
@@ -210,39 +238,105 @@ impl Caller {
         if left < self.budget.timeout { Duration::from_millis(left.as_millis() as u64) } else { self.budget.timeout }
     }
 
-    /// A turn among others and a slot of the engine.
-    async fn turn<'a>(
-        &'a self,
-        turns: &'a Semaphore,
-    ) -> Result<(SemaphorePermit<'a>, SemaphorePermit<'a>), PluginFailure> {
+    /// A turn among the plugin's calls, among its tenant's, and a slot of the engine.
+    async fn turn(&self) -> Result<Turn, PluginFailure> {
+        self.stand_in_line([&self.turns, &self.share.calls, &self.lane.slots]).await
+    }
+
+    /// A turn among the transfers of its tenant, among all, and a slot of the engine.
+    async fn turn_to_transfer(&self) -> Result<Turn, PluginFailure> {
+        self.stand_in_line([&self.share.transfers, &self.lane.transfers, &self.lane.slots]).await
+    }
+
+    /// What is shared with more comes later, or who waits with his own would take it from others meanwhile.
+    async fn stand_in_line(&self, lines: [&Arc<Semaphore>; 3]) -> Result<Turn, PluginFailure> {
         let closed = |_| PluginFailure::Host("the sandbox is shutting down".to_owned());
-        let turn = turns.acquire().await.map_err(closed)?;
-        Ok((turn, self.lane.slots.acquire().await.map_err(closed)?))
+        let mut permits = Vec::with_capacity(lines.len());
+        for line in lines {
+            permits.push(line.clone().acquire_owned().await.map_err(closed)?);
+        }
+        Ok(Turn { _permits: permits, _share: self.share.clone() })
     }
 
     fn busy(&self) -> PluginFailure {
-        let what = match self.turns.available_permits() {
-            0 => format!("{CALLS_AT_A_TIME} calls of this plugin are under way"),
+        let what = match (self.turns.available_permits(), self.share.calls.available_permits()) {
+            (0, _) => format!("{CALLS_AT_A_TIME} calls of this plugin are under way"),
+            (_, 0) => format!("{TENANT_CALLS} calls of plugins of `{}` are under way", self.tenant),
             _ => "other plugins are using every slot".to_owned(),
         };
         PluginFailure::Host(format!("busy: {what}, and none ended in time"))
     }
 
-    /// A store for one call, with every limit armed before any guest code runs: instantiating runs guest code, too.
-    fn store(
+    /// A call with all that it needs, not yet begun.
+    fn ready(
         &self,
         call: &'static str,
         surroundings: Surroundings,
         patience: &Patience,
         progress: Arc<Progress>,
-    ) -> Result<Store<State>, PluginFailure> {
-        let speaker = Speaker { tenant: self.tenant.clone(), plugin: self.plugin.clone(), call };
-        let log = CallLog::new(speaker, self.rate.clone(), self.budget.log);
+        turn: Turn,
+    ) -> Ready {
+        Ready {
+            budget: self.budget.clone(),
+            lane: self.lane.clone(),
+            lent: self.lent.clone(),
+            surroundings,
+            ticks: match patience {
+                Patience::Until(_) => (self.budget.cpu.as_millis() / TICK.as_millis()).max(1),
+                Patience::WhileItWorks(_) | Patience::WhileItMoves => u128::MAX,
+            },
+            speaker: Speaker { tenant: self.tenant.clone(), plugin: self.plugin.clone(), call },
+            rate: self.rate.clone(),
+            traffic: self.traffic.clone(),
+            hostcall_bytes: self.hostcall_bytes,
+            progress,
+            turn,
+        }
+    }
+}
+
+/// The right to run, given back when it is dropped. A call that nobody waits for any more has it until its thread is done.
+struct Turn {
+    _permits: Vec<OwnedSemaphorePermit>,
+    _share: Arc<Share>,
+}
+
+/// A call that has its turn, and all that its store is made of.
+pub(crate) struct Ready {
+    budget: Budget,
+    lane: Arc<Lane>,
+    lent: Arc<Lent>,
+    surroundings: Surroundings,
+    /// How many ticks it may compute for.
+    ticks: u128,
+    speaker: Speaker,
+    rate: Arc<Mutex<LineRate>>,
+    traffic: Arc<Traffic>,
+    hostcall_bytes: usize,
+    progress: Arc<Progress>,
+    turn: Turn,
+}
+
+/// A call under way.
+pub(crate) struct Running {
+    pub(crate) store: Store<State>,
+    budget: Budget,
+    /// Behind the store, whose slot it is.
+    _turn: Turn,
+}
+
+impl Ready {
+    /// Makes the call's store, with every limit armed before any guest code runs: instantiating runs guest code, too. Opens the
+    /// folders of a target, so it belongs where the call runs.
+    pub(crate) fn begin(self) -> Result<Running, PluginFailure> {
+        let Self { budget, lane, lent, surroundings, ticks, speaker, rate, traffic, hostcall_bytes, progress, turn } =
+            self;
+        let log = CallLog::new(speaker, rate, budget.log);
         let mut wasi = WasiCtxBuilder::new();
         wasi.stdout(StdioToLog::output(log.clone())).stderr(StdioToLog::errors(log.clone()));
         wasi.max_random_size(RANDOM_BYTES);
         let refusals = Refusals::default();
-        let whole = || Egress::whole(self.lent.clone(), refusals.clone());
+        let whole = || Egress::whole(lent.clone(), refusals.clone());
         let egress = match surroundings {
             Surroundings::Sterile(replay) => {
                 sterilise(&mut wasi, &replay);
@@ -253,16 +347,15 @@ impl Caller {
                 // On a thread of its own nothing is won by handing each operation to another; it holds for folders opened after.
                 wasi.allow_blocking_current_thread(true);
                 for folder in folders {
-                    let opened = wasi.preopened_dir(&folder, &folder, FsPerms::ReadWrite);
-                    opened.map_err(|problem| PluginFailure::Host(format!("its folder {folder}: {problem}")))?;
+                    folder::open(&mut wasi, &folder)?;
                 }
                 let moving = progress.clone();
-                let streams = Streams::new(self.budget.http_body, Arc::new(move |_| moving.moved()));
-                Egress::streamed(self.lent.clone(), refusals.clone(), streams)
+                let streams = Streams::new(budget.http_body, Arc::new(move |_| moving.worked()));
+                Egress::streamed(lent.clone(), refusals.clone(), streams)
             }
         };
         let mut table = ResourceTable::new();
-        table.set_max_capacity(self.budget.host_objects as usize);
+        table.set_max_capacity(budget.host_objects as usize);
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(HTTP_HEADERS);
         let state = State {
@@ -270,27 +363,38 @@ impl Caller {
             http,
             egress,
             table,
-            limiter: Limiter::new(&self.budget),
+            limiter: Limiter::new(&budget),
             log,
-            lent: self.lent.clone(),
+            lent,
             refusals,
             store_operations: 0,
-            data: Data::new(progress, Traffic::of_call(self.traffic.clone()), self.budget.held),
+            lock_operations: 0,
+            begun: Instant::now(),
+            data: Data::new(progress, Traffic::of_call(traffic), budget.held),
         };
-        let mut store = Store::new(&self.lane.engine, state);
+        let mut store = Store::new(&lane.engine, state);
         store.limiter(|state| &mut state.limiter);
-        store.set_hostcall_fuel(self.hostcall_bytes);
+        store.set_hostcall_fuel(hostcall_bytes);
         // Every tick the guest lets others run, which is also when the wall clock can end it.
         store.set_epoch_deadline(1);
-        let mut ticks = match patience {
-            Patience::Until(_) => (self.budget.cpu.as_millis() / TICK.as_millis()).max(1),
-            Patience::WhileItMoves(_) => u128::MAX,
-        };
+        let mut ticks = ticks;
         store.epoch_deadline_callback(move |_| {
             ticks -= 1;
             Ok(if ticks == 0 { UpdateDeadline::Interrupt } else { UpdateDeadline::Yield(1) })
         });
-        Ok(store)
+        Ok(Running { store, budget, _turn: turn })
+    }
+}
+
+impl Running {
+    /// What came of it. The store, which knows why things went as they did, ends here, and with it the instance and its files.
+    pub(crate) fn end<T>(self, answer: Answer<T>) -> Called<T> {
+        let state = self.store.data();
+        match answer {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(refused(&error, state)),
+            Err(error) => Err(self.judge(&error, state).into()),
+        }
     }
 
     /// Why the guest did not return.
@@ -319,10 +423,10 @@ fn limit(what: &str, limit: String, setting: &str) -> PluginFailure {
 }
 
 /// The plugin's own no; where the host denied it something before, that is the reason worth reading.
-fn refused(error: &GuestError, state: &State) -> (PluginFailure, Option<Duration>) {
+fn refused(error: &GuestError, state: &State) -> Failed {
     match state.refusals.first() {
-        Some(refusal) => (PluginFailure::Denied(convert::text(&refusal.to_string())), None),
-        None => (convert::refusal(error), error.retry_after.map(Duration::from_secs)),
+        Some(refusal) => PluginFailure::Denied(convert::text(&refusal.to_string())).into(),
+        None => Failed { failure: convert::refusal(error), retry_after: error.retry_after.map(Duration::from_secs) },
     }
 }
 
@@ -355,29 +459,94 @@ mod tests {
     use crate::engines::Engines;
     use crate::grants::{Grants, Rights};
     use crate::lent::HostServices;
+    use crate::limits::TENANT_TRANSFERS;
     use crate::lookup::Lookups;
+    use crate::target::on_own_thread;
+    use std::sync::mpsc;
     use wasmtime_wasi::p2::bindings::random::random::Host;
 
-    #[test]
-    fn nobody_is_given_more_random_bytes_than_a_guest_can_need() {
+    fn caller(kind: Kind, budget: Budget) -> Caller {
         let engines = Engines::start().expect("engines");
+        let lane = if kind == Kind::Target { engines.target } else { engines.notifier };
+        caller_of("tenant", kind, budget, lane)
+    }
+
+    fn caller_of(tenant: &str, kind: Kind, budget: Budget, lane: Arc<Lane>) -> Caller {
         let lent = Lent {
-            tenant: String::new(),
+            tenant: tenant.to_owned(),
             plugin: "any".to_owned(),
             rights: Rights::new("any", None, Grants::default()),
             store_quota: 0,
             services: HostServices::default(),
-            lookups: Lookups::default(),
+            lookups: Lookups::of(Arc::default()),
         };
         let id = PluginId { name: "any".to_owned(), version: "1".to_owned() };
-        let caller = Caller::new(id, Kind::Notifier, engines.notifier, Budget::default_for(Kind::Notifier), lent);
+        Caller::new(id, kind, lane, budget, lent)
+    }
+
+    #[tokio::test]
+    async fn nobody_is_given_more_random_bytes_than_a_guest_can_need() {
+        let caller = caller(Kind::Notifier, Budget::default_for(Kind::Notifier));
         let replay = Replay { now: jiff::Timestamp::UNIX_EPOCH, input: blake3::hash(b"input") };
         for surroundings in [Surroundings::Open, Surroundings::Sterile(replay)] {
             let patience = Patience::Until(Instant::now());
-            let mut store = caller.store("handle", surroundings, &patience, Arc::default()).expect("a store");
-            let random = store.data_mut().wasi.random();
+            let turn = caller.turn().await.expect("a turn");
+            let ready = caller.ready("handle", surroundings, &patience, Arc::default(), turn);
+            let mut running = ready.begin().expect("a store");
+            let random = running.store.data_mut().wasi.random();
             assert_eq!(random.get_random_bytes(RANDOM_BYTES).expect("as many as allowed").len(), RANDOM_BYTES as usize);
             assert!(random.get_random_bytes(RANDOM_BYTES + 1).is_err());
+        }
+    }
+
+    /// As when it opens a folder, or reads, on a server that is gone.
+    #[tokio::test]
+    async fn a_call_whose_thread_hangs_is_ended_and_has_its_turn_until_that_goes_on() {
+        let budget = Budget { timeout: Duration::from_millis(50), ..Budget::default_for(Kind::Target) };
+        let caller = caller(Kind::Target, budget);
+        let free = || (caller.turns.available_permits(), caller.lane.slots.available_permits());
+        let all = free();
+        let (answers, server) = mpsc::channel::<()>();
+        let (ended, end) = tokio::sync::oneshot::channel();
+        let hanging = |ready: Ready| async move {
+            let thread = on_own_thread(async move {
+                let _ = server.recv();
+                drop(ready.begin()?);
+                let _ = ended.send(());
+                Ok(())
+            });
+            thread.await.expect("a thread")
+        };
+        let called = caller.call("points", Surroundings::Target(Vec::new()), hanging).await;
+        assert!(matches!(called.err().expect("hangs").error.failure, PluginFailure::Timeout(_)));
+        assert_eq!(free(), (all.0 - 1, all.1 - 1), "its slot is not free");
+        drop(answers);
+        end.await.expect("went on");
+        assert_eq!(free(), all);
+    }
+    #[tokio::test]
+    async fn one_tenant_cannot_have_all_turns_with_however_many_plugins() {
+        let budget = Budget::default_for(Kind::Target);
+        let first = caller(Kind::Target, budget.clone());
+        let next = |tenant| caller_of(tenant, Kind::Target, budget.clone(), first.lane.clone());
+        let now = Duration::ZERO;
+        let (mut held, mut plugin) = (Vec::new(), next("tenant"));
+        while let Ok(turn) = tokio::time::timeout(now, plugin.turn_to_transfer()).await {
+            held.push(turn.expect("open"));
+            plugin = next("tenant");
+        }
+        assert_eq!(held.len(), TENANT_TRANSFERS);
+        while let Ok(turn) = tokio::time::timeout(now, plugin.turn()).await {
+            held.push(turn.expect("open"));
+            plugin = next("tenant");
+        }
+        assert_eq!(held.len(), TENANT_TRANSFERS + TENANT_CALLS);
+        assert!(plugin.busy().to_string().contains("16 calls of plugins of `tenant`"));
+        let other = next("other");
+        for turn in
+            [tokio::time::timeout(now, other.turn_to_transfer()).await, tokio::time::timeout(now, other.turn()).await]
+        {
+            turn.expect("at once").expect("open");
         }
     }
 }

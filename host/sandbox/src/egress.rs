@@ -275,7 +275,7 @@ mod tests {
             rights: Rights::new("hook", None, Grants::default()),
             store_quota: 0,
             services: HostServices::default(),
-            lookups: Lookups::default(),
+            lookups: Lookups::of(Arc::default()),
         };
         Egress::whole(Arc::new(lent), Refusals::default())
     }

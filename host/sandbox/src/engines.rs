@@ -5,6 +5,8 @@
 //! their calls last for hours, and nobody else should wait for a slot that long.
 
 use crate::limits::{MAX_CORE_INSTANCES, MAX_MEMORIES, MAX_MEMORY, MAX_TABLE_ELEMENTS, MAX_TABLES, TRANSFERS};
+use crate::share::Shares;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -53,9 +55,11 @@ pub enum Allocation {
 pub(crate) struct Lane {
     pub(crate) engine: Engine,
     /// One permit per slot, so that waiting for a slot is waiting and not an error.
-    pub(crate) slots: Semaphore,
+    pub(crate) slots: Arc<Semaphore>,
     /// Of targets: calls that move disk data, fewer than there are slots, so that others do not wait for them.
-    pub(crate) transfers: Semaphore,
+    pub(crate) transfers: Arc<Semaphore>,
+    /// What each tenant may have of both.
+    pub(crate) shares: Shares,
 }
 
 /// All engines with epochs enabled, and the thread that makes epochs pass. They come together: an engine whose
@@ -83,9 +87,10 @@ impl Engines {
             "plugin sandbox ready"
         );
         start_ticker(&engines)?;
+        raise_open_files();
         let lane = |engine, slots: u32| {
-            let (slots, transfers) = (Semaphore::new(slots as usize), Semaphore::new(TRANSFERS as usize));
-            Arc::new(Lane { engine, slots, transfers })
+            let turns = |most: u32| Arc::new(Semaphore::new(most as usize));
+            Arc::new(Lane { engine, slots: turns(slots), transfers: turns(TRANSFERS), shares: Shares::default() })
         };
         let [policy, notifier, target] = engines;
         Ok(Self {
@@ -153,6 +158,18 @@ fn pool(instances: u32) -> PoolingAllocationConfig {
         pool.linear_memory_keep_resident(KEEP_RESIDENT).table_keep_resident(KEEP_RESIDENT);
     }
     pool
+}
+
+/// Targets keep files and connections open, more in all than the 1,024 that a process may have by default. The most that it may have is
+/// for whoever started it to say.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, raised)
+    {
+        tracing::warn!(%error, "the limit of open files cannot be raised; many plugins at a time may find no file left");
+    }
 }
 
 /// A thread, not a task: it has to run when guests keep all workers busy. It ends with the engines.

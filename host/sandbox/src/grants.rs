@@ -20,7 +20,8 @@ pub struct Grants {
     pub seal: Vec<String>,
     /// Whether exclusive rights may be taken.
     pub lock: bool,
-    /// Folders with whatever is in them, by absolute paths. A manifest can only ask for some, with `["*"]`.
+    /// Folders with whatever is in them, by absolute paths without symbolic links, none inside another. A manifest can only ask
+    /// for some, with `["*"]`.
     pub folders: Vec<String>,
     /// Whether small values may be kept. The operator's side is the quota, [`Limits::store`](crate::Limits::store).
     pub store: bool,

@@ -14,12 +14,14 @@ use std::time::Duration;
 pub struct Limits {
     /// Wall time of one call, waiting for the network included. Default: 2 s for policies, 15 s for notifiers, 60 s for
     /// targets. A call waits for its turn at most as long again, and all attempts of a notifier together have twice this
-    /// time. A call of a target that moves disk data has no such limit but [`stall`](Self::stall).
+    /// time. A target's calls that check its settings have this limit. All others go on while they make progress, which
+    /// [`stall`](Self::stall) limits; 360 times this, six hours, is what they may take without moving disk data.
     pub timeout: Option<Duration>,
-    /// How long a call that moves disk data may go without moving any. Waiting for the source does not count. Default 60 s.
+    /// How long a target's call may go without any progress: disk data on its way, something done to a file, a server that
+    /// answers or takes a piece. Waiting for the source does not count, and a sync may take ten minutes. Default 60 s.
     pub stall: Option<Duration>,
-    /// CPU time of one call, to within a tick of 10 ms. Default: 2 s, for targets 60 s; a call that moves disk data has no
-    /// such limit.
+    /// CPU time of one call, to within a tick of 10 ms. Default: 2 s, for targets 60 s, of which only those calls have such a
+    /// limit that check its settings.
     pub cpu: Option<Duration>,
     /// Disk data that a call makes the host hold for it: chunks, payloads, pieces that are put. Default 64 MiB.
     pub held: Option<u64>,
@@ -58,6 +60,9 @@ pub const MAX_TABLE_ELEMENTS: u64 = 100_000;
 /// The most host objects that one instance can be granted.
 pub const MAX_HOST_OBJECTS: u64 = 4_096;
 
+/// Files, folders, listings and streams of one call that are open at a time. A repository has a handful.
+pub(crate) const OPEN_FILES: usize = 256;
+
 /// Core instances per component: the guest, its adapters and the glue between them.
 pub(crate) const MAX_CORE_INSTANCES: u32 = 32;
 
@@ -67,8 +72,22 @@ pub(crate) const HOSTCALL_BYTES: usize = 8 << 20;
 /// The same for a target, whose answers may list a million ranges of a disk.
 pub(crate) const TARGET_HOSTCALL_BYTES: usize = 64 << 20;
 
+/// How long a target's call may work without moving disk data, in times its `timeout`: a merge of disk files or a collection goes over
+/// whatever a store holds, and begins anew when it is ended.
+pub(crate) const WORK: u32 = 360;
+
+/// How long a sync may take: a busy storage server needs minutes for gigabytes.
+pub(crate) const SYNC: Duration = Duration::from_secs(600);
+
 /// Calls of all targets that move disk data at a time; more wait, and with them their sources.
 pub(crate) const TRANSFERS: u32 = 64;
+
+/// Those of one tenant: however long they last, there are as many for others. What is held up with a file system that does not answer
+/// counts as well.
+pub(crate) const TENANT_TRANSFERS: usize = TRANSFERS as usize / 2;
+
+/// Other calls of one tenant that run at a time, over all its plugins of one kind of work: half of those that there are slots for.
+pub(crate) const TENANT_CALLS: usize = 16;
 
 /// The longest text of a plugin that goes into a report: a reason, a rule, an error message.
 pub(crate) const MAX_TEXT: usize = 4 << 10;
@@ -113,11 +132,20 @@ pub(crate) const HTTP_SMALL_PIECE: usize = 4 << 10;
 /// Name lookups under way for one use of a plugin.
 pub(crate) const LOOKUPS: usize = 4;
 
+/// The same for all plugins of one tenant.
+pub(crate) const TENANT_LOOKUPS: usize = 8;
+
 /// Name lookups under way for all plugins. Each keeps one of the threads that the process has for whatever blocks.
 pub(crate) const ALL_LOOKUPS: usize = 32;
 
 /// How often one call may use its store.
 pub(crate) const STORE_OPERATIONS: u32 = 100;
+
+/// How often one call may take and renew locks, beside once for each second that it runs: a transfer renews for hours.
+pub(crate) const LOCK_OPERATIONS: u64 = 100;
+
+/// What a call may have sealed or opened at once. It is copied, and its thread cannot be ended meanwhile.
+pub(crate) const SEAL: usize = 8 << 20;
 
 /// The largest amount of random bytes that a guest may ask for at once.
 pub(crate) const RANDOM_BYTES: u64 = 64 << 10;

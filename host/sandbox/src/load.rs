@@ -192,6 +192,7 @@ fn policy_linker(lane: &Lane) -> wasmtime::Result<Linker<State>> {
 fn target_linker(lane: &Lane) -> wasmtime::Result<Linker<State>> {
     let mut linker = notifier_linker(lane)?;
     target::watch(&mut linker)?;
+    target::bound(&mut linker)?;
     seal::add_to_linker::<_, HasState>(&mut linker, |state| state)?;
     lock::add_to_linker::<_, HasState>(&mut linker, |state| state)?;
     delta::add_to_linker::<_, HasState>(&mut linker, |state| state)?;
@@ -225,10 +226,10 @@ async fn describe(package: &Package, kind: Kind, guest: &Guest, lane: &Arc<Lane>
         rights: Rights::new(&package.name, None, Grants::default()),
         store_quota: 0,
         services: HostServices::default(),
-        lookups: Lookups::default(),
+        lookups: Lookups::of(Arc::default()),
     };
     let caller = Caller::new(id, kind, lane.clone(), budget, lent);
-    Ok(caller.call("describe", introduction(kind, &package.digest), |store| guest.describe(store)).await?)
+    Ok(caller.call("describe", introduction(kind, &package.digest), |ready| guest.describe(ready)).await?)
 }
 
 /// A policy is deterministic here, too: the clock stands at its beginning.

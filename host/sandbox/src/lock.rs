@@ -3,6 +3,7 @@
 use crate::bindings::host::vmferry::plugin::types::{Error, ErrorCode};
 use crate::bindings::target::vmferry::plugin::lock;
 use crate::grants::is_name;
+use crate::limits::LOCK_OPERATIONS;
 use crate::state::{State, error, no_answer};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +22,7 @@ pub struct Lease {
 
 impl lock::Host for State {
     async fn acquire(&mut self, name: String, seconds: u64) -> wasmtime::Result<Result<Resource<Lease>, Error>> {
-        let (leases, length) = match self.leases().and_then(|leases| Ok((leases, checked(&name, seconds)?))) {
+        let (leases, length) = match self.leases_once().and_then(|leases| Ok((leases, checked(&name, seconds)?))) {
             Ok(granted) => granted,
             Err(error) => return Ok(Err(error)),
         };
@@ -46,8 +47,9 @@ impl lock::HostLease for State {
     }
 
     async fn renew(&mut self, lease: Resource<Lease>, seconds: u64) -> wasmtime::Result<Result<(), Error>> {
+        let leases = self.leases_once();
         let Lease { name, epoch } = self.table.get(&lease)?;
-        let (leases, length) = match self.leases().and_then(|leases| Ok((leases, checked(name, seconds)?))) {
+        let (leases, length) = match leases.and_then(|leases| Ok((leases, checked(name, seconds)?))) {
             Ok(granted) => granted,
             Err(error) => return Ok(Err(error)),
         };
@@ -71,6 +73,17 @@ impl lock::HostLease for State {
 }
 
 impl State {
+    /// For one more operation, if the call may have it.
+    fn leases_once(&mut self) -> Result<Arc<dyn Leases>, Error> {
+        let leases = self.leases()?;
+        if self.lock_operations >= LOCK_OPERATIONS + self.begun.elapsed().as_secs() {
+            let said = format!("one call may take and renew locks {LOCK_OPERATIONS} times, and once more each second");
+            return Err(Error { retry_after: Some(1), ..error(ErrorCode::Limit, said) });
+        }
+        self.lock_operations += 1;
+        Ok(leases)
+    }
+
     fn leases(&self) -> Result<Arc<dyn Leases>, Error> {
         self.lent.rights.lock().map_err(|refusal| self.denied(refusal))?;
         let none = || error(ErrorCode::Unsupported, "this host has no locks for plugins".to_owned());

@@ -5,28 +5,28 @@
 //! to the call that waits, and abandoned lookups count until they end.
 
 use crate::limits::{ALL_LOOKUPS, LOOKUPS};
+use crate::share::Share;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, LazyLock};
 use tokio::sync::Semaphore;
 
-/// The lookups of one use of a plugin, which have a share of the process's.
+/// The lookups of one use of a plugin, which have a share of its tenant's, and these of the process's.
 #[derive(Debug)]
 pub(crate) struct Lookups {
     own: Arc<Semaphore>,
+    share: Arc<Share>,
     all: Arc<Semaphore>,
 }
 
-impl Default for Lookups {
-    fn default() -> Self {
-        static ALL: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(ALL_LOOKUPS)));
-        Self::sharing(ALL.clone())
-    }
-}
-
 impl Lookups {
-    fn sharing(all: Arc<Semaphore>) -> Self {
-        Self { own: Arc::new(Semaphore::new(LOOKUPS)), all }
+    pub(crate) fn of(share: Arc<Share>) -> Self {
+        static ALL: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(ALL_LOOKUPS)));
+        Self::sharing(share, ALL.clone())
+    }
+
+    fn sharing(share: Arc<Share>, all: Arc<Semaphore>) -> Self {
+        Self { own: Arc::new(Semaphore::new(LOOKUPS)), share, all }
     }
 
     /// The addresses of a host. Waits for its turn, which the deadline of the call bounds.
@@ -36,11 +36,13 @@ impl Lookups {
     }
 
     async fn ask<T: Send + 'static>(&self, question: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-        // Its own first, or a use whose lookups hang would take the others' share only to wait with it.
+        // Its own first, then its tenant's, or one whose lookups hang would take the others' share only to wait with it.
         let own = self.own.clone().acquire_owned().await.map_err(io::Error::other)?;
+        let tenants = self.share.lookups.clone().acquire_owned().await.map_err(io::Error::other)?;
         let all = self.all.clone().acquire_owned().await.map_err(io::Error::other)?;
+        let share = self.share.clone();
         let asked = tokio::task::spawn_blocking(move || {
-            let _held = (own, all);
+            let _held = (own, tenants, share, all);
             question()
         });
         asked.await.map_err(io::Error::other)?
@@ -50,6 +52,7 @@ impl Lookups {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::TENANT_LOOKUPS;
     use std::future::Future;
     use std::pin::pin;
     use std::sync::mpsc;
@@ -89,12 +92,12 @@ mod tests {
     }
 
     fn waits(lookups: &Lookups) -> bool {
-        lookups.own.available_permits() == 0 || lookups.all.available_permits() == 0
+        [&lookups.own, &lookups.share.lookups, &lookups.all].iter().any(|some| some.available_permits() == 0)
     }
 
     #[tokio::test]
     async fn an_abandoned_lookup_counts_until_it_ends() {
-        let lookups = Lookups::sharing(Arc::new(Semaphore::new(ALL_LOOKUPS)));
+        let lookups = Lookups::sharing(Arc::default(), Arc::new(Semaphore::new(ALL_LOOKUPS)));
         let mut silence = Silence::begin();
         for _ in 0..LOOKUPS {
             assert!(!waits(&lookups));
@@ -108,7 +111,7 @@ mod tests {
     #[tokio::test]
     async fn all_uses_together_have_a_bound_of_their_own() {
         let all = Arc::new(Semaphore::new(LOOKUPS + 1));
-        let [one, other] = [(); 2].map(|()| Lookups::sharing(all.clone()));
+        let [one, other] = [(); 2].map(|()| Lookups::sharing(Arc::default(), all.clone()));
         let mut silence = Silence::begin();
         for _ in 0..LOOKUPS {
             silence.ask_and_leave(&one);
@@ -121,8 +124,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn one_tenant_cannot_take_everything_with_however_many_plugins() {
+        let all = Arc::new(Semaphore::new(ALL_LOOKUPS));
+        let (tenant, other) = (Arc::<Share>::default(), Lookups::sharing(Arc::default(), all.clone()));
+        let silence = Silence::begin();
+        for _ in 0..TENANT_LOOKUPS / LOOKUPS {
+            let lookups = Lookups::sharing(tenant.clone(), all.clone());
+            (0..LOOKUPS).for_each(|_| silence.ask_and_leave(&lookups));
+        }
+        assert!(waits(&Lookups::sharing(tenant, all)));
+        assert!(!waits(&other));
+        assert_eq!(other.ask(|| Ok(7)).await.expect("a turn"), 7);
+    }
+
+    #[tokio::test]
     async fn a_name_is_looked_up() {
-        let addresses = Lookups::default().addresses("localhost", 80).await.expect("known");
+        let addresses = Lookups::of(Arc::default()).addresses("localhost", 80).await.expect("known");
         assert!(addresses.iter().all(|address| address.ip().is_loopback() && address.port() == 80));
         assert!(!addresses.is_empty());
     }

@@ -5,9 +5,10 @@ use crate::bindings::notifier::NotifierPre;
 use crate::bindings::retention::RetentionPre;
 use crate::bindings::scheduler::SchedulerPre;
 use crate::bindings::target::TargetPre;
-use crate::call::{Answer, Called, Caller, Surroundings};
+use crate::call::{Answer, Called, Caller, Ready, Surroundings};
 use crate::convert;
 use crate::engines::Lane;
+use crate::folder;
 use crate::grants::{Grants, Rights};
 use crate::lent::HostServices;
 use crate::limits::{Budget, Limits};
@@ -27,7 +28,6 @@ use vmferry_model::plugin::{
     Approval, Judgement, NextRun, Notifier, PluginError, PluginFailure, PluginId, PointView, Retention, ScheduleState,
     Scheduler, Verdict,
 };
-use wasmtime::Store;
 
 /// A component that has been compiled, linked and has introduced itself. Cheap to clone.
 #[derive(Clone)]
@@ -70,38 +70,39 @@ pub(crate) enum Guest {
     Target(TargetPre<State>),
 }
 
-/// Instantiates a world's component in a store and calls one function of the interface it exports.
+/// Begins a call, instantiates a world's component and calls one function of the interface it exports.
 macro_rules! calling {
-    ($pre:expr, $store:ident, $interface:ident, $function:ident ($($argument:expr),*)) => {
+    ($pre:expr, $ready:ident, $interface:ident, $function:ident ($($argument:expr),*)) => {
         async move {
-            let mut store = $store;
+            let mut running = $ready.begin()?;
+            let store = &mut running.store;
             let answer: Answer<_> = async {
-                let instance = $pre.instantiate_async(&mut store).await?;
-                instance.$interface().$function(&mut store, $($argument),*).await
+                let instance = $pre.instantiate_async(&mut *store).await?;
+                instance.$interface().$function(store, $($argument),*).await
             }
             .await;
-            Ok((store, answer))
+            running.end(answer)
         }
     };
 }
 pub(crate) use calling;
 
 impl Guest {
-    pub(crate) async fn describe(&self, store: Store<State>) -> Called<Description> {
+    pub(crate) async fn describe(&self, ready: Ready) -> Called<Description> {
         match self {
-            Self::Scheduler(pre) => calling!(pre, store, vmferry_plugin_schedule, call_describe()).await,
-            Self::Retention(pre) => calling!(pre, store, vmferry_plugin_retain, call_describe()).await,
-            Self::Notifier(pre) => calling!(pre, store, vmferry_plugin_notify, call_describe()).await,
-            Self::Target(pre) => calling!(pre, store, vmferry_plugin_replicate, call_describe()).await,
+            Self::Scheduler(pre) => calling!(pre, ready, vmferry_plugin_schedule, call_describe()).await,
+            Self::Retention(pre) => calling!(pre, ready, vmferry_plugin_retain, call_describe()).await,
+            Self::Notifier(pre) => calling!(pre, ready, vmferry_plugin_notify, call_describe()).await,
+            Self::Target(pre) => calling!(pre, ready, vmferry_plugin_replicate, call_describe()).await,
         }
     }
 
-    async fn validate_config(&self, store: Store<State>, config: &String) -> Called<()> {
+    async fn validate_config(&self, ready: Ready, config: &String) -> Called<()> {
         match self {
-            Self::Scheduler(pre) => calling!(pre, store, vmferry_plugin_schedule, call_validate_config(config)).await,
-            Self::Retention(pre) => calling!(pre, store, vmferry_plugin_retain, call_validate_config(config)).await,
-            Self::Notifier(pre) => calling!(pre, store, vmferry_plugin_notify, call_validate_config(config)).await,
-            Self::Target(pre) => calling!(pre, store, vmferry_plugin_replicate, call_validate_config(config)).await,
+            Self::Scheduler(pre) => calling!(pre, ready, vmferry_plugin_schedule, call_validate_config(config)).await,
+            Self::Retention(pre) => calling!(pre, ready, vmferry_plugin_retain, call_validate_config(config)).await,
+            Self::Notifier(pre) => calling!(pre, ready, vmferry_plugin_notify, call_validate_config(config)).await,
+            Self::Target(pre) => calling!(pre, ready, vmferry_plugin_replicate, call_validate_config(config)).await,
         }
     }
 }
@@ -187,15 +188,16 @@ impl Plugin {
         };
         let requested = self.manifest.as_ref().map(|manifest| manifest.grants.clone());
         let lent = Lent {
+            lookups: Lookups::of(self.lane.shares.of(&tenant)),
             tenant,
             plugin: self.id.name.clone(),
             rights: Rights::new(&self.id.name, requested, grants),
             store_quota: budget.store,
             services: host,
-            lookups: Lookups::default(),
         };
         let folders = lent.rights.folders().map_err(|refusal| refused(PluginFailure::Denied(refusal.to_string())))?;
         let folders = folders.to_vec();
+        folder::check(&folders).map_err(|nested| refused(PluginFailure::Denied(nested.to_string())))?;
         let caller = Caller::new(self.id.clone(), self.kind, self.lane.clone(), budget, lent);
         let set_up = SetUp { caller, config, folders, component: self.digest, is_policy: self.kind.is_policy() };
         if self.kind == Kind::Target {
@@ -205,7 +207,7 @@ impl Plugin {
         let surroundings = set_up.surroundings("validate-config", Timestamp::UNIX_EPOCH, |_| {});
         set_up
             .caller
-            .call("validate-config", surroundings, |store| self.guest.validate_config(store, &set_up.config))
+            .call("validate-config", surroundings, |ready| self.guest.validate_config(ready, &set_up.config))
             .await?;
         Ok(set_up)
     }
@@ -256,8 +258,8 @@ impl Scheduler for Using<SchedulerPre<State>> {
         let (config, state, now) = (&set_up.config, &convert::schedule_state(state), convert::seconds(now));
         let due = set_up
             .caller
-            .call("next-run", surroundings, |store| {
-                calling!(pre, store, vmferry_plugin_schedule, call_next_run(config, state, now))
+            .call("next-run", surroundings, |ready| {
+                calling!(pre, ready, vmferry_plugin_schedule, call_next_run(config, state, now))
             })
             .await?;
         convert::next_run(due).map_err(|failure| set_up.caller.error("next-run", failure))
@@ -269,8 +271,8 @@ impl Scheduler for Using<SchedulerPre<State>> {
         let (config, plan, second) = (&set_up.config, &convert::plan(plan), convert::seconds(now));
         let approval = set_up
             .caller
-            .call("approve", surroundings, |store| {
-                calling!(pre, store, vmferry_plugin_schedule, call_approve(config, plan, second))
+            .call("approve", surroundings, |ready| {
+                calling!(pre, ready, vmferry_plugin_schedule, call_approve(config, plan, second))
             })
             .await?;
         convert::approval(approval, now).map_err(|failure| set_up.caller.error("approve", failure))
@@ -290,8 +292,8 @@ impl Retention for Using<RetentionPre<State>> {
         let (config, shown, now) = (&set_up.config, &*convert::points(points), convert::seconds(now));
         let judgements = set_up
             .caller
-            .call("select", surroundings, |store| {
-                calling!(pre, store, vmferry_plugin_retain, call_select(config, shown, now))
+            .call("select", surroundings, |ready| {
+                calling!(pre, ready, vmferry_plugin_retain, call_select(config, shown, now))
             })
             .await?;
         convert::judgements(judgements, points.len()).map_err(|failure| set_up.caller.error("select", failure))
@@ -309,8 +311,8 @@ impl Notifier for Using<NotifierPre<State>> {
         let verdict = loop {
             let answer = set_up
                 .caller
-                .call_by(deadline, "handle", Surroundings::Open, |store| {
-                    calling!(pre, store, vmferry_plugin_notify, call_handle(config, event))
+                .call_by(deadline, "handle", Surroundings::Open, |ready| {
+                    calling!(pre, ready, vmferry_plugin_notify, call_handle(config, event))
                 })
                 .await;
             match answer {

@@ -2,22 +2,37 @@
 
 use crate::bindings::host::vmferry::plugin::types::{Error, ErrorCode};
 use crate::bindings::target::vmferry::plugin::seal;
+use crate::limits::{self, SEAL};
 use crate::state::{State, error};
 use vmferry_disk::encoding::{self, SealKey};
 
 impl seal::Host for State {
     fn seal(&mut self, key_name: String, plain: Vec<u8>) -> wasmtime::Result<Result<Vec<u8>, Error>> {
         Ok(self.seal_key(&key_name).and_then(|key| {
+            bounded(&plain, SEAL)?;
             encoding::seal(&plain, &key).map_err(|problem| error(ErrorCode::Unavailable, format!("sealing: {problem}")))
         }))
     }
 
     fn open(&mut self, key_name: String, sealed: Vec<u8>) -> wasmtime::Result<Result<Vec<u8>, Error>> {
         Ok(self.seal_key(&key_name).and_then(|key| {
+            bounded(&sealed, SEAL + OVERHEAD)?;
             encoding::open(sealed, &key)
                 .map_err(|problem| error(ErrorCode::Other("damaged".to_owned()), problem.to_string()))
         }))
     }
+}
+
+/// More than sealing adds to bytes.
+const OVERHEAD: usize = 4 << 10;
+
+fn bounded(bytes: &[u8], most: usize) -> Result<(), Error> {
+    if bytes.len() > most {
+        let said =
+            format!("{} bytes at once; at most {} are sealed or opened", bytes.len(), limits::bytes(SEAL as u64));
+        return Err(error(ErrorCode::Limit, said));
+    }
+    Ok(())
 }
 
 impl State {

@@ -14,6 +14,7 @@ use crate::target::data::Data;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 use vmferry_model::store::{KeyValueError, StoreError};
 use wasmtime::component::{HasData, ResourceTable};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
@@ -34,6 +35,10 @@ pub(crate) struct State {
     pub(crate) refusals: Refusals,
     /// How often the guest has used its store.
     pub(crate) store_operations: u32,
+    /// How often it has taken and renewed locks.
+    pub(crate) lock_operations: u64,
+    /// When the call began.
+    pub(crate) begun: Instant,
     /// Disk data that a target moves.
     pub(crate) data: Data,
 }

@@ -1,21 +1,26 @@
 //! A target: keeps recovery points somewhere else, as a store of points that the engine can use.
 //!
-//! Every call has a fresh instance and a thread of its own (`worker`). A call that moves disk data takes as long as it makes
-//! progress (`progress`); its handles are in `data`, the streams behind them in `streams`.
+//! Every call has a fresh instance and a thread of its own (`worker`), and but for those that check settings takes as long as it
+//! makes progress (`progress`). The handles of disk data are in `data`, the streams behind them in `streams`, and what is particular
+//! about files in `files`.
 
 pub(crate) mod data;
+mod files;
 mod held;
 mod progress;
 mod streams;
 mod worker;
 
-pub(crate) use progress::Progress;
+pub(crate) use files::bound;
+pub(crate) use progress::{Limits, Progress, Stalled};
 pub use streams::Passed;
 pub(crate) use streams::{Traffic, watch};
+#[cfg(test)]
+pub(crate) use worker::on_own_thread;
 
 use crate::bindings::host::vmferry::plugin::types::{Error as GuestError, ErrorCode};
 use crate::bindings::target::TargetPre;
-use crate::call::{Answer, Called, Surroundings};
+use crate::call::{Answer, Called, Ready, Running, Surroundings};
 use crate::convert;
 use crate::plugin::{SetUp, calling};
 use crate::state::{State, error};
@@ -26,7 +31,6 @@ use vmferry_model::target::{
     BrokenOff, Chunks, Damage, DeltaInfo, DiskReceipt, Draft, PointStore, Restored, Shape, StoredExtent, StoredGarbage,
     StoredPoint, VmMetadata,
 };
-use wasmtime::Store;
 use wasmtime::component::Resource;
 
 /// One use of a target.
@@ -42,15 +46,24 @@ impl std::fmt::Debug for Target {
     }
 }
 
-/// Calls one function of a target on a thread of its own: `call` or `transfer` of the caller, the function's name in the contract
-/// and in the bindings, and its arguments behind the settings.
+/// Calls one function of a target on a thread of its own: `call` or `work` of the caller, the function's name in the contract and in
+/// the bindings, and its arguments behind the settings.
 macro_rules! call {
-    ($self:ident . $function:ident ($($argument:expr),*) as $name:literal) => {{
+    ($self:ident . $function:ident ($($argument:expr),*) as $name:literal) => { calls!(call, $self . $function ($($argument),*) as $name) };
+}
+
+/// The same for what works on what the target keeps.
+macro_rules! work {
+    ($self:ident . $function:ident ($($argument:expr),*) as $name:literal) => { calls!(work, $self . $function ($($argument),*) as $name) };
+}
+
+macro_rules! calls {
+    ($how:ident, $self:ident . $function:ident ($($argument:expr),*) as $name:literal) => {{
         let (pre, config) = ($self.pre.clone(), $self.set_up.config.clone());
-        let guest = |store| {
-            on_its_thread(calling!(pre, store, vmferry_plugin_replicate, $function(&config $(, $argument)*)))
+        let guest = |ready: Ready| {
+            on_its_thread(calling!(pre, ready, vmferry_plugin_replicate, $function(&config $(, $argument)*)))
         };
-        $self.set_up.caller.call($name, $self.surroundings(), guest).await
+        $self.set_up.caller.$how($name, $self.surroundings(), guest).await
     }};
 }
 
@@ -82,24 +95,25 @@ impl Target {
         &self,
         name: &'static str,
         restore: Restore,
-        guest: impl FnOnce(Store<State>, TargetPre<State>, String, Resource<Restore>) -> F + Send + 'static,
+        guest: impl FnOnce(Running, TargetPre<State>, String, Resource<Restore>) -> F + Send + 'static,
     ) -> Result<T, PluginError>
     where
-        F: Future<Output = (Store<State>, Answer<T>)> + Send,
+        F: Future<Output = (Running, Answer<T>)> + Send,
     {
         let (pre, config) = (self.pre.clone(), self.set_up.config.clone());
-        let call = move |mut store: Store<State>| {
+        let call = move |ready: Ready| {
             on_its_thread(async move {
-                let restore = match store.data_mut().table.push(restore) {
+                let mut running = ready.begin()?;
+                let restore = match running.store.data_mut().table.push(restore) {
                     Ok(restore) => restore,
-                    Err(full) => return Ok((store, Err(full.into()))),
+                    Err(full) => return running.end(Err(full.into())),
                 };
-                let (mut store, answer) = guest(store, pre, config, Resource::new_borrow(restore.rep())).await;
-                let answer = match store.data_mut().table.delete(restore) {
+                let (mut running, answer) = guest(running, pre, config, Resource::new_borrow(restore.rep())).await;
+                let answer = match running.store.data_mut().table.delete(restore) {
                     Ok(Restore { broken_off: Some(broken), .. }) => answer.and(Ok(Err(broken_off(&broken)))),
                     _ => answer,
                 };
-                Ok((store, answer))
+                running.end(answer)
             })
         };
         Ok(self.set_up.caller.transfer(name, self.surroundings(), call).await?)
@@ -124,41 +138,43 @@ impl PointStore for Target {
 
     async fn points(&self, vm: Option<&str>) -> Result<Vec<StoredPoint>, PluginError> {
         let vm = vm.map(str::to_owned);
-        let points = call!(self.call_points(vm.as_deref()) as "points")?;
+        let points = work!(self.call_points(vm.as_deref()) as "points")?;
         let points = points.into_iter().map(convert::stored_point).collect::<Result<_, _>>();
         points.map_err(|failure| self.failed("points", failure))
     }
 
     async fn metadata(&self, point: &str) -> Result<VmMetadata, PluginError> {
         let point = point.to_owned();
-        let metadata = call!(self.call_metadata(&point) as "metadata")?;
+        let metadata = work!(self.call_metadata(&point) as "metadata")?;
         convert::metadata(&metadata).map_err(|failure| self.failed("metadata", failure))
     }
 
     async fn layout(&self, point: &str, disk: &str, since: Option<&str>) -> Result<Vec<StoredExtent>, PluginError> {
         let (point, disk, since) = (point.to_owned(), disk.to_owned(), since.map(str::to_owned));
-        let layout = call!(self.call_layout(&point, &disk, since.as_deref()) as "layout")?;
+        let layout = work!(self.call_layout(&point, &disk, since.as_deref()) as "layout")?;
         convert::layout(&layout).map_err(|failure| self.failed("layout", failure))
     }
 
     async fn write(&self, draft: &Draft, delta: DeltaInfo, chunks: Box<dyn Chunks>) -> Result<Vec<u8>, PluginError> {
         let (pre, config, draft) = (self.pre.clone(), self.set_up.config.clone(), convert::draft(draft));
         let delta = Delta::new(convert::delta(delta), self.shape.chunk_size, chunks);
-        let call = move |mut store: Store<State>| {
+        let call = move |ready: Ready| {
             on_its_thread(async move {
+                let mut running = ready.begin()?;
+                let store = &mut running.store;
                 let answer = async {
                     let delta = store.data_mut().table.push(delta)?;
-                    let instance = pre.instantiate_async(&mut store).await?;
+                    let instance = pre.instantiate_async(&mut *store).await?;
                     let borrowed = Resource::new_borrow(delta.rep());
                     let guest = instance.vmferry_plugin_replicate();
-                    let answer = guest.call_write(&mut store, &config, &draft, borrowed).await?;
+                    let answer = guest.call_write(&mut *store, &config, &draft, borrowed).await?;
                     Ok(match store.data_mut().table.delete(delta)?.end {
                         End::BrokenOff(broken) => Err(broken_off(&broken)),
                         end => answer.map(|receipt| (receipt, end == End::Reached)),
                     })
                 }
                 .await;
-                Ok((store, answer))
+                running.end(answer)
             })
         };
         let (receipt, whole) = self.set_up.caller.transfer("write", self.surroundings(), call).await?;
@@ -168,13 +184,13 @@ impl PointStore for Target {
     async fn commit(&self, draft: &Draft, receipts: &[DiskReceipt]) -> Result<StoredPoint, PluginError> {
         let id = draft.id.clone();
         let (draft, receipts) = (convert::draft(draft), convert::receipts(receipts));
-        let point = call!(self.call_commit(&draft, &receipts) as "commit")?;
+        let point = work!(self.call_commit(&draft, &receipts) as "commit")?;
         convert::committed(point, &id).map_err(|failure| self.failed("commit", failure))
     }
 
     async fn abort(&self, draft: &Draft) -> Result<(), PluginError> {
         let draft = convert::draft(draft);
-        Ok(call!(self.call_abort(&draft) as "abort")?)
+        Ok(work!(self.call_abort(&draft) as "abort")?)
     }
 
     async fn read(
@@ -186,14 +202,14 @@ impl PointStore for Target {
     ) -> Result<(), PluginError> {
         let (point, disk, extents) = (point.to_owned(), disk.to_owned(), extents.to_vec());
         let wanted = convert::extents(&extents);
-        self.restoring("read", Restore::of(extents, restored), move |mut store, pre, config, restore| async move {
+        self.restoring("read", Restore::of(extents, restored), move |mut running, pre, config, restore| async move {
             let answer = async {
-                let instance = pre.instantiate_async(&mut store).await?;
+                let instance = pre.instantiate_async(&mut running.store).await?;
                 let guest = instance.vmferry_plugin_replicate();
-                guest.call_read(&mut store, &config, &point, &disk, &wanted, restore).await
+                guest.call_read(&mut running.store, &config, &point, &disk, &wanted, restore).await
             }
             .await;
-            (store, answer)
+            (running, answer)
         })
         .await
     }
@@ -201,14 +217,14 @@ impl PointStore for Target {
     async fn verify(&self, point: &str) -> Result<Vec<Damage>, PluginError> {
         let point = point.to_owned();
         let found = self
-            .restoring("verify", Restore::check(), move |mut store, pre, config, restore| async move {
+            .restoring("verify", Restore::check(), move |mut running, pre, config, restore| async move {
                 let answer = async {
-                    let instance = pre.instantiate_async(&mut store).await?;
+                    let instance = pre.instantiate_async(&mut running.store).await?;
                     let guest = instance.vmferry_plugin_replicate();
-                    guest.call_verify(&mut store, &config, &point, restore).await
+                    guest.call_verify(&mut running.store, &config, &point, restore).await
                 }
                 .await;
-                (store, answer)
+                (running, answer)
             })
             .await?;
         let damage = found.into_iter().map(convert::damage).collect::<Result<_, _>>();
@@ -217,17 +233,17 @@ impl PointStore for Target {
 
     async fn hold(&self, point: &str, held: bool) -> Result<(), PluginError> {
         let point = point.to_owned();
-        Ok(call!(self.call_hold(&point, held) as "hold")?)
+        Ok(work!(self.call_hold(&point, held) as "hold")?)
     }
 
     async fn delete(&self, point: &str) -> Result<(), PluginError> {
         let point = point.to_owned();
-        Ok(call!(self.call_delete(&point) as "delete")?)
+        Ok(work!(self.call_delete(&point) as "delete")?)
     }
 
     async fn collect(&self, drafts: &[String], apply: bool) -> Result<Vec<StoredGarbage>, PluginError> {
         let drafts = drafts.to_vec();
-        let garbage = call!(self.call_collect(&drafts, apply) as "collect")?;
+        let garbage = work!(self.call_collect(&drafts, apply) as "collect")?;
         Ok(garbage.into_iter().map(convert::garbage).collect())
     }
 }

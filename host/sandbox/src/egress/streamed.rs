@@ -26,7 +26,7 @@ use tokio::time::{Instant, Sleep};
 use url::Url;
 use wasmtime_wasi_http::{Error, WasiBody};
 
-/// Told of every piece of a body that went to a server or came from one: its length in bytes.
+/// Told of every answer, and of every piece of a body that went to a server or came from one: its length in bytes.
 pub(crate) type Moved = Arc<dyn Fn(u64) + Send + Sync>;
 
 /// The streams of one call.
@@ -83,6 +83,7 @@ impl Streams {
             () = falls_silent(waited_for, silence) => return Err(Error::HttpResponseTimeout),
         };
         drop(body);
+        (self.moved)(0);
         if size_of_headers(answer.headers()) > HTTP_HEADERS {
             return Err(Error::HttpResponseHeaderSectionSize(Some(HTTP_HEADERS as u32)));
         }

@@ -7,7 +7,7 @@ use super::data::undecodable;
 use super::held::Held;
 use super::progress::Progress;
 use crate::state::State;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use vmferry_disk::encoding::{self, Encoding, SealKey};
@@ -75,17 +75,28 @@ impl Drop for Traffic {
     }
 }
 
+/// Bytes with the room that they take. As the owner of what is read from it, it is there for as long as any slice, wherever that went.
+struct Counted {
+    bytes: Bytes,
+    _held: Arc<Held>,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 /// Reads a payload's bytes from the beginning.
 pub(super) struct Body {
     bytes: Bytes,
     traffic: Arc<Traffic>,
     progress: Arc<Progress>,
-    _held: Arc<Held>,
 }
 
 impl Body {
     pub(super) fn new(bytes: Bytes, held: Arc<Held>, traffic: Arc<Traffic>, progress: Arc<Progress>) -> Self {
-        Self { bytes, traffic, progress, _held: held }
+        Self { bytes: Bytes::from_owner(Counted { bytes, _held: held }), traffic, progress }
     }
 }
 
@@ -112,7 +123,10 @@ pub(crate) struct Filling {
     encoding: Encoding,
     key: Option<SealKey>,
     digest: Option<blake3::Hash>,
-    pieces: Vec<Bytes>,
+    /// What came, in one buffer: as they came, pieces would keep the larger ones that they were cut from, and each its own header.
+    gathered: BytesMut,
+    /// Instead of that, what came in one piece that is large enough to be kept as it is.
+    whole: Option<Bytes>,
     /// Encoded bytes that are to come.
     missing: u64,
     held: Held,
@@ -127,7 +141,26 @@ impl Filling {
         digest: Option<blake3::Hash>,
         held: Held,
     ) -> Self {
-        Self { offset, encoding, key, digest, pieces: Vec::new(), missing: length, held }
+        Self { offset, encoding, key, digest, gathered: BytesMut::new(), whole: None, missing: length, held }
+    }
+
+    /// Takes the next bytes, unless they are more than are missing.
+    fn take(&mut self, bytes: Bytes) -> bool {
+        /// What a file or a server gives at once is not much more.
+        const LARGE: usize = 64 << 10;
+        let length = bytes.len() as u64;
+        let Some(missing) = self.missing.checked_sub(length) else { return false };
+        if missing == 0 && self.gathered.is_empty() && bytes.len() >= LARGE {
+            self.whole = Some(bytes);
+        } else {
+            if self.gathered.is_empty() {
+                // All that it will take, for which there is room.
+                self.gathered.reserve(usize::try_from(self.missing).unwrap_or(bytes.len()));
+            }
+            self.gathered.extend_from_slice(&bytes);
+        }
+        self.missing = missing;
+        true
     }
 
     pub(super) fn stream(filling: Arc<Mutex<Self>>, traffic: Arc<Traffic>, progress: Arc<Progress>) -> DynOutputStream {
@@ -136,11 +169,12 @@ impl Filling {
 
     /// Where it belongs and what it says, at most `most` bytes; or what is wrong with it, as a sentence.
     pub(super) fn decoded(self, most: usize) -> Result<(u64, Bytes, Held), String> {
-        let Self { offset, encoding, key, digest, pieces, missing, held } = self;
+        let Self { offset, encoding, key, digest, gathered, whole, missing, held } = self;
         if missing > 0 {
             return Err(format!("{missing} bytes of the piece at {offset} are missing"));
         }
-        let bytes = encoding::decode(encoding, &pieces, most, key.as_ref()).map_err(undecodable)?;
+        let whole = whole.unwrap_or_else(|| gathered.freeze());
+        let bytes = encoding::decode(encoding, &[whole], most, key.as_ref()).map_err(undecodable)?;
         if digest.is_some_and(|digest| digest != blake3::hash(&bytes)) {
             return Err(format!("the bytes of the piece at {offset} are not those that its digest is of"));
         }
@@ -162,14 +196,11 @@ impl Pollable for Put {
 
 impl OutputStream for Put {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
-        let mut filling = self.filling.lock().unwrap_or_else(PoisonError::into_inner);
         let length = bytes.len() as u64;
-        let Some(missing) = filling.missing.checked_sub(length) else {
+        if !self.filling.lock().unwrap_or_else(PoisonError::into_inner).take(bytes) {
             let said = "more bytes come than were announced to `restore.put`";
             return Err(StreamError::LastOperationFailed(wasmtime::Error::msg(said)));
-        };
-        filling.missing = missing;
-        filling.pieces.push(bytes);
+        }
         self.traffic.restored.fetch_add(length, Ordering::Relaxed);
         self.progress.moved();
         Ok(())
@@ -265,10 +296,10 @@ pub(crate) fn watch(linker: &mut Linker<State>) -> wasmtime::Result<()> {
 }
 
 impl State {
-    /// Bytes between any two streams are progress: a copy from file to file is work, too.
+    /// Bytes between any two streams are work: a copy from file to file, too.
     fn spliced(&mut self, moved: StreamResult<u64>) -> wasmtime::Result<Result<u64, GuestStreamError>> {
         if matches!(moved, Ok(1..)) {
-            self.data.progress.moved();
+            self.data.progress.worked();
         }
         self.answer(moved)
     }
@@ -279,5 +310,43 @@ impl State {
             Ok(done) => Ok(Ok(done)),
             Err(error) => Ok(Err(Host::convert_stream_error(&mut self.table, error)?)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::held::Room;
+    use super::*;
+
+    #[test]
+    fn a_slice_of_a_body_takes_the_room_of_the_whole_wherever_it_is() {
+        let room = Room::of(2 << 20);
+        let held = Arc::new(room.take(2 << 20).expect("room"));
+        let mut body = Body::new(Bytes::from(vec![1; 2 << 20]), held, Arc::default(), Arc::default());
+        let slice = body.read(1).expect("a byte");
+        drop(body);
+        assert!(room.take(1).is_none());
+        drop(slice);
+        assert!(room.take(2 << 20).is_some());
+    }
+
+    #[test]
+    fn a_piece_that_comes_in_small_pieces_keeps_none_of_their_buffers() {
+        let (buffer, length) = (Bytes::from(vec![7; 1 << 20]), 256 << 10);
+        let filling = |length| {
+            let held = Room::of(length).take(length).expect("room");
+            Filling::new(0, length, Encoding::Identity, None, None, held)
+        };
+        let mut small = filling(length);
+        for at in 0..length as usize {
+            assert!(small.take(buffer.slice(at..=at)));
+        }
+        assert!(!small.take(buffer.slice(..1)), "it is full");
+        assert!(buffer.is_unique() && small.gathered.capacity() < 2 * length as usize);
+        assert_eq!(small.decoded(1 << 20).expect("whole").1, buffer.slice(..length as usize));
+        let mut large = filling(length);
+        assert!(large.take(buffer.slice(..length as usize)));
+        let (_, kept, _) = large.decoded(1 << 20).expect("whole");
+        assert_eq!(kept.as_ptr(), buffer.as_ptr(), "not copied");
     }
 }

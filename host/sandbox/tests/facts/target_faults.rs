@@ -76,10 +76,18 @@ async fn one_that_moves_nothing_is_ended() {
 }
 
 #[tokio::test]
-async fn one_that_does_not_answer_is_ended() {
-    let limits = Limits { timeout: Some(Duration::from_millis(200)), ..Limits::default() };
-    let late = failure(target(limited("sleep", limits)).await.commit(&draft("a"), &[]).await);
-    assert_eq!(late, PluginFailure::Timeout(Duration::from_millis(200)));
+async fn one_that_does_nothing_on_its_own_store_is_ended_and_one_that_works_is_not() {
+    let limits = Limits {
+        timeout: Some(Duration::from_millis(200)),
+        stall: Some(Duration::from_millis(200)),
+        ..Limits::default()
+    };
+    let stalled = failure(target(limited("sleep", limits.clone())).await.commit(&draft("a"), &[]).await);
+    assert!(matches!(&stalled, PluginFailure::Limit { setting, .. } if setting == "stall"), "{stalled}");
+    let place = tempfile::tempdir().expect("a folder");
+    let with = serde_json::json!({ "does": "work", "folder": place.path() });
+    let working = target(Instance { limits, ..in_folder(place.path(), with) }).await;
+    working.delete("a").await.expect("longer than either, but never idle");
 }
 
 #[tokio::test]
@@ -91,6 +99,16 @@ async fn what_it_has_held_for_it_has_a_limit_however_it_holds_it() {
     }
     let (code, _) = refusal(read(limited("hold-pieces", limits)).await);
     assert_eq!(code, "limit");
+}
+
+#[tokio::test]
+async fn files_that_it_has_open_are_few_however_it_holds_them() {
+    let place = tempfile::tempdir().expect("a folder");
+    for does in ["hold-files", "hold-streams"] {
+        let with = serde_json::json!({ "does": does, "folder": place.path() });
+        let (_, message) = refusal(write(in_folder(place.path(), with)).await);
+        assert!(message.contains("ENOMEM"), "{does}: {message}");
+    }
 }
 
 #[tokio::test]
@@ -147,6 +165,45 @@ async fn folders_are_requested_and_exist() {
     let gone = place.path().join("gone");
     let refused = plugin.target(in_folder(&gone, serde_json::json!({}))).await.map_err(|error| error.failure);
     assert!(matches!(&refused, Err(PluginFailure::Host(text)) if text.contains("gone")), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_granted_folder_is_none_that_a_link_leads_to() {
+    let place = tempfile::tempdir().expect("a folder");
+    let (outer, elsewhere) = (place.path().join("outer"), place.path().join("elsewhere"));
+    let granted = outer.join("granted");
+    std::fs::create_dir_all(&granted).expect("a folder");
+    std::fs::create_dir_all(elsewhere.join("granted")).expect("a folder");
+    for folder in [&granted, &elsewhere.join("granted")] {
+        std::fs::write(folder.join("own"), "own").expect("a file");
+    }
+    let with = serde_json::json!({ "does": "leave", "folder": granted, "path": "own" });
+    let target = target(in_folder(&granted, with)).await;
+    let write = async || target.write(&draft("a"), info(3 * MIB, None), source()).await;
+    write().await.expect("read from it");
+    // The last part of the path, and one before it.
+    for (moved, to) in [(&granted, elsewhere.join("granted")), (&outer, elsewhere.clone())] {
+        let aside = moved.with_extension("aside");
+        std::fs::rename(moved, &aside).expect("out of the way");
+        symlink(&to, moved).expect("a link");
+        let refused = failure(write().await);
+        let there = elsewhere.join("granted");
+        let names = |text: &str| [&granted, &there].iter().all(|path| text.contains(path.to_str().expect("UTF-8")));
+        assert!(matches!(&refused, PluginFailure::Denied(text) if names(text)), "{refused}");
+        std::fs::remove_file(moved).expect("a link");
+        std::fs::rename(&aside, moved).expect("back");
+        write().await.expect("as before");
+    }
+}
+
+#[tokio::test]
+async fn granted_folders_lie_side_by_side() {
+    let place = tempfile::tempdir().expect("a folder");
+    let plugin = load("misbehaves_as_target", "target", "[grants]\nfolders = true").await;
+    let mut nested = in_folder(place.path(), serde_json::json!({}));
+    nested.grants.folders.push(place.path().join("site").to_str().expect("UTF-8").to_owned());
+    let refused = plugin.target(nested).await.map_err(|error| error.failure);
+    assert!(matches!(&refused, Err(PluginFailure::Denied(text)) if text.contains("which it lies in")), "{refused:?}");
 }
 
 #[tokio::test]

@@ -195,3 +195,19 @@ async fn a_lock_is_given_back_and_its_epoch_grows() {
         assert_eq!(String::from_utf8(receipt).as_deref(), Ok(epoch));
     }
 }
+
+#[tokio::test]
+async fn locks_and_seals_of_one_call_have_bounds() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (does, said) in [("hammer-locks", "take and renew locks 100 times"), ("seal-much", "8388609 bytes at once")] {
+        let grants = Grants { lock: true, seal: vec!["backup".to_owned()], ..Grants::default() };
+        let target = guest(folder.path(), does, grants).await;
+        let source = Source::of(&[(0, 1 << 20, 1)]);
+        let refused = failure(target.write(&draft("a"), info(1 << 20, None), Box::new(source)).await);
+        let is_limit = |code: &str, message: &str| code == "limit" && message.contains(said);
+        assert!(
+            matches!(&refused, PluginFailure::Refused { code, message } if is_limit(code, message)),
+            "{does}: {refused}"
+        );
+    }
+}

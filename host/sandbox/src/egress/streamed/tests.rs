@@ -38,7 +38,7 @@ fn granted(limit: u64, grants: Grants, credentials: Vec<Credential>) -> Call {
         rights: Rights::new("store", None, grants),
         store_quota: 0,
         services: HostServices { credentials, ..HostServices::default() },
-        lookups: Lookups::default(),
+        lookups: Lookups::of(Arc::default()),
     };
     let (refusals, moved) = (Refusals::default(), Arc::<AtomicU64>::default());
     let counted = moved.clone();

@@ -31,10 +31,16 @@ enum Does {
     Spin,
     /// Sleeps forever.
     Sleep,
+    /// Works on files of its folder for two seconds when it deletes: writes, reads, lists, copies.
+    Work,
     /// Holds on to every chunk.
     HoldChunks,
     /// Holds on to the streams of chunks that it has let go of.
     HoldBodies,
+    /// Opens a file of its folder again and again.
+    HoldFiles,
+    /// The same, and keeps a stream of each instead.
+    HoldStreams,
     /// Opens pieces and fills none.
     HoldPieces,
     /// Answers after the first chunk.
@@ -49,8 +55,12 @@ enum Does {
     Leave,
     /// Keeps the first chunk compressed and sealed in its folder.
     Seal,
+    /// Seals and opens as much as is allowed, then more.
+    SealMuch,
     /// Takes a lock, and answers its epoch.
     Lock,
+    /// Takes a lock, and renews it again and again.
+    HammerLocks,
     /// Puts the later piece first.
     Backwards,
     /// Puts a piece whose digest is of another.
@@ -86,7 +96,8 @@ impl Target for Guest {
 
     fn write(config: Config, _: Draft, delta: &dyn Delta) -> Result<Vec<u8>, Error> {
         let (mut chunks, mut bodies) = (Vec::new(), Vec::new());
-        let lease = if config.does == Does::Lock { Some(lock::acquire("index", 60)?) } else { None };
+        let locks = matches!(config.does, Does::Lock | Does::HammerLocks);
+        let lease = if locks { Some(lock::acquire("index", 60)?) } else { None };
         loop {
             let chunk = match delta.next() {
                 Ok(Some(chunk)) => chunk,
@@ -102,6 +113,18 @@ impl Target for Guest {
                 Does::Sleep => std::thread::sleep(std::time::Duration::from_secs(1_000_000)),
                 Does::HoldChunks => chunks.push(chunk),
                 Does::HoldBodies => bodies.push(chunk.encode(&Encoding::Identity)?.body()?),
+                Does::HoldFiles | Does::HoldStreams => {
+                    let folder = Folder::open(&config.folder)?;
+                    folder.create(FILE)?;
+                    let (mut files, mut streams) = (Vec::new(), Vec::new());
+                    loop {
+                        let file = folder.open_file(FILE)?;
+                        match config.does {
+                            Does::HoldStreams => streams.push(file.input(0)?),
+                            _ => files.push(file),
+                        }
+                    }
+                }
                 Does::AnswerEarly => break,
                 Does::Copy => {
                     let body = chunk.encode(&Encoding::Zstd)?.body()?;
@@ -118,10 +141,19 @@ impl Target for Guest {
                     assert_ne!(name, seal::seal(KEY, b"a name")?);
                     assert_eq!(seal::open(KEY, &name)?, b"a name");
                 }
+                Does::SealMuch => {
+                    let much = vec![1; 8 << 20];
+                    assert_eq!(seal::open(KEY, &seal::seal(KEY, &much)?)?, much);
+                    assert!(seal::open(KEY, &vec![1; (8 << 20) + (1 << 20)]).is_err());
+                    seal::seal(KEY, &vec![1; (8 << 20) + 1])?;
+                }
                 _ => {}
             }
         }
         Ok(match (config.does, lease) {
+            (Does::HammerLocks, Some(lease)) => loop {
+                lease.renew(60)?;
+            },
             (Does::LongReceipt, _) => vec![0; (64 << 10) + 1],
             (_, Some(lease)) => {
                 lease.renew(60)?;
@@ -182,7 +214,22 @@ impl Target for Guest {
         Ok(())
     }
 
-    fn delete(_: Config, _: &str) -> Result<(), Error> {
+    fn delete(config: Config, _: &str) -> Result<(), Error> {
+        if config.does == Does::Work {
+            let folder = Folder::open(&config.folder)?;
+            let acts: [&dyn Fn() -> Result<(), Error>; 4] = [
+                &|| folder.create(FILE)?.write_at(0, &[1; 4096]),
+                &|| folder.read(FILE).map(drop),
+                &|| folder.list().map(drop),
+                &|| folder.create("copy")?.splice_at(0, &folder.open_file(FILE)?.input(0)?, 4096),
+            ];
+            for act in acts {
+                let begun = std::time::Instant::now();
+                while begun.elapsed() < std::time::Duration::from_millis(500) {
+                    act()?;
+                }
+            }
+        }
         Ok(())
     }
 
