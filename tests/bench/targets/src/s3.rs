@@ -196,7 +196,7 @@ async fn target(plugin: &Plugin, url: &str, chunk_kib: u64, compress: bool) -> a
         service: "s3".to_owned(),
     };
     let with = serde_json::json!({
-        "endpoint": url, "bucket": "backup", "chunk_size": chunk_kib << 10, "compress": compress, "pack_size": OBJECT,
+        "endpoint": url, "bucket": "backup", "create": true, "chunk_size": chunk_kib << 10, "compress": compress, "pack_size": OBJECT,
     });
     let grants = Grants { http: vec![url.parse()?], ..Grants::default() };
     let credentials = vec![Credential::aws(url.parse()?, key)?];
