@@ -119,7 +119,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     ] {
         let folder = tempfile::tempdir_in(".")?;
         let name = folder.path().to_str().ok_or("a path that is not UTF-8")?.to_owned();
-        let keeper = Keeper { place: Folder::open(&name)?, name, points, format };
+        let keeper = Keeper { place: Folder::open(&name)?, name, points, format, grace: 0 };
         keep(&keeper, 0, mibs * MIB, 0..mibs)?;
         sides.push((folder, keeper, Vec::new()));
     }

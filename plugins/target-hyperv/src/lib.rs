@@ -37,6 +37,7 @@ use serde::Deserialize;
 use state::{Begun, KeptDisk, KeptPoint, State};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::time::SystemTime;
 use vmferry_plugin_api::files::Folder;
 use vmferry_plugin_api::target::*;
 use vmferry_vhdx::{Guid, Storage};
@@ -87,7 +88,12 @@ pub struct Keeper<P> {
     pub points: Points,
     /// What new files are.
     pub format: Format,
+    /// For how many seconds what belongs to no point is left to whoever wrote it.
+    pub grace: u64,
 }
+
+/// The program does not hear of runs of other jobs, of other programs, or that began a moment ago. A run that lives writes more often.
+const GRACE: u64 = 24 * 60 * 60;
 
 impl Target for HyperV {
     type Config = Config;
@@ -170,6 +176,7 @@ impl Keeper<Folder> {
             name: config.folder,
             points: config.points,
             format: config.format,
+            grace: GRACE,
         })
     }
 }
@@ -587,17 +594,19 @@ impl<P: Place> Keeper<P> {
 
     /// Finds what belongs to no point, and removes it if asked to.
     pub fn collect(&self, drafts: &[String], apply: bool) -> Result<Vec<Garbage>, Error> {
-        let marks: Vec<String> = drafts.iter().map(|draft| state::mark_of(draft)).collect();
+        let named: Vec<String> = drafts.iter().map(|draft| state::mark_of(draft)).collect();
         let mut garbage = Vec::new();
         for folder in self.folders(None)? {
             let _turn = self.turn(&folder)?;
             let state = State::load(&self.place, &folder)?;
             let needed = state.as_ref().map(State::files).unwrap_or_default();
-            let mut is_written_to = false;
-            for (name, is_folder) in self.place.list(&folder)? {
-                if marks.iter().any(|mark| name.contains(mark)) {
-                    is_written_to = true;
-                } else if !is_folder && !needed.contains(&name) && is_ours(&name) {
+            let files = self.place.list(&folder)?.into_iter().filter(|(_, is_folder)| !is_folder).map(|(name, _)| name);
+            let spare: Vec<String> = files.filter(|name| !needed.contains(name) && is_ours(name)).collect();
+            let fresh = self.fresh(&folder, &spare)?;
+            let is_draft = |name: &str| named.iter().chain(&fresh).any(|mark| name.contains(mark));
+            let is_written_to = spare.iter().any(|name| is_draft(name));
+            for name in spare {
+                if !is_draft(&name) {
                     let path = format!("{folder}/{name}");
                     let bytes = self.place.size(&path)?.unwrap_or(0);
                     if apply {
@@ -615,6 +624,28 @@ impl<P: Place> Keeper<P> {
             }
         }
         Ok(garbage)
+    }
+
+    /// What the names of those of these files have in common that were written to a short while ago, or belong to such.
+    fn fresh(&self, folder: &str, names: &[String]) -> Result<Vec<String>, Error> {
+        if self.grace == 0 {
+            return Ok(Vec::new());
+        }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let mut fresh = Vec::new();
+        for name in names {
+            let path = format!("{folder}/{name}");
+            let modified = match self.place.open(&path, false) {
+                Ok(file) => file.modified().map_err(|error| of_io(&path, error))?,
+                Err(error) if error.code == ErrorCode::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            if now.saturating_sub(modified) < self.grace {
+                let mark = name.find('~').and_then(|at| name[at..].find('.').map(|end| &name[at..=at + end]));
+                fresh.push(mark.unwrap_or(name).to_owned());
+            }
+        }
+        Ok(fresh)
     }
 }
 

@@ -29,7 +29,7 @@ impl Target {
     fn new(format: Format, points: Points) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let name = text(folder.path()).to_owned();
-        let keeper = Keeper { place: Folder::open(&name).unwrap(), name, points, format };
+        let keeper = Keeper { place: Folder::open(&name).unwrap(), name, points, format, grace: 0 };
         Self { folder, keeper, points: Vec::new(), committed: 0 }
     }
 

@@ -53,7 +53,7 @@ pub(crate) struct Model {
 }
 
 pub(crate) fn keeper(place: Recorded, (format, points): Setting) -> Keeper<Recorded> {
-    Keeper { place, name: "/mnt/hyperv".to_owned(), points, format }
+    Keeper { place, name: "/mnt/hyperv".to_owned(), points, format, grace: 0 }
 }
 
 /// What a disk has that would have `size` bytes with blocks of 1 MiB.

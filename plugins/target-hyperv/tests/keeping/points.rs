@@ -379,6 +379,22 @@ fn an_aborted_draft_leaves_nothing() {
 }
 
 #[test]
+fn collecting_leaves_what_somebody_may_be_writing() {
+    for setting in NEWEST {
+        let mut keeper = keeper(Recorded::default(), setting);
+        keeper.grace = u64::MAX;
+        let mut model = Model::default();
+        model.commit(&keeper, &draft(1, None), &full());
+        let second_draft = draft(2, Some("point-1"));
+        let receipts = write(&keeper, &second_draft, &second()).expect("written");
+        assert!(keeper.collect(&[], true).expect("collected").is_empty(), "{setting:?}");
+        keeper.commit(&second_draft, &receipts).expect("all of it is there");
+        keeper.grace = 0;
+        assert!(keeper.collect(&[], true).expect("collected").is_empty(), "{setting:?}");
+    }
+}
+
+#[test]
 fn collecting_names_what_is_left_and_leaves_what_is_an_operator_s() {
     for setting in NEWEST {
         let keeper = keeper(Recorded::default(), setting);
