@@ -123,6 +123,7 @@ pub(crate) const USED: &str = "used";
 /// What is said of a disk file that a hypervisor wrote to.
 pub(crate) fn was_used(path: &str) -> String {
     format!(
-        "{path} was written by something else, as a hypervisor does that starts a VM on it; nothing can be added to it"
+        "{path} was written by something else, as a hypervisor does that starts a VM on it; nothing is added to it, and it stays until \
+         somebody removes it"
     )
 }

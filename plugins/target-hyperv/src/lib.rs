@@ -247,10 +247,15 @@ impl<P: Place> Keeper<P> {
             }
             let wrong = self.wrong_images(&folder, &state)?;
             for point in &state.points {
-                let mut images = point.images().flat_map(|image| state.chain(image));
-                let found = images.find_map(|image| wrong.get(image).cloned());
+                let images = point.images().flat_map(|image| state.chain(image));
+                let found: Vec<&Wrong> = images.filter_map(|image| wrong.get(image)).collect();
                 let kept = point.to_point(&state);
-                points.push(Point { damaged: kept.damaged.or(found), ..kept });
+                points.push(Point {
+                    damaged: kept.damaged.or(found.first().map(|wrong| wrong.why.clone())),
+                    // A VM may live on it: no rule takes its disk away.
+                    held: kept.held || found.iter().any(|wrong| wrong.used),
+                    ..kept
+                });
             }
         }
         points.sort_by_key(|point| point.taken_at);
@@ -258,19 +263,19 @@ impl<P: Place> Keeper<P> {
     }
 
     /// Disk files that are gone or were written by somebody else, as their headers say. Those that are being changed are left out.
-    fn wrong_images(&self, folder: &str, state: &State) -> Result<BTreeMap<String, String>, Error> {
+    fn wrong_images(&self, folder: &str, state: &State) -> Result<BTreeMap<String, Wrong>, Error> {
         let busy: BTreeSet<&str> = state.begun.iter().flat_map(Begun::files).collect();
         let mut wrong = BTreeMap::new();
         for (name, kept) in state.images.iter().filter(|(name, _)| !busy.contains(name.as_str())) {
             let path = format!("{folder}/{name}");
             let problem = match self.place.size(&path)? {
-                None => Some(format!("{path} is gone")),
+                None => Some(Wrong { why: format!("{path} is gone"), used: false }),
                 Some(_) => {
                     let file = self.place.open(&path, false)?;
                     let is_as_left = |ids| is_as_left(&self.place, folder, name, kept, &file, ids);
                     match written_by(&path, &file).and_then(is_as_left) {
-                        Ok(as_left) => (!as_left).then(|| was_used(&path)),
-                        Err(error) if error.is_damaged() => Some(error.message),
+                        Ok(as_left) => (!as_left).then(|| Wrong { why: was_used(&path), used: true }),
+                        Err(error) if error.is_damaged() => Some(Wrong { why: error.message, used: false }),
                         Err(error) => return Err(error),
                     }
                 }
@@ -647,6 +652,13 @@ impl<P: Place> Keeper<P> {
         }
         Ok(fresh)
     }
+}
+
+/// What is wrong with a disk file.
+struct Wrong {
+    why: String,
+    /// Whether something else wrote to it.
+    used: bool,
 }
 
 /// Whether we made a file of this name, whatever it is of. What an operator put there is not ours.

@@ -239,6 +239,7 @@ fn what_a_hypervisor_wrote_to_is_no_base_and_no_point_any_more() {
         start_a_vm_on(&keeper, &image_of(setting, "point-1"));
         let point = keeper.points(None).expect("points").remove(0);
         assert!(point.damaged.is_some_and(|damage| damage.contains("was written by something else")));
+        assert!(point.held, "no rule takes away the disk of a VM");
         let refused = write(&keeper, &draft(2, Some("point-1")), &second()).expect_err("no base").message;
         assert!(refused.contains("was written by something else"), "{refused}");
         let damages = keeper.verify("point-1", &double::Restore::default()).expect("verified");
