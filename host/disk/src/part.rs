@@ -93,6 +93,11 @@ impl<W: AsyncWrite + Unpin> Part<W> {
     }
 
     /// The inner sink.
+    pub fn sink(&self) -> &W {
+        &self.outlet.inner
+    }
+
+    /// The same, given back.
     pub fn into_inner(self) -> W {
         self.outlet.inner
     }

@@ -8,7 +8,7 @@ use crate::run::Run;
 use crate::shares::{Begun, Reading, Share, Want};
 use crate::snapshot::TakenDisk;
 use crate::source::{self, Own, Reader, Shape};
-use crate::storing::{ImageFormat, Storing};
+use crate::storing::{ImageFormat, Seen, Storing};
 use crate::tried;
 use crate::xva::XvaFile;
 use futures_util::FutureExt;
@@ -501,6 +501,14 @@ impl Sink {
         }
     }
 
+    /// What a store has seen of the stream.
+    fn seen(&self) -> Option<Arc<Seen>> {
+        match self {
+            Self::Disk(_) | Self::File(..) => None,
+            Self::Store(storing) => Some(storing.seen()),
+        }
+    }
+
     async fn abort(self) {
         match self {
             Self::Disk(import) => import.abort().await,
@@ -650,18 +658,26 @@ struct Meter {
     written: Vec<AtomicU64>,
     told: AtomicU64,
     work: Option<Arc<AtomicU64>>,
-    /// Of the sinks that get a part.
-    sink_work: Vec<Option<Arc<AtomicU64>>>,
+    sinks: Vec<Works>,
+    begun: Instant,
+}
+
+/// How a sink tells that it works although it takes nothing.
+struct Works {
+    /// One that gets a part.
+    part: Option<Arc<AtomicU64>>,
+    /// A store.
+    store: Option<Arc<Seen>>,
 }
 
 impl Meter {
     fn new(progress: Arc<dyn Progress>, label: DiskLabel, takers: &[Taker], work: Option<Arc<AtomicU64>>) -> Self {
         let written = takers.iter().map(|_| AtomicU64::new(0)).collect();
-        let sink_work = takers.iter().map(|taker| match &taker.tap {
-            Tap::Whole(_) => None,
-            Tap::Part(part) => Some(part.work()),
+        let sinks = takers.iter().map(|taker| match &taker.tap {
+            Tap::Whole(sink) => Works { part: None, store: sink.seen() },
+            Tap::Part(part) => Works { part: Some(part.work()), store: part.sink().seen() },
         });
-        Self { progress, label, written, told: AtomicU64::new(0), work, sink_work: sink_work.collect() }
+        Self { progress, label, written, told: AtomicU64::new(0), work, sinks: sinks.collect(), begun: Instant::now() }
     }
 }
 
@@ -673,7 +689,11 @@ impl transfer::Progress for Meter {
     }
 
     fn sink_work(&self, sink: usize) -> u64 {
-        self.sink_work[sink].as_ref().map_or(0, |work| work.load(Ordering::Relaxed))
+        let Works { part, store } = &self.sinks[sink];
+        let worked = part.as_ref().map_or(0, |work| work.load(Ordering::Relaxed));
+        // A store's call waits for its turn among others as long as it takes; once it has that, its host watches over it.
+        let waits = store.as_ref().is_some_and(|seen| !seen.beginning());
+        worked + if waits { self.begun.elapsed().as_millis() as u64 } else { 0 }
     }
 
     /// A dead sink stays behind, so the foremost one is what is told.

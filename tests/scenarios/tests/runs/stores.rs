@@ -224,6 +224,24 @@ async fn retention_goes_for_stores_as_for_replicas() {
     assert_eq!(listed[0].points.iter().map(|point| point.held).collect::<Vec<_>>(), [false, false, true]);
 }
 
+#[tokio::test]
+async fn a_store_whose_call_waits_for_its_turn_has_not_stalled() {
+    let shelf = Shelf::new(1 << 20);
+    let mut world = only_shelf(&shelf).await;
+    let patience = std::time::Duration::from_secs(1);
+    (world.job.tuning.first_byte, world.job.tuning.stall) = (patience, patience);
+    shelf.stall("write", false);
+    let turn_comes = async {
+        shelf.wait_until_stalled().await;
+        // Longer than anybody else may take.
+        tokio::time::sleep(3 * patience).await;
+        shelf.resume();
+    };
+    let (report, ()) = tokio::join!(world.run(), turn_comes);
+    succeeded(report);
+    assert_holds_source(&world, &shelf);
+}
+
 /// Drops all that it may, and holds the oldest point of a shelf meanwhile.
 struct HoldsMeanwhile(Shelf);
 
