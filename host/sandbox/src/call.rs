@@ -518,12 +518,13 @@ mod tests {
             thread.await.expect("a thread")
         };
         let called = caller.call("points", Surroundings::Target(Vec::new()), hanging).await;
-        assert!(matches!(called.err().expect("hangs").error.failure, PluginFailure::Timeout(_)));
+        assert!(matches!(called.expect_err("hangs").error.failure, PluginFailure::Timeout(_)));
         assert_eq!(free(), (all.0 - 1, all.1 - 1), "its slot is not free");
         drop(answers);
         end.await.expect("went on");
         assert_eq!(free(), all);
     }
+
     #[tokio::test]
     async fn one_tenant_cannot_have_all_turns_with_however_many_plugins() {
         let budget = Budget::default_for(Kind::Target);
