@@ -230,6 +230,8 @@ async fn a_store_whose_call_waits_for_its_turn_has_not_stalled() {
     let mut world = only_shelf(&shelf).await;
     let patience = std::time::Duration::from_secs(1);
     (world.job.tuning.first_byte, world.job.tuning.stall) = (patience, patience);
+    // More than is kept ready for it.
+    world.source.write(&world.source.vm_disks(&world.vm)[0], 0, &vec![1; 16 * MIB as usize]);
     shelf.stall("write", false);
     let turn_comes = async {
         shelf.wait_until_stalled().await;
