@@ -11,7 +11,8 @@ use crate::engines::{Lane, TICK};
 use crate::folder;
 use crate::guest_log::{CallLog, LineRate, Speaker, StdioToLog};
 use crate::limits::{
-    Budget, CALLS_AT_A_TIME, HOSTCALL_BYTES, HTTP_HEADERS, RANDOM_BYTES, TARGET_HOSTCALL_BYTES, TENANT_CALLS, WORK,
+    Budget, CALLS_AT_A_TIME, HOSTCALL_BYTES, HTTP_HEADERS, RANDOM_BYTES, TARGET_HOSTCALL_BYTES, TENANT_CALLS,
+    TENANT_TRANSFERS, WORK,
 };
 use crate::manifest::Kind;
 use crate::memory::{Exceeded, Limiter};
@@ -21,6 +22,7 @@ use crate::sterile::{Replay, sterilise};
 use crate::target::data::Data;
 use crate::target::{self, Progress, Stalled, Traffic};
 use std::future::Future;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -213,6 +215,7 @@ impl Caller {
             }
             Patience::WhileItMoves => self.turn_to_transfer().await?,
         };
+        let _awaited = matches!(patience, Patience::WhileItMoves).then(|| self.share.awaited.clone());
         let progress = Arc::<Progress>::default();
         let ready = self.ready(name, surroundings, &patience, progress.clone(), turn);
         if let Patience::Until(deadline) = patience {
@@ -243,9 +246,22 @@ impl Caller {
         self.stand_in_line([&self.turns, &self.share.calls, &self.lane.slots]).await
     }
 
-    /// A turn among the transfers of its tenant, among all, and a slot of the engine.
+    /// A turn among the transfers of its tenant, among all, and a slot of the engine. As long as it takes, if it can come at all.
     async fn turn_to_transfer(&self) -> Result<Turn, PluginFailure> {
-        self.stand_in_line([&self.share.transfers, &self.lane.transfers, &self.lane.slots]).await
+        let mut turn = pin!(self.stand_in_line([&self.share.transfers, &self.lane.transfers, &self.lane.slots]));
+        loop {
+            match tokio::time::timeout(self.budget.stall, &mut turn).await {
+                Ok(turn) => return Ok(Turn { _transferring: Some(self.share.transferring.clone()), ..turn? }),
+                Err(_) if self.share.hangs() => {
+                    return Err(PluginFailure::Host(format!(
+                        "busy: all {TENANT_TRANSFERS} transfers that `{}` may have hang in file systems that do not answer; see to \
+                         these",
+                        self.tenant
+                    )));
+                }
+                Err(_) => {}
+            }
+        }
     }
 
     /// What is shared with more comes later, or who waits with his own would take it from others meanwhile.
@@ -255,7 +271,7 @@ impl Caller {
         for line in lines {
             permits.push(line.clone().acquire_owned().await.map_err(closed)?);
         }
-        Ok(Turn { _permits: permits, _share: self.share.clone() })
+        Ok(Turn { _permits: permits, _share: self.share.clone(), _transferring: None })
     }
 
     fn busy(&self) -> PluginFailure {
@@ -299,6 +315,7 @@ impl Caller {
 struct Turn {
     _permits: Vec<OwnedSemaphorePermit>,
     _share: Arc<Share>,
+    _transferring: Option<Arc<()>>,
 }
 
 /// A call that has its turn, and all that its store is made of.
@@ -459,7 +476,6 @@ mod tests {
     use crate::engines::Engines;
     use crate::grants::{Grants, Rights};
     use crate::lent::HostServices;
-    use crate::limits::TENANT_TRANSFERS;
     use crate::lookup::Lookups;
     use crate::target::on_own_thread;
     use std::sync::mpsc;
@@ -549,5 +565,22 @@ mod tests {
         {
             turn.expect("at once").expect("open");
         }
+    }
+    #[tokio::test]
+    async fn a_transfer_does_not_wait_for_those_that_hang() {
+        let budget = Budget { stall: Duration::from_millis(20), ..Budget::default_for(Kind::Target) };
+        let caller = caller(Kind::Target, budget);
+        let mut given_up = Vec::new();
+        for _ in 0..TENANT_TRANSFERS {
+            given_up.push(caller.turn_to_transfer().await.expect("a turn"));
+        }
+        let awaited = caller.share.awaited.clone();
+        let next = tokio::time::timeout(Duration::from_millis(200), caller.turn_to_transfer()).await;
+        assert!(next.is_err(), "one that somebody waits for will end");
+        drop(awaited);
+        let refused = caller.turn_to_transfer().await.err().map(|failure| failure.to_string());
+        assert!(refused.is_some_and(|text| text.contains("all 32 transfers that `tenant` may have hang")));
+        given_up.pop();
+        assert!(caller.turn_to_transfer().await.is_ok());
     }
 }

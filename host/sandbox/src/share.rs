@@ -11,12 +11,25 @@ pub(crate) struct Share {
     pub(crate) calls: Arc<Semaphore>,
     pub(crate) transfers: Arc<Semaphore>,
     pub(crate) lookups: Arc<Semaphore>,
+    /// One clone for each transfer that has a turn, and one for each of them that somebody still waits for.
+    pub(crate) transferring: Arc<()>,
+    pub(crate) awaited: Arc<()>,
+}
+
+impl Share {
+    /// Whether every transfer that the tenant may have was given up and has not ended: none will unless its file system answers.
+    pub(crate) fn hangs(&self) -> bool {
+        let hanging = Arc::strong_count(&self.transferring).saturating_sub(Arc::strong_count(&self.awaited));
+        hanging >= TENANT_TRANSFERS
+    }
 }
 
 impl Default for Share {
     fn default() -> Self {
         let of = |most| Arc::new(Semaphore::new(most));
-        Self { calls: of(TENANT_CALLS), transfers: of(TENANT_TRANSFERS), lookups: of(TENANT_LOOKUPS) }
+        let (transferring, awaited) = Default::default();
+        let (calls, transfers, lookups) = (of(TENANT_CALLS), of(TENANT_TRANSFERS), of(TENANT_LOOKUPS));
+        Self { calls, transfers, lookups, transferring, awaited }
     }
 }
 
