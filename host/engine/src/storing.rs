@@ -26,22 +26,11 @@ pub(crate) struct Storing {
     pub(crate) sink: ChunkSink,
     /// The store's call, which gives a receipt; it ends where this is dropped.
     writing: JoinSet<Result<Vec<u8>, RunError>>,
-    seen: Arc<Seen>,
+    /// Whether the store has seen the end of the stream.
+    took_all: Arc<AtomicBool>,
+    /// Whether it is a store, which ends by itself when it does not get on.
+    pub(crate) is_store: bool,
     disk: String,
-}
-
-/// What a store has seen of its stream.
-#[derive(Debug, Default)]
-pub(crate) struct Seen {
-    beginning: AtomicBool,
-    end: AtomicBool,
-}
-
-impl Seen {
-    /// Whether it has asked for the first chunk: until then its call may be waiting for its turn.
-    pub(crate) fn beginning(&self) -> bool {
-        self.beginning.load(Ordering::Acquire)
-    }
 }
 
 /// How a disk lies in a file.
@@ -67,9 +56,10 @@ impl Storing {
             gaps: if info.base.is_some() { Gaps::Refused } else { Gaps::Zero },
         };
         let (store, draft, info) = (store.clone(), draft.clone(), info.clone());
-        Self::new(&info.disk.clone(), shape, cut, |received| async move {
+        let storing = Self::new(&info.disk.clone(), shape, cut, |received| async move {
             store.write(&draft, info, Box::new(received)).await.map_err(RunError::Store)
-        })
+        })?;
+        Ok(Self { is_store: true, ..storing })
     }
 
     /// Begins to write a disk of `size` bytes to an empty file.
@@ -101,7 +91,6 @@ impl Storing {
         let path = path.to_owned();
         Self::new(disk, shape, cut, |mut received| async move {
             let failed = |error: io::Error| RunError::Media(format!("{}: {error}", path.display()));
-            received.begin();
             let mut image = blocking(open).await.map_err(failed)?;
             while let Some(chunk) = received.next().await.map_err(|error| failed(io::Error::other(error)))? {
                 image = blocking(move || image.put(chunk)).await.map_err(failed)?;
@@ -117,23 +106,18 @@ impl Storing {
     {
         let failed = |error| RunError::Transfer { disk: disk.to_owned(), message: chain(&error) };
         let (sink, receiver) = chunks::handover(shape.layout(), cut, AHEAD).map_err(failed)?;
-        let seen = Arc::<Seen>::default();
+        let took_all = Arc::new(AtomicBool::new(false));
         let mut writing = JoinSet::new();
-        writing.spawn(take(Received { receiver, seen: seen.clone() }));
-        Ok(Self { sink, writing, seen, disk: disk.to_owned() })
-    }
-
-    /// What the store has seen so far.
-    pub(crate) fn seen(&self) -> Arc<Seen> {
-        self.seen.clone()
+        writing.spawn(take(Received { receiver, took_all: took_all.clone() }));
+        Ok(Self { sink, writing, took_all, is_store: false, disk: disk.to_owned() })
     }
 
     /// Waits for the receipt of a store that was given everything, or for what it has to say if it was not.
     pub(crate) async fn finish(self) -> Result<Vec<u8>, RunError> {
-        let Self { sink, mut writing, seen, disk } = self;
+        let Self { sink, mut writing, took_all, disk, .. } = self;
         drop(sink);
         let receipt = joined(&mut writing).await?;
-        match seen.end.load(Ordering::Acquire) {
+        match took_all.load(Ordering::Acquire) {
             true => Ok(receipt),
             false => {
                 let message = "the store gave its receipt before it had taken the whole disk".to_owned();
@@ -188,22 +172,15 @@ impl Image {
 /// What a transfer wrote, as a store takes it.
 struct Received {
     receiver: ChunkReceiver,
-    seen: Arc<Seen>,
-}
-
-impl Received {
-    fn begin(&self) {
-        self.seen.beginning.store(true, Ordering::Release);
-    }
+    took_all: Arc<AtomicBool>,
 }
 
 #[async_trait]
 impl Chunks for Received {
     async fn next(&mut self) -> Result<Option<Chunk>, BrokenOff> {
-        self.begin();
         let chunk = self.receiver.next().await.map_err(|error| BrokenOff(error.0))?;
         if chunk.is_none() {
-            self.seen.end.store(true, Ordering::Release);
+            self.took_all.store(true, Ordering::Release);
         }
         Ok(chunk.map(|chunk| Chunk { offset: chunk.offset, bytes: chunk.bytes }))
     }

@@ -26,7 +26,8 @@ pub trait PointStore: Send + Sync {
     /// from it. Ascending and apart from each other.
     async fn layout(&self, point: &str, disk: &str, since: Option<&str>) -> Result<Vec<StoredExtent>, PluginError>;
 
-    /// Stores one disk's data, and answers the receipt that `commit` has to be given.
+    /// Stores one disk's data, and answers the receipt that `commit` has to be given. It may take as long as it gets on, which
+    /// nobody else knows: what does not any more has to end by itself.
     async fn write(&self, draft: &Draft, delta: DeltaInfo, chunks: Box<dyn Chunks>) -> Result<Vec<u8>, PluginError>;
 
     /// Makes the draft a point, which then survives a power failure. The same arguments again give the same point.

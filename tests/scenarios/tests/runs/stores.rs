@@ -225,7 +225,7 @@ async fn retention_goes_for_stores_as_for_replicas() {
 }
 
 #[tokio::test]
-async fn a_store_whose_call_waits_for_its_turn_has_not_stalled() {
+async fn a_store_that_takes_nothing_for_a_while_has_not_stalled() {
     let shelf = Shelf::new(1 << 20);
     let mut world = only_shelf(&shelf).await;
     let patience = std::time::Duration::from_secs(1);
