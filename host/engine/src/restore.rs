@@ -169,8 +169,11 @@ impl Engine {
         if holds {
             self.hold_origin(job, &restore.origin, false, &mut report).await;
         }
-        done?;
-        Ok(report)
+        if done.is_err() {
+            // There will be no report to tell them in.
+            report.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        }
+        done.map(|()| report)
     }
 
     async fn restore_to(

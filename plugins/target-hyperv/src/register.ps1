@@ -64,7 +64,7 @@ if (-not $InPlace) {
 $marks = @(if ($InPlace) { $disks | ForEach-Object { "$_.started" } })
 
 # Hyper-V's smallest memory is 32 MiB, and it takes whole 2 MiB.
-$memory = [int64] ([math]::Max(16, [math]::Ceiling($machine.memory / 2MB)) * 2MB)
+$memory = [int64] ([math]::Max(16, [math]::Ceiling($machine.memory / 2mb)) * 2mb)
 $vm = New-VM -Name $machine.name -Generation $generation -MemoryStartupBytes $memory -NoVHD
 try {
     # What vmferry goes by: a VHD does not say that it was written to.

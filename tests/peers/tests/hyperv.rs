@@ -121,6 +121,20 @@ async fn a_chain_of_differencing_disks_reads_the_same_before_and_after_its_oldes
 }
 
 #[tokio::test]
+async fn the_script_that_registers_a_vm_is_powershell() -> anyhow::Result<()> {
+    let Some(python) = Peer::python()? else { return Ok(()) };
+    let mut target = Target::new(Format::Vhdx, Points::Newest);
+    target.commit(&disk(1, &[0], &vec![0; CHUNK]));
+    let register = target.image(&target.points[0].0).with_file_name("register.ps1");
+    let parse = script("py/parse_powershell.py");
+    python.run([text(&parse), text(&register)]).await?;
+    let whole = std::fs::read_to_string(&register)?;
+    std::fs::write(&register, whole.trim_end().trim_end_matches("$vm").trim_end().trim_end_matches('}'))?;
+    assert!(python.run([text(&parse), text(&register)]).await.is_err(), "a script without its last brace is none");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_vhd_reads_by_the_footer_at_its_end_whatever_was_changed_in_place() -> anyhow::Result<()> {
     let Some(python) = Peer::python()? else { return Ok(()) };
     let mut target = Target::new(Format::Vhd, Points::Newest);
