@@ -198,8 +198,13 @@ impl Engine {
 
     /// Holds the point that is restored, or lets it go again; whether that was done. A store that can only be read is no obstacle.
     async fn hold_origin(&self, job: &Job, origin: &Origin, held: bool, report: &mut RestoreReport) -> bool {
-        let Err(error) = self.hold_point(job, &origin.point, Some(&origin.target), held).await else { return true };
-        let (point, why) = (&origin.point, chain(&error));
+        let (point, target) = (&origin.point, Some(origin.target.as_str()));
+        let Err(error) = self.hold_point(job, point, target, held).await else { return true };
+        if held {
+            // It may be, if the answer was lost.
+            let _ = self.hold_point(job, point, target, false).await;
+        }
+        let why = chain(&error);
         report.warnings.push(match held {
             true => format!("recovery point {point} could not be held while it was restored: {why}"),
             false => {
@@ -302,7 +307,7 @@ impl Restore<'_> {
         let name = name.unwrap_or(&self.origin.vm.name_label);
         let vm = self.create(session, name).await?;
         match self.make(session, sr, &vm, name, &interfaces, report).await {
-            Ok(lease) => self.hand_over(lease, report).await,
+            Ok(lease) => lease_back(lease, report).await,
             Err(error) => {
                 if let Err(left) = restoring::remove(session, &vm).await {
                     tracing::warn!(%vm, error = %chain(&left), "what was not restored is left; `vmferry gc` removes it");
@@ -337,20 +342,12 @@ impl Restore<'_> {
         let mark = restoring::mark(self.run, &uuid);
         lease.change_keys(|keys| drop(keys.insert(keys::RESTORING.to_owned(), mark.clone()))).await?;
         self.fill(session, sr, vm, &mark, interfaces, report).await?;
-        lease.check().await?;
         let () = session.call("VM.set_name_label", params![vm, name]).await?;
+        // Before it can be used: what carries the mark is `gc`'s to remove.
+        lease.change_keys(|keys| drop(keys.remove(keys::RESTORING))).await?;
         let () = session.call("VM.set_is_a_template", params![vm, false]).await?;
         report.restored = Some(uuid);
         Ok(lease)
-    }
-
-    /// Takes off what tells the VM from its owner's others.
-    async fn hand_over(&self, lease: Lease, report: &mut RestoreReport) {
-        if let Err(error) = lease.change_keys(|keys| drop(keys.remove(keys::RESTORING))).await {
-            let what = "the VM is whole and keeps the key `vmferry:restoring`, which does no harm";
-            report.warnings.push(format!("{what}: {}", chain(&error)));
-        }
-        lease_back(lease, report).await;
     }
 
     async fn fill(

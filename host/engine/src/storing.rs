@@ -10,6 +10,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use vmferry_disk::chunks::{self, ChunkReceiver, ChunkSink, Cut, Gaps};
 use vmferry_disk::{image, qcow2};
@@ -26,11 +27,32 @@ pub(crate) struct Storing {
     pub(crate) sink: ChunkSink,
     /// The store's call, which gives a receipt; it ends where this is dropped.
     writing: JoinSet<Result<Vec<u8>, RunError>>,
-    /// Whether the store has seen the end of the stream.
-    took_all: Arc<AtomicBool>,
-    /// Whether it is a store, which ends by itself when it does not get on.
-    pub(crate) is_store: bool,
+    seen: Arc<Seen>,
+    /// Whether it is a store, whose call is ended by who runs it when it does not get on.
+    is_store: bool,
     disk: String,
+}
+
+/// How far a store has come with its call.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    /// It has asked for the first chunk; until then it may wait for its turn.
+    begun: AtomicBool,
+    /// It has seen the end of the stream.
+    took_all: AtomicBool,
+    /// It has answered, whatever became of what it was given.
+    over: AtomicBool,
+}
+
+/// How long a store may wait for its turn while others wait for it: longer is for ever, as when all who have a turn wait for such.
+const LONGEST_TURN: Duration = Duration::from_secs(3600);
+
+impl Seen {
+    /// Whether a store that has taken nothing since `begun` may be at work all the same.
+    pub(crate) fn may_work(&self, since: Instant) -> bool {
+        let is = |flag: &AtomicBool| flag.load(Ordering::Acquire);
+        !is(&self.over) && (is(&self.begun) || since.elapsed() < LONGEST_TURN)
+    }
 }
 
 /// How a disk lies in a file.
@@ -57,7 +79,11 @@ impl Storing {
         };
         let (store, draft, info) = (store.clone(), draft.clone(), info.clone());
         let storing = Self::new(&info.disk.clone(), shape, cut, |received| async move {
-            store.write(&draft, info, Box::new(received)).await.map_err(RunError::Store)
+            let seen = received.seen.clone();
+            let receipt = store.write(&draft, info, Box::new(received)).await;
+            // The chunks may be kept by a thread that hangs.
+            seen.over.store(true, Ordering::Release);
+            receipt.map_err(RunError::Store)
         })?;
         Ok(Self { is_store: true, ..storing })
     }
@@ -106,18 +132,23 @@ impl Storing {
     {
         let failed = |error| RunError::Transfer { disk: disk.to_owned(), message: chain(&error) };
         let (sink, receiver) = chunks::handover(shape.layout(), cut, AHEAD).map_err(failed)?;
-        let took_all = Arc::new(AtomicBool::new(false));
+        let seen = Arc::<Seen>::default();
         let mut writing = JoinSet::new();
-        writing.spawn(take(Received { receiver, took_all: took_all.clone() }));
-        Ok(Self { sink, writing, took_all, is_store: false, disk: disk.to_owned() })
+        writing.spawn(take(Received { receiver, seen: seen.clone() }));
+        Ok(Self { sink, writing, seen, is_store: false, disk: disk.to_owned() })
+    }
+
+    /// How far a store has come; of a file nobody tells.
+    pub(crate) fn seen(&self) -> Option<Arc<Seen>> {
+        self.is_store.then(|| self.seen.clone())
     }
 
     /// Waits for the receipt of a store that was given everything, or for what it has to say if it was not.
     pub(crate) async fn finish(self) -> Result<Vec<u8>, RunError> {
-        let Self { sink, mut writing, took_all, disk, .. } = self;
+        let Self { sink, mut writing, seen, disk, .. } = self;
         drop(sink);
         let receipt = joined(&mut writing).await?;
-        match took_all.load(Ordering::Acquire) {
+        match seen.took_all.load(Ordering::Acquire) {
             true => Ok(receipt),
             false => {
                 let message = "the store gave its receipt before it had taken the whole disk".to_owned();
@@ -172,15 +203,16 @@ impl Image {
 /// What a transfer wrote, as a store takes it.
 struct Received {
     receiver: ChunkReceiver,
-    took_all: Arc<AtomicBool>,
+    seen: Arc<Seen>,
 }
 
 #[async_trait]
 impl Chunks for Received {
     async fn next(&mut self) -> Result<Option<Chunk>, BrokenOff> {
+        self.seen.begun.store(true, Ordering::Release);
         let chunk = self.receiver.next().await.map_err(|error| BrokenOff(error.0))?;
         if chunk.is_none() {
-            self.took_all.store(true, Ordering::Release);
+            self.seen.took_all.store(true, Ordering::Release);
         }
         Ok(chunk.map(|chunk| Chunk { offset: chunk.offset, bytes: chunk.bytes }))
     }

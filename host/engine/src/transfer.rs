@@ -8,7 +8,7 @@ use crate::run::Run;
 use crate::shares::{Begun, Reading, Share, Want};
 use crate::snapshot::TakenDisk;
 use crate::source::{self, Own, Reader, Shape};
-use crate::storing::{ImageFormat, Storing};
+use crate::storing::{ImageFormat, Seen, Storing};
 use crate::tried;
 use crate::xva::XvaFile;
 use futures_util::FutureExt;
@@ -501,8 +501,12 @@ impl Sink {
         }
     }
 
-    fn is_store(&self) -> bool {
-        matches!(self, Self::Store(storing) if storing.is_store)
+    /// How far a store has come with its call.
+    fn seen(&self) -> Option<Arc<Seen>> {
+        match self {
+            Self::Disk(_) | Self::File(..) => None,
+            Self::Store(storing) => storing.seen(),
+        }
     }
 
     async fn abort(self) {
@@ -662,15 +666,16 @@ struct Meter {
 struct Works {
     /// One that gets a part.
     part: Option<Arc<AtomicU64>>,
-    is_store: bool,
+    /// A store.
+    store: Option<Arc<Seen>>,
 }
 
 impl Meter {
     fn new(progress: Arc<dyn Progress>, label: DiskLabel, takers: &[Taker], work: Option<Arc<AtomicU64>>) -> Self {
         let written = takers.iter().map(|_| AtomicU64::new(0)).collect();
         let sinks = takers.iter().map(|taker| match &taker.tap {
-            Tap::Whole(sink) => Works { part: None, is_store: sink.is_store() },
-            Tap::Part(part) => Works { part: Some(part.work()), is_store: part.sink().is_store() },
+            Tap::Whole(sink) => Works { part: None, store: sink.seen() },
+            Tap::Part(part) => Works { part: Some(part.work()), store: part.sink().seen() },
         });
         Self { progress, label, written, told: AtomicU64::new(0), work, sinks: sinks.collect(), begun: Instant::now() }
     }
@@ -684,10 +689,11 @@ impl transfer::Progress for Meter {
     }
 
     fn sink_work(&self, sink: usize) -> u64 {
-        let Works { part, is_store } = &self.sinks[sink];
+        let Works { part, store } = &self.sinks[sink];
         let worked = part.as_ref().map_or(0, |work| work.load(Ordering::Relaxed));
         // A store's call may wait for its turn among others, or for a medium to take gigabytes: who runs it ends it when it stalls.
-        worked + if *is_store { self.begun.elapsed().as_millis() as u64 } else { 0 }
+        let works = store.as_ref().is_some_and(|seen| seen.may_work(self.begun));
+        worked + if works { self.begun.elapsed().as_millis() as u64 } else { 0 }
     }
 
     /// A dead sink stays behind, so the foremost one is what is told.

@@ -61,7 +61,7 @@ pub const MAX_TABLE_ELEMENTS: u64 = 100_000;
 pub const MAX_HOST_OBJECTS: u64 = 4_096;
 
 /// Files, folders, listings and streams of one call that are open at a time. A repository has a handful.
-pub(crate) const OPEN_FILES: usize = 256;
+pub(crate) const OPEN_FILES: usize = 512;
 
 /// Core instances per component: the guest, its adapters and the glue between them.
 pub(crate) const MAX_CORE_INSTANCES: u32 = 32;

@@ -13,6 +13,10 @@ use vmferry_plugin_api::target::{Chunk, Delta, Draft, Encoding, Info, Kind};
 use vmferry_plugin_api::{Error, ErrorCode};
 use vmferry_vhdx::{Block, Parent, Storage, WriteIds};
 
+/// Files of a chain at most; what comes after them is a whole one again. Reading opens two for each, comparing two points twice as many, and
+/// a host lets a call have 512.
+const LONGEST_CHAIN: usize = 100;
+
 /// What `commit` has to know of a disk.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Receipt {
@@ -128,7 +132,9 @@ impl<P: Place> Keeper<P> {
         Ok(match self.points {
             _ if disk.size != info.size || Format::of(&image) != self.format => Way::Whole(Some(image)),
             Points::Newest if alone && !point.held => Way::InPlace(image),
-            Points::Differencing if state.children(&image).is_empty() => Way::Child(image),
+            Points::Differencing if state.children(&image).is_empty() && state.chain(&image).len() < LONGEST_CHAIN => {
+                Way::Child(image)
+            }
             Points::Newest | Points::Differencing | Points::Copies => Way::Whole(Some(image)),
         })
     }

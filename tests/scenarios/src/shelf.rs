@@ -45,6 +45,8 @@ enum Fate {
     StallsBefore,
     /// It is done and waits.
     StallsAfter,
+    /// It fails, and keeps what it was given.
+    FailsAndKeeps,
 }
 
 impl Shelf {
@@ -93,6 +95,11 @@ impl Shelf {
     /// Waits until that call has come so far.
     pub async fn wait_until_stalled(&self) {
         self.stalled.notified().await;
+    }
+
+    /// Has the next `write` fail without letting go of the chunks, as a thread does that hangs.
+    pub fn hang(&self) {
+        self.lock().next = Some(("write", Fate::FailsAndKeeps));
     }
 
     /// Lets that call go on.
@@ -270,6 +277,10 @@ impl PointStore for Shelf {
         mut chunks: Box<dyn Chunks>,
     ) -> Result<Vec<u8>, PluginError> {
         let lost = self.called("write").await?;
+        if let Some((call, Fate::FailsAndKeeps)) = lost {
+            std::mem::forget(chunks);
+            return Err(gave_way(call));
+        }
         let key = |point: &str| (point.to_owned(), delta.disk.clone());
         let mut content = match &delta.base {
             Some(base) => self.lock().disks.get(&key(base)).cloned().ok_or_else(|| failure("write", "no base"))?,

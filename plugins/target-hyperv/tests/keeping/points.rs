@@ -380,6 +380,22 @@ fn an_aborted_draft_leaves_nothing() {
 }
 
 #[test]
+fn a_chain_that_is_long_ends_with_a_whole_disk() {
+    let keeper = keeper(Recorded::default(), (Format::Vhdx, Points::Differencing));
+    let mut model = Model::default();
+    model.commit(&keeper, &draft(1, None), &full());
+    for number in 2..=102 {
+        model.commit(&keeper, &draft(number, Some(&format!("point-{}", number - 1))), &second());
+    }
+    let state = keeper.place.read(&format!("{FOLDER}/points.json")).expect("read").expect("there");
+    let state: serde_json::Value = serde_json::from_slice(&state).expect("JSON");
+    let images = state["images"].as_object().expect("images");
+    let whole = images.iter().filter(|(name, image)| name.starts_with("a~") && image["parent"].is_null());
+    assert_eq!(whole.map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["a~point-1.vhdx", "a~point-101.vhdx"]);
+    assert_reads(&keeper, &model);
+}
+
+#[test]
 fn collecting_leaves_what_somebody_may_be_writing() {
     for setting in NEWEST {
         let mut keeper = keeper(Recorded::default(), setting);

@@ -145,11 +145,12 @@ async fn gc_removes_what_a_dead_restore_left(nth: u32) -> bool {
     let (_, struck) = struck_after_call(&world.target, nth, restored).await;
     settled(&world.target).await;
     let name = format!("killed after call {nth}");
-    let is_new =
-        |vm: &&serde_json::Value| !before.contains(vm["uuid"].as_str().unwrap()) && vm["is_a_template"] == false;
+    let is_new = |vm: &&serde_json::Value| {
+        !before.contains(vm["uuid"].as_str().unwrap()) && vm["other_config"].get("vmferry:restoring").is_none()
+    };
     let found = world.gc(false).await;
     if let Some(vm) = world.target.records("VM").iter().find(is_new) {
-        assert_eq!(world.target_content(vm["uuid"].as_str().unwrap()), then, "{name}: what can be started is whole");
+        assert_eq!(world.target_content(vm["uuid"].as_str().unwrap()), then, "{name}: what is not marked is whole");
         assert_eq!(found.findings, Vec::new(), "{name}: it is its owner's");
         return struck;
     }

@@ -244,6 +244,22 @@ async fn a_store_that_takes_nothing_for_a_while_has_not_stalled() {
     assert_holds_source(&world, &shelf);
 }
 
+#[tokio::test]
+async fn a_store_whose_call_ended_and_left_its_thread_hanging_holds_up_nobody() {
+    let shelf = Shelf::new(1 << 20);
+    let mut world = with_shelf(&shelf).await;
+    world.job.tuning.stall = std::time::Duration::from_secs(1);
+    world.job.tuning.first_byte = world.job.tuning.stall;
+    // More than is kept ready for it.
+    world.source.write(&world.source.vm_disks(&world.vm)[0], 0, &vec![1; 16 * MIB as usize]);
+    shelf.hang();
+    let report = world.run().await;
+    assert_eq!(report.outcome, Outcome::Partial, "{report:#?}");
+    assert_eq!(target(&report, "dr").outcome, Outcome::Succeeded);
+    let told = target(&report, "shelf").error.clone().unwrap();
+    assert!(told.contains("the shelf gave way"), "{told}");
+}
+
 /// Drops all that it may, and holds the oldest point of a shelf meanwhile.
 struct HoldsMeanwhile(Shelf);
 
