@@ -121,8 +121,9 @@ impl Scene<'_> {
                     }
                     let why = "a restore made it and ended before it was whole".to_owned();
                     found.vm(pool, vm, None, FindingKind::UnfinishedRestore, GcAct::Remove, why);
-                    for disk in pool.inventory.disks_of(vm) {
-                        let why = format!("it goes with {}, unless something else uses it", vm.name_label);
+                    let disks = pool.inventory.disks_of(vm).into_iter();
+                    for disk in disks.filter(|disk| !pool.inventory.hangs_elsewhere(&disk.record, reference)) {
+                        let why = format!("it goes with {}", vm.name_label);
                         found.disk(pool, &disk.record, None, FindingKind::UnfinishedRestore, GcAct::Remove, why);
                     }
                 }

@@ -79,6 +79,14 @@ impl Inventory {
         vdi.vbds.iter().any(|vbd| is_control_domain(vbd) != Some(true))
     }
 
+    /// Whether a disk hangs on something else than this VM, the control domain left out. An attachment of which nothing is known counts.
+    pub(crate) fn hangs_elsewhere(&self, vdi: &Vdi, than: &Ref<Vm>) -> bool {
+        vdi.vbds.iter().any(|vbd| {
+            let user = self.vbds.get(vbd).map(|vbd| &vbd.vm);
+            user != Some(than) && user.and_then(|vm| self.vms.get(vm)).is_none_or(|vm| !vm.is_control_domain)
+        })
+    }
+
     /// Whether a disk holds the memory of a suspended VM, or of a snapshot of a running one.
     pub(crate) fn is_suspend_image(&self, vdi: &Ref<Vdi>) -> bool {
         self.vms.values().any(|vm| vm.suspend_vdi == *vdi)

@@ -56,14 +56,16 @@ pub(crate) fn unfinished<'a>(inventory: &'a Inventory, job: &str) -> BTreeMap<St
 /// Removes what restores that are gone left on a pool. Those that are under way are not touched.
 pub(crate) async fn remove_unfinished(run: &Run<'_>, session: &Session) -> Result<(), RunError> {
     let inventory = Inventory::load(session).await?;
-    for (uuid, left) in unfinished(&inventory, &run.job.ids.job.to_string()) {
+    let job = run.job.ids.job.to_string();
+    for (uuid, left) in unfinished(&inventory, &job) {
         if let Some((vm, _)) = left.vm {
             let _lease = match run.lease(session, vm, &uuid).await {
                 Err(RunError::Locked { .. }) => continue,
                 taken => taken?,
             };
-            let is_finished = !session.call::<bool>("VM.get_is_a_template", params![vm]).await?;
-            if is_finished {
+            // It may have been finished while it was waited for.
+            let keys: Keys = session.call("VM.get_other_config", params![vm]).await?;
+            if marked_for(&keys, &job).is_none() {
                 continue;
             }
             remove(session, vm).await?;
@@ -80,9 +82,7 @@ pub(crate) async fn remove(session: &Session, vm: &Ref<Vm>) -> Result<(), RunErr
     let inventory = Inventory::load(session).await?;
     let Some(record) = inventory.vms.get(vm) else { return Ok(()) };
     for disk in inventory.disks_of(record) {
-        let others =
-            Vdi { vbds: disk.record.vbds.iter().filter(|vbd| **vbd != disk.vbd).cloned().collect(), ..disk.record };
-        if !inventory.is_used(&others) {
+        if !inventory.hangs_elsewhere(&disk.record, vm) {
             destroy_disk(session, &disk.vdi).await?;
         }
     }

@@ -360,12 +360,7 @@ impl<'a> OneVm<'a> {
             return;
         }
         for disk in pool.inventory.disks_of(vm).iter().filter(|disk| disk.record.is_a_snapshot) {
-            let hangs_elsewhere = disk.record.vbds.iter().any(|vbd| {
-                let user = pool.inventory.vbds.get(vbd).map(|vbd| &vbd.vm);
-                user != Some(snapshot)
-                    && user.and_then(|vm| pool.inventory.vms.get(vm)).is_none_or(|vm| !vm.is_control_domain)
-            });
-            if !hangs_elsewhere {
+            if !pool.inventory.hangs_elsewhere(&disk.record, snapshot) {
                 self.content(found, &disk.record);
                 let why = format!("it goes with snapshot {}", vm.uuid);
                 found.disk(pool, &disk.record, self.about(), kind, act, why);

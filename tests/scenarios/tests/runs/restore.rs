@@ -41,6 +41,15 @@ async fn restore(
     done
 }
 
+/// Drives a restore until it reads from the shelf, which waits then.
+async fn until_it_reads<T>(shelf: &Shelf, restored: impl Future<Output = T> + Unpin) {
+    shelf.stall("read", false);
+    tokio::select! {
+        _ = restored => panic!("it did not stall"),
+        () = shelf.wait_until_stalled() => {}
+    }
+}
+
 fn new_vm(pool: &str) -> RestoreTo {
     RestoreTo::NewVm { pool: pool.to_owned(), sr: None, networks: BTreeMap::new(), name: None }
 }
@@ -179,13 +188,9 @@ async fn what_a_restore_that_died_after_any_call_left_goes_by_gc() {
 async fn gc_leaves_a_restore_that_is_under_way_alone() {
     let shelf = Shelf::new(1 << 20);
     let world = two_points(&shelf).await;
-    shelf.stall("read", false);
     let restored = restore(&world, "shelf", None, new_vm("dr"));
     tokio::pin!(restored);
-    tokio::select! {
-        _ = &mut restored => panic!("it did not stall"),
-        () = shelf.wait_until_stalled() => {}
-    }
+    until_it_reads(&shelf, &mut restored).await;
     let report = world.gc(true).await;
     let found = report.findings.iter().filter(|found| found.kind != FindingKind::Task);
     let held: Vec<_> = found.map(|found| (found.kind, found.act)).collect();
@@ -242,11 +247,7 @@ async fn files_that_are_there_stay_and_one_that_was_left_half_way_has_another_na
         files
     };
     let to = || RestoreTo::Files { folder: folder.path().to_owned(), format: ImageFormat::Raw };
-    shelf.stall("read", false);
-    tokio::select! {
-        _ = restore(&world, "shelf", None, to()) => panic!("it did not stall"),
-        () = shelf.wait_until_stalled() => {}
-    }
+    until_it_reads(&shelf, Box::pin(restore(&world, "shelf", None, to()))).await;
     assert!(files().iter().all(|file| file.extension().unwrap() == "part"), "{:?}", files());
     // What was killed lets go of its file when its task is looked at next.
     while std::fs::File::open(&files()[0]).unwrap().try_lock().is_err() {
@@ -266,13 +267,9 @@ async fn files_that_are_there_stay_and_one_that_was_left_half_way_has_another_na
 async fn a_point_is_held_while_it_is_restored() {
     let shelf = Shelf::new(1 << 20);
     let world = two_points(&shelf).await;
-    shelf.stall("read", false);
     let restored = restore(&world, "shelf", None, new_vm("dr"));
     tokio::pin!(restored);
-    tokio::select! {
-        _ = &mut restored => panic!("it did not stall"),
-        () = shelf.wait_until_stalled() => {}
-    }
+    until_it_reads(&shelf, &mut restored).await;
     let held = || shelf.stored().iter().map(|point| point.held).collect::<Vec<_>>();
     assert_eq!(held(), [false, true]);
     shelf.resume();
