@@ -233,14 +233,17 @@ async fn a_store_that_takes_nothing_for_a_while_has_not_stalled() {
     // More than is kept ready for it.
     world.source.write(&world.source.vm_disks(&world.vm)[0], 0, &vec![1; 16 * MIB as usize]);
     shelf.stall("write", false);
-    let turn_comes = async {
-        shelf.wait_until_stalled().await;
-        // Longer than anybody else may take.
-        tokio::time::sleep(3 * patience).await;
-        shelf.resume();
-    };
-    let (report, ()) = tokio::join!(world.run(), turn_comes);
-    succeeded(report);
+    let run = world.run();
+    tokio::pin!(run);
+    tokio::select! {
+        report = &mut run => panic!("it did not stall: {report:#?}"),
+        () = shelf.wait_until_stalled() => {}
+    }
+    // Longer than anybody else may take.
+    let ended = tokio::time::timeout(3 * patience, &mut run).await;
+    assert!(ended.is_err(), "it was given up: {ended:#?}");
+    shelf.resume();
+    succeeded(run.await);
     assert_holds_source(&world, &shelf);
 }
 
