@@ -3,6 +3,7 @@
 use crate::support::{Content, Host, Strike, Unsynced, content};
 use std::collections::BTreeMap;
 use vmferry_plugin_api::Error;
+use vmferry_plugin_api::target::DiskReceipt;
 
 const UNSYNCED: [Unsynced; 4] = [Unsynced::Kept, Unsynced::Lost, Unsynced::Torn(false), Unsynced::Torn(true)];
 
@@ -135,55 +136,48 @@ fn a_commit_that_died_is_done_by_another_attempt() {
     }
 }
 
-#[test]
-fn a_commit_that_answers_after_one_that_failed_survives_a_power_failure() {
-    for strike in [Strike::Before, Strike::After, Strike::Refused] {
+/// Has a commit of C fail at each of its changes, and looks at what comes `then`: with the receipts, and what a power failure costs.
+fn after_each_failed_commit(strikes: &[Strike], then: impl Fn(&Host, &[DiskReceipt], Unsynced, &str)) {
+    for strike in strikes {
         for unsynced in UNSYNCED {
             for change in 0.. {
                 let host = Host::default();
                 two_points(&host);
                 let receipts = [host.write("C", "disk", Some(("B", &content(B))), &content(C)).expect("written")];
-                host.storage.strike_at(change, strike);
+                host.storage.strike_at(change, *strike);
                 if host.commit("C", Some("B"), &receipts).is_ok() {
                     assert!(change > 2, "the act changed something");
                     break;
                 }
                 host.storage.begin_anew();
-                let told = format!("{strike:?} change {change}, unsynced {unsynced:?}");
-                host.commit("C", Some("B"), &receipts).unwrap_or_else(|error| panic!("{told}: {error:?}"));
-                host.storage.restart(unsynced);
-                assert_eq!(host.restore("C").unwrap_or_else(|error| panic!("{told}: {error:?}")), content(C), "{told}");
+                then(&host, &receipts, unsynced, &format!("{strike:?} change {change}, unsynced {unsynced:?}"));
             }
         }
     }
 }
 
 #[test]
+fn a_commit_that_answers_after_one_that_failed_survives_a_power_failure() {
+    let strikes = [Strike::Before, Strike::After, Strike::Refused];
+    after_each_failed_commit(&strikes, |host, receipts, unsynced, told| {
+        host.commit("C", Some("B"), receipts).unwrap_or_else(|error| panic!("{told}: {error:?}"));
+        host.storage.restart(unsynced);
+        assert_eq!(host.restore("C").unwrap_or_else(|error| panic!("{told}: {error:?}")), content(C), "{told}");
+    });
+}
+
+#[test]
 fn an_abort_that_finds_a_point_leaves_it_for_good() {
-    for strike in [Strike::Before, Strike::After] {
-        for unsynced in UNSYNCED {
-            for change in 0.. {
-                let host = Host::default();
-                two_points(&host);
-                let receipts = [host.write("C", "disk", Some(("B", &content(B))), &content(C)).expect("written")];
-                host.storage.strike_at(change, strike);
-                if host.commit("C", Some("B"), &receipts).is_ok() {
-                    assert!(change > 2, "the act changed something");
-                    break;
-                }
-                host.storage.begin_anew();
-                let told = format!("{strike:?} change {change}, unsynced {unsynced:?}");
-                let points = host.points();
-                host.abort("C").unwrap_or_else(|error| panic!("{told}: {error:?}"));
-                host.storage.restart(unsynced);
-                assert_eq!(host.points(), points, "{told}");
-                host.collect(&[], true).unwrap_or_else(|error| panic!("{told}: {error:?}"));
-                for id in points {
-                    host.restore(&id).unwrap_or_else(|error| panic!("{told}: {id}: {error:?}"));
-                }
-            }
+    after_each_failed_commit(&[Strike::Before, Strike::After], |host, _, unsynced, told| {
+        let points = host.points();
+        host.abort("C").unwrap_or_else(|error| panic!("{told}: {error:?}"));
+        host.storage.restart(unsynced);
+        assert_eq!(host.points(), points, "{told}");
+        host.collect(&[], true).unwrap_or_else(|error| panic!("{told}: {error:?}"));
+        for id in points {
+            host.restore(&id).unwrap_or_else(|error| panic!("{told}: {id}: {error:?}"));
         }
-    }
+    });
 }
 
 #[test]
